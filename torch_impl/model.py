@@ -1,0 +1,613 @@
+"""EpiBERT, the pre-training model, as a plain PyTorch module.
+
+Source of the semantics: the specification of the original TensorFlow implementation (naumanjaved/EpiBERT, MIT), its
+section 1; sections are cited where a choice is not obvious. Published: Javed et al., "A multi-modal transformer for cell
+type-agnostic regulatory predictions" (Cell Genomics, 2025). FAVOR+ is from Choromanski et al., "Rethinking attention with
+Performers" (2021); rotary positions from Su et al., "RoFormer" (2021).
+
+Letters in shapes: B batch, L length (base pairs or bins), C channels, H heads, D head size, M random features,
+N motifs, O output bins. Activations are channels-last, (B, L, C), everywhere.
+
+Precision: every layer computes in the dtype of its input and casts its parameters on use; BatchNorm and LayerNorm compute
+in float32 at least. So float32 parameters with ``compute_dtype=torch.bfloat16`` round where Keras' ``mixed_bfloat16`` does.
+"""
+
+import math
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from torch_impl.config import RELU_KERNEL, RELU_QUARTIC_KERNEL, EpiBERTConfig
+from torch_impl.random import projection_matrix, rotary_table, stateless_uniform
+
+STEM_KERNEL_SIZE = 15
+TOWER_KERNEL_SIZE = 5
+ATAC_STEM_KERNEL_SIZE = 50
+ATAC_STEM_WIDTH = 32
+OWN_CONSTANTS = "philox"
+
+
+class EpiBERT(nn.Module):
+    """Accessibility from sequence, masked accessibility and motif activity.
+
+    Args:
+        config: Shape and behaviour; the published model by default.
+        compute_dtype: Dtype of the activations; that of the parameters when None. ``torch.bfloat16`` with float32
+            parameters rounds like the original under ``mixed_bfloat16``.
+    """
+
+    def __init__(self, config: EpiBERTConfig | None = None, *, compute_dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        config = EpiBERTConfig() if config is None else config
+        self.config = config
+        self.compute_dtype = compute_dtype
+        hidden = config.hidden_size
+        widths = config.filter_list_seq
+        atac_widths = config.filter_list_atac
+        motif_units = config.motif_units_fc
+
+        self.stem_conv = Conv1d(4, widths[0], STEM_KERNEL_SIZE)
+        self.stem_res_conv = Residual(ConvBlock(config, widths[0], widths[0], 1))
+        self.stem_pool = SoftmaxPool(widths[0])
+        self.conv_tower = nn.ModuleList(
+            TowerBlock(ConvBlock(config, before, after, TOWER_KERNEL_SIZE), SoftmaxPool(after))
+            for before, after in zip((widths[0], *widths[:-1]), widths, strict=True)
+        )
+
+        self.stem_conv_atac = Conv1d(1, ATAC_STEM_WIDTH, ATAC_STEM_KERNEL_SIZE)
+        self.stem_res_conv_atac = Residual(ConvBlock(config, ATAC_STEM_WIDTH, ATAC_STEM_WIDTH, 1))
+        self.stem_pool_atac = MaxPool(2)
+        self.conv_tower_atac = nn.ModuleList(
+            TowerBlock(ConvBlock(config, before, after, TOWER_KERNEL_SIZE), MaxPool(4))
+            for before, after in zip((ATAC_STEM_WIDTH, *atac_widths[:-1]), atac_widths, strict=True)
+        )
+
+        self.motif_activity_fc1 = Linear(config.num_motifs, motif_units, activation=ErfGELU(config.gelu_erf_scale))
+        self.motif_dropout1 = nn.Dropout(config.motif_dropout_rate)
+        self.motif_activity_fc2 = Linear(motif_units, motif_units // 4)
+        self.motif_dropout2 = nn.Dropout(config.motif_dropout_rate / 4)
+
+        joined = hidden + atac_widths[-1] + motif_units // 4
+        self.pre_transformer_projection = Linear(joined, hidden, bias=False)
+        self.performer = Performer(config)
+        self.final_pointwise_conv = ConvBlock(config, hidden, hidden // config.final_point_scale, 1)
+        self.dropout = nn.Dropout(config.pointwise_dropout_rate)
+        self.gelu = TanhGELU(config.gelu_cubic_coefficient)
+        self.final_dense_profile = Linear(hidden // config.final_point_scale, 1, activation=softplus)
+        self.crop_final = Crop(config.crop)
+
+    def forward(
+        self,
+        sequence: Float[Tensor, "B L 4"],
+        atac: Float[Tensor, "B A 1"],
+        motif_activity: Float[Tensor, "B 1 N"],
+        *,
+        return_features: bool = False,
+    ) -> Float[Tensor, "B O 1"] | tuple[Float[Tensor, "B O 1"], dict[str, tuple[Tensor, Tensor]]]:
+        """Predict accessibility per 128-bp bin.
+
+        Args:
+            sequence: One-hot A, C, G, T; an unknown base is a zero row. L = ``config.sequence_length``.
+            atac: Masked accessibility in 4-bp bins; masked bins are 0. A = ``config.atac_length``.
+            motif_activity: Motif enrichment of the cell type, scaled to [0, 1].
+            return_features: Also return the attention features of every layer, as ``predict_on_batch`` of the
+                original does.
+
+        Returns:
+            Predicted accessibility, cropped, non-negative. With ``return_features`` also a dictionary
+            ``{"layer_0": (k', q'), ...}``, each (O, B, H, M).
+
+        Raises:
+            ValueError: The lengths do not pool down to ``config.output_length`` bins.
+        """
+        dtype = self.compute_dtype or self.stem_conv.weight.dtype
+
+        x = self.stem_pool(self.stem_res_conv(self.stem_conv(sequence.to(dtype))))
+        for block in self.conv_tower:
+            x = block(x)
+
+        accessibility = self.stem_pool_atac(self.stem_res_conv_atac(self.stem_conv_atac(atac.to(dtype))))
+        for block in self.conv_tower_atac:
+            accessibility = block(accessibility)
+
+        motifs = self.motif_dropout1(self.motif_activity_fc1(motif_activity.to(dtype)))
+        motifs = self.motif_dropout2(self.motif_activity_fc2(motifs))
+
+        bins = self.config.output_length
+        if x.shape[1] != bins or accessibility.shape[1] != bins:
+            raise ValueError(
+                f"sequence of {sequence.shape[1]} and atac of {atac.shape[1]} positions pool to {x.shape[1]} and "
+                f"{accessibility.shape[1]} bins, not to output_length={bins}; the configuration expects "
+                f"{self.config.sequence_length} and {self.config.atac_length}"
+            )
+        x = torch.cat([x, accessibility, motifs.expand(-1, bins, -1)], dim=-1)
+        x, features = self.performer(self.pre_transformer_projection(x))
+
+        x = self.gelu(self.dropout(self.final_pointwise_conv(x)))
+        profile = self.crop_final(self.final_dense_profile(x))
+        return (profile, features) if return_features else profile
+
+    @property
+    def constants_origin(self) -> str:
+        """Where projection matrix and rotary table come from: ``philox`` (our own) or what ``set_constants`` was told."""
+        return self.performer.constants_origin
+
+    def set_constants(self, projection: Tensor, table: Tensor | None, *, origin: str) -> None:
+        """Replace the constants of attention, which no checkpoint of the original holds.
+
+        Args:
+            projection: (M, D) projection matrix.
+            table: (max_seq_length + 1, D) rotary table; None for a model without rotary positions.
+            origin: Where they come from; travels in the state.
+
+        Raises:
+            ValueError: A shape differs from the model's, or a table is given or missing against the configuration.
+        """
+        self.performer.set_constants(projection, table, origin=origin)
+
+
+class Performer(nn.Module):
+    """Transformer layers with linear attention, and the constants they share.
+
+    Attributes:
+        projection_matrix: (M, D) buffer, the same for all layers because the original seeds all alike.
+        constants_origin: Where the constants come from; saved as extra state.
+    """
+
+    projection_matrix: Tensor
+
+    def __init__(self, config: EpiBERTConfig) -> None:
+        super().__init__()
+        self.constants_origin = OWN_CONSTANTS
+        matrix = projection_matrix(config.num_random_features, config.head_size, int(config.seed))
+        self.register_buffer("projection_matrix", torch.from_numpy(matrix))
+        self.rotary_table = RotaryTable(config) if config.use_rot_emb else None
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.num_transformer_layers))
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon) if config.norm else None
+
+    def forward(self, x: Float[Tensor, "B L C"]) -> tuple[Float[Tensor, "B L C"], dict[str, tuple[Tensor, Tensor]]]:
+        """Returns the encoded sequence and {layer_i: (k', q')}, each (L, B, H, M)."""
+        features = {}
+        for index, layer in enumerate(self.layers):
+            table = None if self.rotary_table is None else self.rotary_table(x)
+            x, key_features, query_features = layer(x, self.projection_matrix, table)
+            features[f"layer_{index}"] = (key_features, query_features)
+        return (x if self.norm is None else self.norm(x)), features
+
+    def set_constants(self, projection: Tensor, table: Tensor | None, *, origin: str) -> None:
+        """See ``EpiBERT.set_constants``."""
+        pairs = [("projection matrix", self.projection_matrix, projection)]
+        if (table is None) != (self.rotary_table is None):
+            raise ValueError("a rotary table belongs to a model with use_rot_emb, and only to such a model")
+        if table is not None and self.rotary_table is not None:
+            pairs.append(("rotary table", self.rotary_table.table, table))
+        for name, current, new in pairs:
+            if current.shape != new.shape:
+                raise ValueError(f"{name} has shape {tuple(new.shape)}, the model's is {tuple(current.shape)}")
+        for _, current, new in pairs:
+            current.copy_(new)
+        self.constants_origin = origin
+
+    def get_extra_state(self) -> Tensor:
+        """The origin of the constants as UTF-8 bytes, so that any tensor format can hold it."""
+        return torch.tensor(list(self.constants_origin.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Inverse of ``get_extra_state``."""
+        self.constants_origin = bytes(state.tolist()).decode()
+
+
+class TransformerLayer(nn.Module):
+    """Pre-norm transformer layer (spec, section 1.6)."""
+
+    def __init__(self, config: EpiBERTConfig) -> None:
+        super().__init__()
+        self.norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.attention = FavorAttention(config)
+        self.dropout = nn.Dropout(config.dropout_rate)
+        self.ffn = FeedForward(config)
+
+    def forward(
+        self, x: Float[Tensor, "B L C"], projection: Float[Tensor, "M D"], table: Float[Tensor, "1 L D"] | None
+    ) -> tuple[Float[Tensor, "B L C"], Float[Tensor, "L B H M"], Float[Tensor, "L B H M"]]:
+        attended, key_features, query_features = self.attention(self.norm(x), projection, table)
+        x = x + self.dropout(attended)
+        return x + self.ffn(x), key_features, query_features
+
+
+class FavorAttention(nn.Module):
+    """Bidirectional FAVOR+ attention, linear in length (spec, section 1.8).
+
+    Queries are not scaled by 1/sqrt(D) and the denominator has no epsilon, as in the original.
+    """
+
+    def __init__(self, config: EpiBERTConfig) -> None:
+        super().__init__()
+        heads, hidden = config.num_heads, config.hidden_size
+        self.query = HeadsIn(hidden, heads, identical_init=config.identical_attention_init)
+        self.key = HeadsIn(hidden, heads, identical_init=config.identical_attention_init)
+        self.value = HeadsIn(hidden, heads, identical_init=config.identical_attention_init)
+        self.output = HeadsOut(hidden, heads, identical_init=config.identical_attention_init)
+        self.rotary = Rotary() if config.use_rot_emb else None
+        self.features = FeatureMap(config)
+
+    def forward(
+        self, x: Float[Tensor, "B L C"], projection: Float[Tensor, "M D"], table: Float[Tensor, "1 L D"] | None
+    ) -> tuple[Float[Tensor, "B L C"], Float[Tensor, "L B H M"], Float[Tensor, "L B H M"]]:
+        """Returns the attended sequence, k' and q'; the features with length first, as in the original."""
+        query, key, value = self.query(x), self.key(x), self.value(x)
+        if self.rotary is not None:
+            query, key = self.rotary(query, table), self.rotary(key, table)
+        query = self.features(query, projection, is_query=True)
+        key = self.features(key, projection, is_query=False)
+        state = torch.einsum("blhm,blhd->bhmd", key, value)
+        numerator = torch.einsum("blhm,bhmd->blhd", query, state)
+        denominator = torch.einsum("blhm,bhm->blh", query, key.sum(dim=1))
+        attended = self.output(numerator / denominator.unsqueeze(-1))
+        return attended, key.transpose(0, 1), query.transpose(0, 1)
+
+
+class FeatureMap(nn.Module):
+    """Positive random features of queries and keys (spec, sections 1.8 and 1.9)."""
+
+    def __init__(self, config: EpiBERTConfig) -> None:
+        super().__init__()
+        self.kernel = config.kernel_transformation
+        self.stabilizer = config.kernel_stabilizer
+
+    def forward(
+        self, x: Float[Tensor, "B L H D"], projection: Float[Tensor, "M D"], *, is_query: bool
+    ) -> Float[Tensor, "B L H M"]:
+        projection = projection.to(x.dtype)
+        ratio = 1 / math.sqrt(projection.shape[0])
+        if self.kernel == RELU_KERNEL:
+            return F.relu(ratio * F.linear(x, projection)) + self.stabilizer
+        if self.kernel == RELU_QUARTIC_KERNEL:
+            return F.relu(ratio * F.linear(x, projection)) ** 4 + self.stabilizer
+        x = x * x.shape[-1] ** -0.25
+        projected = F.linear(x, projection)
+        half_norm = x.square().sum(dim=-1, keepdim=True) / 2
+        # Queries may be shifted one by one, keys only by what all positions share, or attention would change.
+        largest = projected.amax(dim=-1 if is_query else (1, 3), keepdim=True)
+        return ratio * (torch.exp(projected - half_norm - largest) + 1e-6)
+
+
+class Rotary(nn.Module):
+    """Rotation of neighbouring channel pairs by position, the interleaved form (spec, section 1.7)."""
+
+    def forward(self, x: Float[Tensor, "B L H D"], table: Float[Tensor, "1 L D"]) -> Float[Tensor, "B L H D"]:
+        sine, cosine = table.unsqueeze(2).chunk(2, dim=-1)
+        even, odd = x[..., 0::2], x[..., 1::2]
+        return torch.stack([even * cosine - odd * sine, odd * cosine + even * sine], dim=-1).flatten(-2)
+
+
+class RotaryTable(nn.Module):
+    """Sines and cosines by position, cut to the length at hand.
+
+    Attributes:
+        table: (max_seq_length + 1, D) float32 buffer, half sines, half cosines.
+    """
+
+    table: Tensor
+
+    def __init__(self, config: EpiBERTConfig) -> None:
+        super().__init__()
+        table = rotary_table(config.max_seq_length + 1, config.head_size, bfloat16=config.rotary_bfloat16)
+        self.register_buffer("table", torch.from_numpy(table))
+
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "1 L D"]:
+        length = x.shape[1]
+        if length > self.table.shape[0]:
+            raise ValueError(f"{length} positions, but the rotary table ends at {self.table.shape[0]}")
+        return self.table[None, :length].to(x.dtype)
+
+
+class FeedForward(nn.Module):
+    """Position-wise feed-forward network, twice as wide inside; its dropout precedes the ReLU (spec, section 1.6)."""
+
+    def __init__(self, config: EpiBERTConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.norm = LayerNorm(hidden, config.layer_norm_epsilon)
+        self.wide = Linear(hidden, 2 * hidden, random_bias=True)
+        self.dropout = nn.Dropout(config.dropout_rate)
+        self.activation = nn.ReLU()
+        self.narrow = Linear(2 * hidden, hidden, random_bias=True)
+
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
+        x = self.activation(self.dropout(self.wide(self.norm(x))))
+        return self.dropout(self.narrow(x))
+
+
+class TowerBlock(nn.Module):
+    """Convolution block, then pooling."""
+
+    def __init__(self, block: "ConvBlock", pool: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.pool = pool
+
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B l c"]:
+        return self.pool(self.block(x))
+
+
+class Residual(nn.Module):
+    """Input plus block."""
+
+    def __init__(self, block: "ConvBlock") -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
+        return x + self.block(x)
+
+
+class ConvBlock(nn.Module):
+    """BatchNorm, tanh GELU, 'same' convolution, in this order (spec, section 1.4)."""
+
+    def __init__(self, config: EpiBERTConfig, channels_in: int, channels_out: int, kernel_size: int) -> None:
+        super().__init__()
+        self.norm = BatchNorm(channels_in, config.batch_norm_epsilon, config.BN_momentum)
+        self.activation = TanhGELU(config.gelu_cubic_coefficient)
+        self.conv = Conv1d(channels_in, channels_out, kernel_size)
+
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L c"]:
+        return self.conv(self.activation(self.norm(x)))
+
+
+class SoftmaxPool(nn.Module):
+    """Weighted mean of neighbouring positions, the weights a softmax over one learned logit each (spec, section 1.4).
+
+    A softmax over two logits is a sigmoid of their difference, so the weighted mean is one interpolation.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.logits = Linear(channels, 1, bias=False)
+
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B l C"]:
+        if x.shape[1] % 2:
+            raise ValueError(f"softmax pooling needs an even length, not {x.shape[1]}")
+        x = x.unflatten(1, (-1, 2))
+        logits = self.logits(x)
+        first = torch.sigmoid(logits[:, :, 0] - logits[:, :, 1])
+        return torch.lerp(x[:, :, 1], x[:, :, 0], first)
+
+
+class MaxPool(nn.Module):
+    """Maximum over non-overlapping windows; an incomplete window at the end is dropped."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B l C"]:
+        return _positions(F.max_pool2d(_image(x), (1, self.size)))
+
+
+class Crop(nn.Module):
+    """Trims the same number of bins from both ends."""
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B l C"]:
+        return x[:, self.bins : x.shape[1] - self.bins]
+
+
+class Conv1d(nn.Conv1d):
+    """'Same' convolution of (B, L, C); an even kernel reaches one further to the right (spec, section 1.4)."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel_size: int) -> None:
+        super().__init__(channels_in, channels_out, kernel_size, padding="same")
+
+    def reset_parameters(self) -> None:
+        lecun_normal_(self.weight, fan_in=self.in_channels * self.kernel_size[0])
+        nn.init.zeros_(cast(Tensor, self.bias))
+
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L c"]:  # pyright: ignore[reportIncompatibleMethodOverride] names its argument after this model's convention
+        weight, bias = self.weight.to(x.dtype), cast(Tensor, self.bias).to(x.dtype)
+        if self.kernel_size[0] == 1:
+            return F.linear(x, weight.squeeze(-1), bias)
+        left, right = (self.kernel_size[0] - 1) // 2, self.kernel_size[0] // 2
+        image = _image(x)
+        if left != right:
+            image, left = F.pad(image, (left, right)), 0
+        return _positions(F.conv2d(image, weight.unsqueeze(2), bias, padding=(0, left)))
+
+
+class Linear(nn.Linear):
+    """Dense layer in the dtype of its input, with Keras' initialisation and an optional activation.
+
+    Args:
+        features_in: Channels in.
+        features_out: Channels out.
+        bias: Whether there is a bias.
+        random_bias: Draw the bias like a kernel, as the original's feed-forward networks do, instead of zeros.
+        activation: Applied to the result.
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        features_out: int,
+        *,
+        bias: bool = True,
+        random_bias: bool = False,
+        activation: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.random_bias = random_bias
+        super().__init__(features_in, features_out, bias=bias)
+        self.activation = activation
+
+    def reset_parameters(self) -> None:
+        lecun_normal_(self.weight, fan_in=self.in_features)
+        if self.bias is not None:
+            if self.random_bias:
+                lecun_normal_(self.bias, fan_in=self.out_features)
+            else:
+                nn.init.zeros_(self.bias)
+
+    def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... c"]:  # pyright: ignore[reportIncompatibleMethodOverride] names its argument after this model's convention
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        x = F.linear(x, self.weight.to(x.dtype), bias)
+        return x if self.activation is None else self.activation(x)
+
+
+class _Heads(nn.Linear):
+    """A projection between channels and heads: no bias, and the original's attention initialisation."""
+
+    def __init__(self, hidden: int, heads: int, *, identical_init: bool) -> None:
+        self.heads = heads
+        self.identical_init = identical_init
+        super().__init__(hidden, hidden, bias=False)
+
+    def _draw(self, kernel_shape: tuple[int, ...]) -> Tensor:
+        """Uniform within sqrt(6 / (fan_in + fan_out)), in the shape of the Keras kernel."""
+        limit = math.sqrt(6 / (self.in_features + self.out_features))
+        if self.identical_init:
+            return torch.from_numpy(stateless_uniform(kernel_shape, (5, 0), -limit, limit))
+        return torch.empty(kernel_shape).uniform_(-limit, limit)
+
+
+class HeadsIn(_Heads):
+    """Query, key or value projection. The Keras kernel (C, H, D) is the transposed weight."""
+
+    def reset_parameters(self) -> None:
+        kernel = self._draw((self.in_features, self.out_features))
+        with torch.no_grad():
+            self.weight.copy_(kernel.T)
+
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L H D"]:  # pyright: ignore[reportIncompatibleMethodOverride] names its argument after this model's convention
+        return F.linear(x, self.weight.to(x.dtype)).unflatten(-1, (self.heads, -1))
+
+
+class HeadsOut(_Heads):
+    """Output projection of attention. The Keras kernel (H, D, C) is the transposed weight."""
+
+    def reset_parameters(self) -> None:
+        kernel = self._draw((self.in_features, self.out_features))
+        with torch.no_grad():
+            self.weight.copy_(kernel.T)
+
+    def forward(self, x: Float[Tensor, "B L H D"]) -> Float[Tensor, "B L C"]:  # pyright: ignore[reportIncompatibleMethodOverride] names its argument after this model's convention
+        return F.linear(x.flatten(-2), self.weight.to(x.dtype))
+
+
+class BatchNorm(nn.Module):
+    """Keras BatchNorm over batch and length (spec, section 1.3).
+
+    Unlike ``nn.BatchNorm1d`` it takes channels last, keeps the *biased* variance, weighs the old statistics with
+    ``momentum`` and the new ones with float32(1 - momentum), and computes in float32 at least.
+
+    Attributes:
+        weight, bias: (C,) parameters.
+        running_mean, running_var: (C,) buffers, updated in training mode.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, epsilon: float, momentum: float) -> None:
+        super().__init__()
+        self.epsilon = epsilon
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+        # TensorFlow holds this factor in float32 whatever the precision of the statistics.
+        self.update_rate = torch.tensor(1 - momentum, dtype=torch.float32).item()
+
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
+        if self.training:
+            self._update_statistics(x.detach())
+            mean = variance = None
+        else:
+            mean, variance = self.running_mean, self.running_var
+        # The functional form refuses a single value per channel, which Keras accepts; the operator does not.
+        normalized = torch.batch_norm(
+            _image(x),
+            self.weight,
+            self.bias,
+            mean,
+            variance,
+            training=self.training,
+            momentum=0.0,
+            eps=self.epsilon,
+            cudnn_enabled=torch.backends.cudnn.enabled,
+        )
+        return _positions(normalized)
+
+    @torch.no_grad()
+    def _update_statistics(self, x: Tensor) -> None:
+        variance, mean = torch.var_mean(x.to(self.running_var.dtype), dim=(0, 1), correction=0)
+        self.running_mean.sub_((self.running_mean - mean) * self.update_rate)
+        self.running_var.sub_((self.running_var - variance) * self.update_rate)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.numel()}, epsilon={self.epsilon}, momentum={self.momentum}"
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm over channels in float32 at least, cast back to the dtype of the input (spec, section 1.4)."""
+
+    def __init__(self, channels: int, epsilon: float) -> None:
+        super().__init__(channels, eps=epsilon)
+
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:  # pyright: ignore[reportIncompatibleMethodOverride] names its argument after this model's convention
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return F.layer_norm(x.to(dtype), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+class TanhGELU(nn.Module):
+    """GELU in its tanh form, with the coefficient that TensorFlow rounds to float32 (spec, section 1.2)."""
+
+    def __init__(self, cubic_coefficient: float) -> None:
+        super().__init__()
+        self.cubic_coefficient = cubic_coefficient
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        if x.dtype != torch.float64:
+            # The fused kernel computes in float32, where 0.044715 and the rounded coefficient are one number.
+            return F.gelu(x, approximate="tanh")
+        inner = math.sqrt(2 / math.pi) * (x + self.cubic_coefficient * x**3)
+        return 0.5 * x * (1 + torch.tanh(inner))
+
+
+class ErfGELU(nn.Module):
+    """GELU in its exact form, with the scale that TensorFlow rounds to float32 (spec, section 1.2)."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return 0.5 * x * (1 + torch.erf(x / self.scale))
+
+
+def softplus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """log(1 + exp(x)) without the linear branch above a threshold that ``F.softplus`` has."""
+    return torch.logaddexp(x, x.new_zeros(()))
+
+
+def lecun_normal_(tensor: Tensor, *, fan_in: int) -> None:
+    """Normal truncated at two standard deviations, of variance 1 / fan_in after truncation (spec, notation)."""
+    deviation = math.sqrt(1 / fan_in) / 0.87962566103423978
+    nn.init.trunc_normal_(tensor, std=deviation, a=-2 * deviation, b=2 * deviation)
+
+
+def _image(x: Float[Tensor, "B L C"]) -> Float[Tensor, "B C 1 L"]:
+    """(B, L, C) seen as a channels-last image of height one: no copy, and the fastest convolutions and norms."""
+    return x.transpose(1, 2).unsqueeze(2)
+
+
+def _positions(x: Float[Tensor, "B C 1 L"]) -> Float[Tensor, "B L C"]:
+    """Inverse of ``_image``."""
+    return x.squeeze(2).transpose(1, 2)
