@@ -1,0 +1,31 @@
+# Every target is one command, run in .venv, which the first of them creates from Python 3.11 or newer alone.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+
+.PHONY: parity test slow lint bench clean
+.DEFAULT_GOAL := parity
+
+# Compares port and reference level by level on the recorded checkpoint: verdict on the terminal, report in out/parity.
+parity: .venv/installed
+	$(BIN)/epibert parity --out out/parity
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+# Proofs that take minutes each: full size, fresh installation.
+slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/pre-commit run --all-files
+
+bench: .venv/installed
+	$(BIN)/epibert bench
+
+clean:
+	rm -rf out .venv .pytest_cache .ruff_cache .hypothesis *.egg-info
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[reference,report,development]'
+	touch $@

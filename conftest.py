@@ -1,0 +1,124 @@
+"""Test session: determinism, Hypothesis profiles, shape checking, and the rule that no test is skipped.
+
+Nothing here imports TensorFlow or PyTorch, so a test file that needs neither starts at once.
+
+A test that is skipped looks green and proves nothing, so a skip is a failure here, whether it comes from a mark, from
+``pytest.skip`` or from ``pytest.importorskip``. That includes a missing TensorFlow: a suite that compares with the
+live reference fails with the command that installs it. There is deliberately no option that leaves the reference out:
+whoever wants the tests that need no TensorFlow names their folders on the command line, and sees what ran.
+
+Tests marked ``slow`` are the one thing a plain run leaves out; pytest counts them as deselected, and ``make slow``
+runs them.
+"""
+
+import importlib.metadata
+import os
+import random
+import sys
+from pathlib import Path
+from types import ModuleType
+
+# Both frameworks read these when they are first imported, hence before anything else. The suite is sized for two cores;
+# with several workers each gets its share, since more threads than cores only wait for each other.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_THREADS = str(max(1, 2 // _WORKERS))
+for _name, _value in {
+    "OMP_NUM_THREADS": _THREADS,
+    "MKL_NUM_THREADS": _THREADS,
+    "TF_NUM_INTRAOP_THREADS": _THREADS,
+    "TF_NUM_INTEROP_THREADS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TF_DETERMINISTIC_OPS": "1",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import numpy as np  # noqa: E402  the thread counts above must be set first
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent
+INSTALL_REFERENCE = "python -m pip install -c constraints.txt -e '.[reference]'"
+
+# Shapes and dtypes that signatures promise are checked on every call of the port, in tests only.
+install_import_hook("torch_impl", "beartype.beartype")
+
+# `ci` draws the same examples every time, so a red build is red again at home. `thorough` is for hunting.
+_slow_is_fine = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25, database=None, print_blob=True,
+                          suppress_health_check=_slow_is_fine)  # fmt: skip
+settings.register_profile("dev", deadline=None, max_examples=25, print_blob=True, suppress_health_check=_slow_is_fine)
+settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True,
+                          suppress_health_check=_slow_is_fine)  # fmt: skip
+# pytest's own option --hypothesis-profile wins over this default.
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def pytest_report_header() -> list[str]:
+    lines = [f"{name}: {_version(name) or 'NOT INSTALLED'}" for name in ("torch", "numpy", "h5py")]
+    tensorflow = _version("tensorflow")
+    if tensorflow is None:
+        lines.append(f"tensorflow: NOT INSTALLED, tests that need it fail; install it with {INSTALL_REFERENCE}")
+    else:
+        lines.append(f"tensorflow: {tensorflow}, tf_keras: {_version('tf_keras') or 'NOT INSTALLED'}")
+    return [", ".join(lines[:3]), lines[3], f"threads per process: {os.environ['OMP_NUM_THREADS']}"]
+
+
+def _fail_instead_of_skipping(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    report.outcome = "failed"
+    report.longrepr = f"{report.nodeid}: {reason}\nA skipped test proves nothing, so skipping fails here (conftest.py)."
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    _fail_instead_of_skipping(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    _fail_instead_of_skipping(report)
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Starts every test from the same random state, in whichever frameworks are loaded."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002  the state that libraries fall back on
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+    if "tensorflow" in sys.modules:
+        sys.modules["tensorflow"].random.set_seed(0)
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """Folder of the numbers recorded from the original implementation."""
+    folder = ROOT / "goldens"
+    assert (folder / "environment.json").is_file(), f"{folder} does not hold the recorded numbers"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tensorflow() -> ModuleType:
+    """TensorFlow, imported on first use; without it the test fails and says how to install it."""
+    try:
+        import tensorflow as module
+        import tf_keras  # noqa: F401  the reference needs both
+    except ImportError as error:
+        pytest.fail(f"the live reference needs TensorFlow ({error}): {INSTALL_REFERENCE}")
+    return module
