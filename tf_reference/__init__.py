@@ -1,0 +1,5 @@
+"""EpiBERT as its authors published it: the original in TensorFlow, faithful to the last rounding."""
+
+from tf_reference.model import EpiBERT
+
+__all__ = ["EpiBERT"]
