@@ -41,8 +41,9 @@ from jaxtyping import install_import_hook  # noqa: E402
 ROOT = Path(__file__).resolve().parent
 INSTALL_REFERENCE = "python -m pip install -c constraints.txt -e '.[reference]'"
 
-# Shapes and dtypes that signatures promise are checked on every call of the port, in tests only.
-install_import_hook("torch_impl", "beartype.beartype")
+# Shapes and types that signatures promise are checked on every call of the port, in tests only. jaxtyping wants the
+# checker as an expression; this one accepts an int for a float, as Python's typing rules have it.
+install_import_hook("torch_impl", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 # `ci` draws the same examples every time, so a red build is red again at home. `thorough` is for hunting.
 _slow_is_fine = [HealthCheck.too_slow, HealthCheck.data_too_large]
