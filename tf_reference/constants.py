@@ -1,8 +1,8 @@
 """The two constants of attention that no checkpoint stores, in TensorFlow's own numbers (spec, sections 1.7 and 1.8).
 
-Both are computed in float32 on the CPU whatever the precision of the model, because that is what the original does. The
-random numbers are the same everywhere; sine and QR decomposition agree between TensorFlow versions and CPU types only to
-rounding, which reaches the output. An exact comparison with recorded numbers injects the recorded constants.
+Both are computed in float32 on the CPU whatever the precision of the model, because that is what the original does.
+The random numbers are the same everywhere. Sine and QR decomposition agree between TensorFlow versions and CPU types
+only to rounding, which reaches the output: an exact comparison with recorded numbers injects the recorded constants.
 """
 
 import numpy as np
@@ -69,4 +69,4 @@ def _orthogonal_rows(d: int, seed: int, stream: int) -> tf.Tensor:
 
 
 def _normal(shape: tuple[int, int], seed: int, stream: int) -> tf.Tensor:
-    return tf.random.stateless_normal(shape, seed=[seed, stream], dtype=tf.float32)
+    return tf.random.stateless_normal(shape, seed=(seed, stream), dtype=tf.float32)

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 from jaxtyping import Float, Float32
+from tf_keras.mixed_precision import Policy
 
 from tf_reference import constants
 
@@ -38,7 +39,6 @@ ATTENTION_INITIALIZER_SEED = 5
 RELU_KERNEL = "relu_kernel_transformation"
 RELU_QUARTIC_KERNEL = "relu_kernel_transformation_q"
 
-Policy = tf_keras.mixed_precision.Policy
 Inputs = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 Features = dict[str, tuple[tf.Tensor, tf.Tensor]]
 
@@ -225,8 +225,8 @@ class EpiBERT(tf_keras.Model):
         Returns:
             The profile, and ``{"layer_0": (k', q'), ...}``, each (L, B, H, M).
         """
-        inputs = tuple(tf.cast(value, self.compute_dtype) for value in inputs)
-        return self._forward(inputs, training, drop_second_motif_layer=False)
+        sequence, atac, motifs = (tf.cast(value, tf.as_dtype(self.compute_dtype)) for value in inputs)
+        return self._forward((sequence, atac, motifs), training, drop_second_motif_layer=False)
 
     def _forward(
         self, inputs: Inputs, training: bool | tf.Tensor, drop_second_motif_layer: bool
@@ -267,10 +267,11 @@ class EpiBERT(tf_keras.Model):
         Returns:
             The model itself.
         """
+        dtype = tf.as_dtype(self.compute_dtype)
         specifications = [
-            tf.TensorSpec([None, None, 4], self.compute_dtype),
-            tf.TensorSpec([None, None, 1], self.compute_dtype),
-            tf.TensorSpec([None, 1, self.num_motifs if num_motifs is None else num_motifs], self.compute_dtype),
+            tf.TensorSpec([None, None, 4], dtype),
+            tf.TensorSpec([None, None, 1], dtype),
+            tf.TensorSpec([None, 1, self.num_motifs if num_motifs is None else num_motifs], dtype),
         ]
         trace = tf.function(lambda *inputs: self(inputs, training=False), autograph=False)
         trace.get_concrete_function(*specifications)
@@ -297,7 +298,7 @@ class EpiBERT(tf_keras.Model):
         return variables
 
     def assign(self, values: Mapping[str, np.ndarray]) -> None:
-        """Set every variable; arrays may have any float dtype, while ``tf.train.Checkpoint`` insists on the model's own.
+        """Set every variable. Arrays may have any float dtype; ``tf.train.Checkpoint`` insists on the model's own.
 
         Args:
             values: One array for each key of ``checkpoint_variables``, no more and no fewer.
@@ -327,7 +328,8 @@ class EpiBERT(tf_keras.Model):
     ) -> None:
         """Replace the constants of attention, before or after the first call.
 
-        A ``tf.function`` of the caller's that was traced before keeps the old ones.
+        They are part of neither checkpoint nor configuration: whoever restores the model sets them again. A
+        ``tf.function`` of the caller's that was traced before keeps the old ones.
 
         Args:
             projection: Projection matrix of all layers.
@@ -553,7 +555,7 @@ class TransformerLayer(tf_keras.layers.Layer):
         super().__init__(**keras_arguments)
         policy = self._dtype_policy
         self.layer_norm = _layer_norm(policy)
-        self.self_attention = Attention(
+        self.self_attention = LinearAttention(
             num_heads=num_heads,
             hidden_size=hidden_size,
             kernel_transformation=kernel_transformation,
@@ -576,7 +578,7 @@ class TransformerLayer(tf_keras.layers.Layer):
         return x + self.FFN(x, training=training), k_prime, q_prime
 
 
-class Attention(tf_keras.layers.Layer):
+class LinearAttention(tf_keras.layers.Layer):
     """Bidirectional FAVOR+ attention, linear in length (section 1.8): ``φ(q)(φ(k)ᵀv) / φ(q)Σφ(k)``.
 
     Queries are not scaled by 1/√D and the denominator has no epsilon. All four projections start from the same draw,
@@ -689,9 +691,10 @@ class FeatureMap(tf_keras.layers.Layer):
             features = tf.pow(features, 4)
         return features + RELU_STABILIZER
 
-    @staticmethod
-    def _softmax_features(inputs: tf.Tensor, projection: tf.Tensor, ratio: float, is_query: bool) -> tf.Tensor:
-        inputs = inputs * int(projection.shape[1]) ** -0.25
+    def _softmax_features(
+        self, inputs: tf.Tensor, projection: tf.Tensor, ratio: float, is_query: bool
+    ) -> Float[tf.Tensor, "B L H M"]:
+        inputs = inputs * self.projection.shape[1] ** -0.25
         exponents = tf.einsum("blhd,md->blhm", inputs, projection)
         half_squared_norm = tf.reduce_sum(tf.square(inputs), axis=-1, keepdims=True) / 2
         # Keys share one maximum over the length, since their features are summed over it.
