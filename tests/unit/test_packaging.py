@@ -1,5 +1,6 @@
 """What is declared is what is imported, and all of it is pinned."""
 
+import fnmatch
 import importlib.metadata
 import re
 import sys
@@ -112,3 +113,18 @@ def test_what_installation_brings_and_what_is_pinned_are_the_same():
     assert everything - set(pinned()) == set()
     # The build backend's own tools come along with other packages or with the environment.
     assert set(pinned()) - everything <= {"setuptools", "wheel"}
+
+
+def test_every_file_that_is_no_module_travels_with_the_package():
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    files = [
+        p
+        for package in PACKAGES
+        for p in (ROOT / package).rglob("*")
+        if p.is_file() and p.suffix not in {".py", ".pyc"}
+    ]
+    assert files
+    for file in files:
+        package = ".".join(file.parent.relative_to(ROOT).parts)
+        patterns = [*table["*"], *table.get(package, [])]
+        assert any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns), f"{file} would be left behind"
