@@ -21,7 +21,9 @@ class Layout:
     Attributes:
         name: as it appears in the table and in `transplant.json`.
         stored: letters of the axes in the checkpoint.
-        port: letters of the axes in PyTorch.
+        port: letters of the axes in PyTorch; two letters in one are a merged axis.
+
+    Both are empty for the identity, which takes any number of axes.
     """
 
     name: str
@@ -37,7 +39,7 @@ class Layout:
         Raises:
             MappingError: the array has another number of axes than the layout.
         """
-        if array.ndim != len(self.stored.split()) and self.stored:
+        if self.stored and array.ndim != len(self.stored.split()):
             raise MappingError(f"layout {self.name} takes {self.stored!r}, not shape {array.shape}")
         return self._forward(array)
 
@@ -57,7 +59,13 @@ class Layout:
         return self._inverse(array, stored_shape)
 
     def stored_shape(self, port_shape: Shape, heads: int) -> Shape:
-        """The shape in the checkpoint of a tensor that has `port_shape` in PyTorch, in a model with so many heads."""
+        """The shape in the checkpoint of a tensor that has `port_shape` in PyTorch, in a model with so many heads.
+
+        Raises:
+            MappingError: the layout never makes that number of axes.
+        """
+        if self.port and len(port_shape) != len(self.port.split()):
+            raise MappingError(f"layout {self.name} makes {self.port!r}, not shape {port_shape}")
         return self._stored_shape(port_shape, heads)
 
 
@@ -88,7 +96,7 @@ CONV1D = Layout(
 HEADS_IN = Layout(
     name="heads_in",
     stored="C H D",
-    port="(H D) C",
+    port="HD C",
     _forward=lambda array: array.reshape(array.shape[0], array.shape[1] * array.shape[2]).transpose(1, 0),
     _inverse=lambda array, shape: array.transpose(1, 0).reshape(shape),
     _stored_shape=lambda shape, heads: (shape[1], heads, shape[0] // heads),
@@ -96,7 +104,7 @@ HEADS_IN = Layout(
 HEADS_OUT = Layout(
     name="heads_out",
     stored="H D C",
-    port="C (H D)",
+    port="C HD",
     _forward=lambda array: array.reshape(array.shape[0] * array.shape[1], array.shape[2]).transpose(1, 0),
     _inverse=lambda array, shape: array.transpose(1, 0).reshape(shape),
     _stored_shape=lambda shape, heads: (heads, shape[1] // heads, shape[0]),

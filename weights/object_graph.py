@@ -64,13 +64,28 @@ class ObjectGraph:
             raise CorruptCheckpointError(f"{GRAPH_KEY}: an edge leads to an object that does not exist")
 
     def resolve(self, path: str) -> str | None:
-        """The key under which the variable at `path` (attribute names joined by `/`) is stored; None if there is none."""
+        """The key under which the variable at `path` (attribute names joined by `/`) is stored, or None."""
         node = 0
         for name in path.split("/"):
             if name not in self._edges[node]:
                 return None
             node = self._edges[node][name]
         return self._keys[node]
+
+    def all_paths(self) -> dict[str, str]:
+        """Every path without a cycle that leads to a variable, `{path: key}`."""
+        found: dict[str, str] = {}
+
+        def walk(node: int, path: str, above: frozenset[int]) -> None:
+            key = self._keys[node]
+            if key is not None:
+                found[path] = key
+            for name, target in self._edges[node].items():
+                if target not in above:
+                    walk(target, f"{path}/{name}" if path else name, above | {target})
+
+        walk(0, "", frozenset([0]))
+        return found
 
     def canonical_paths(self) -> dict[str, str]:
         """The plainest path of every stored key, `{key: path}`: by attributes where possible, then the shortest."""
@@ -131,6 +146,8 @@ def build_graph(paths: Iterable[str], aliases: Iterable[tuple[str, str]] = ()) -
     for alias, existing in aliases:
         parent, _, name = alias.rpartition("/")
         node, target = walk(parent), walk(existing)
-        edges[node][name] = target
-        graph.nodes[node].children.add(node_id=target, local_name=name)
+        if edges[node].setdefault(name, target) != target:
+            raise ValueError(f"{alias} already leads elsewhere than {existing}")
+        if not any(child.local_name == name for child in graph.nodes[node].children):
+            graph.nodes[node].children.add(node_id=target, local_name=name)
     return graph.SerializeToString()

@@ -1,7 +1,7 @@
 """The sorted string table (LevelDB's file format) that a checkpoint's `.index` file is.
 
 Layout: data blocks, a meta-index block, an index block, a 48-byte footer. A block holds prefix-compressed entries and
-an array of restart offsets; behind each block stand one byte for the compression and a masked CRC-32C of block and byte.
+an array of restart offsets; behind each block stand one byte for the compression and a masked CRC-32C of both.
 The reader accepts a file only when blocks and footer cover it without gap and every checksum holds, so that no flipped
 bit anywhere goes unseen.
 """

@@ -1,0 +1,246 @@
+"""The plan of a transplant: which stored tensor fills which place of the model, checked in full before reading any.
+
+Total in both directions: every stored key is used or ignored for a stated reason, every parameter and buffer of the
+model is filled, every shape and data type fits, and the configuration does not contradict the shapes. Otherwise one
+error lists all of it.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from torch_impl import EpiBERT
+from weights.checkpoint import Checkpoint
+from weights.configuration import Inferred, contradict, infer_configuration
+from weights.errors import MappingError, listing
+from weights.keras_weights import KerasWeights
+from weights.layouts import IDENTITY, Layout
+from weights.table import CONSTANTS, COUNTERS, IGNORED, MOMENTS, TABLE, Group, Row, rows, slot_paths
+
+PARAMETER, STATISTIC, COUNTER = "parameter", "statistic", "counter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """One stored tensor and where it goes.
+
+    Attributes:
+        key: in the checkpoint.
+        path: canonical path in the checkpoint, without suffix.
+        name: in the port's state, or in the training state.
+        role: parameter, statistic, exp_avg, exp_avg_sq or counter.
+        layout: from the stored to the port's layout.
+        shape: as stored.
+        dtype: as stored.
+    """
+
+    key: str
+    path: str
+    name: str
+    role: str
+    layout: Layout
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def in_model(self) -> bool:
+        """Whether it belongs to the model itself, not to the training state."""
+        return self.role in (PARAMETER, STATISTIC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All assignments, the ignored keys with their reasons, and what the shapes say about the configuration."""
+
+    assignments: tuple[Assignment, ...]
+    ignored: tuple[tuple[str, str], ...]
+    inferred: Inferred
+
+
+def torch_dtype(dtype: np.dtype) -> torch.dtype | None:
+    """The torch dtype of the same name, None where there is none."""
+    found = getattr(torch, dtype.name, None)
+    return found if isinstance(found, torch.dtype) else None
+
+
+def _exact(stored: np.dtype, target: torch.dtype) -> bool:
+    """Whether every number of the stored type is one of the target type."""
+    source = torch_dtype(stored)
+    if source is None or not source.is_floating_point:
+        return False
+    return torch.promote_types(source, target) == target
+
+
+def check_table(model: EpiBERT, table_rows: Iterable[Row]) -> list[str]:
+    """Every way in which the table does not cover the model exactly once; empty when it does."""
+    listed = list(table_rows)
+    parameters = dict(model.named_parameters())
+    state = model.state_dict()
+    complaints = []
+    for values, what in (([row.name for row in listed], "name"), ([row.path for row in listed], "path")):
+        complaints += [
+            f"the table has the {what} {value} twice" for value in sorted(set(values)) if values.count(value) > 1
+        ]
+    names = {row.name for row in listed}
+    complaints += [f"the model has {name}, the table does not" for name in state if name not in (*names, *CONSTANTS)]
+    for row in listed:
+        if row.name not in state:
+            complaints.append(f"the table has {row.name}, the model does not")
+        elif (row.name in parameters) != row.trainable:
+            complaints.append(f"{row.name} is {'' if row.trainable else 'not '}trainable in the table only")
+    return complaints
+
+
+def locate(checkpoint: Checkpoint, table_rows: list[Row]) -> dict[str, str]:
+    """`{row.path: key}` for the rows that the checkpoint holds."""
+    if isinstance(checkpoint, KerasWeights):
+        return checkpoint.assign(table_rows)
+    found = {row.path: checkpoint.find(row.path, row.alias) for row in table_rows}
+    return {path: key for path, key in found.items() if key is not None}
+
+
+def canonical_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """`{path: shape}` of a checkpoint whose keys are paths; the input of `infer_configuration`."""
+    shapes = {}
+    for key in checkpoint:
+        path = checkpoint.path(key)
+        shapes[re.sub(r"(_dense_layer)/_kernel$", r"\1/kernel", path)] = checkpoint.shape(key)
+    return shapes
+
+
+def _training_assignments(checkpoint: Checkpoint, parameters: list[Assignment]) -> tuple[list[Assignment], list[str]]:
+    """Slots and counters that the checkpoint holds, and the paths of slots that it lacks though it has others."""
+    found, missing = [], []
+    for order, parameter in enumerate(parameters):
+        for role, path in zip(MOMENTS, slot_paths(order), strict=True):
+            key = checkpoint.find(path)
+            if key is None:
+                missing.append(f"{path} ({role} of {parameter.name})")
+                continue
+            found.append(
+                Assignment(
+                    key=key,
+                    path=path,
+                    name=f"{role}/{parameter.name}",
+                    role=role,
+                    layout=parameter.layout,
+                    shape=checkpoint.shape(key),
+                    dtype=checkpoint.dtype(key),
+                )
+            )
+    if not found:
+        missing = []
+    for counter in COUNTERS:
+        key = checkpoint.find(counter.path)
+        if key is not None:
+            found.append(
+                Assignment(
+                    key=key,
+                    path=counter.path,
+                    name=counter.name,
+                    role=COUNTER,
+                    layout=IDENTITY,
+                    shape=checkpoint.shape(key),
+                    dtype=checkpoint.dtype(key),
+                )
+            )
+    return found, missing
+
+
+def make_plan(checkpoint: Checkpoint, model: EpiBERT, table: Iterable[Group] = TABLE) -> Plan:
+    """Match a checkpoint with a model, reading shapes only.
+
+    Args:
+        checkpoint: what to read from.
+        model: what to fill; not changed.
+        table: groups of the mapping table.
+
+    Raises:
+        MappingError: lists every contradiction in the configuration, missing key, unexpected key, wrong shape and
+            data type that cannot be represented exactly.
+    """
+    table_rows = rows(model.config, table)
+    sections = {
+        "the mapping table does not fit the model": check_table(model, table_rows),
+        "configuration and checkpoint contradict each other": [],
+        "missing keys": [],
+        "unexpected keys": [],
+        "wrong shapes": [],
+        "data types that would be rounded": [],
+    }
+    located = locate(checkpoint, table_rows)
+    if isinstance(checkpoint, KerasWeights):
+        shapes = {path: checkpoint.shape(key) for path, key in located.items()}
+    else:
+        shapes = canonical_shapes(checkpoint)
+    inferred = infer_configuration(shapes)
+    sections["configuration and checkpoint contradict each other"] += [
+        *inferred.complaints,
+        *contradict(model.config, inferred),
+    ]
+
+    state = model.state_dict()
+    assignments, parameters = [], []
+    for row in table_rows:
+        if row.path not in located:
+            sections["missing keys"].append(f"{row.path} (for {row.name})")
+            continue
+        key = located[row.path]
+        assignment = Assignment(
+            key=key,
+            path=row.path,
+            name=row.name,
+            role=PARAMETER if row.trainable else STATISTIC,
+            layout=row.layout,
+            shape=checkpoint.shape(key),
+            dtype=checkpoint.dtype(key),
+        )
+        assignments.append(assignment)
+        if row.trainable:
+            parameters.append(assignment)
+        if row.name in state and not _exact(assignment.dtype, state[row.name].dtype):
+            sections["data types that would be rounded"].append(
+                f"{key}: {assignment.dtype} into {state[row.name].dtype}".replace("torch.", "")
+            )
+    if not sections["missing keys"]:  # else the slots' numbers would be off
+        training, missing = _training_assignments(checkpoint, parameters)
+        assignments += training
+        sections["missing keys"] += missing
+    used = [assignment.key for assignment in assignments]
+    ignored = []
+    for key in checkpoint:
+        if key in used:
+            continue
+        reasons = [reason for pattern, reason in IGNORED if re.fullmatch(pattern, checkpoint.path(key))]
+        if reasons:
+            ignored.append((key, reasons[0]))
+        elif not sections["missing keys"] or not checkpoint.path(key).startswith("optimizer/"):
+            sections["unexpected keys"].append(f"{key} {checkpoint.shape(key)}")
+    sections["wrong shapes"] += _wrong_shapes(assignments, state, model.config.num_heads)
+    sections["unexpected keys"] += [f"{key} is meant twice" for key in sorted(set(used)) if used.count(key) > 1]
+    if any(sections.values()):
+        text = "\n".join(listing(title, lines) for title, lines in sections.items() if lines)
+        raise MappingError(f"checkpoint and model do not match.\n{text}")
+    return Plan(assignments=tuple(assignments), ignored=tuple(ignored), inferred=inferred)
+
+
+def _wrong_shapes(assignments: list[Assignment], state: dict[str, torch.Tensor], heads: int) -> list[str]:
+    """Assignments whose stored shape is not the one that the model's tensor has in the checkpoint."""
+    wrong = []
+    for assignment in assignments:
+        expected: tuple[int, ...] = ()
+        if assignment.role != COUNTER:
+            name = assignment.name.removeprefix(f"{assignment.role}/")
+            if name not in state:
+                continue  # reported by check_table
+            try:
+                expected = assignment.layout.stored_shape(tuple(state[name].shape), heads)
+            except MappingError as error:
+                wrong.append(f"{assignment.key}: {error} ({name})")
+                continue
+        if assignment.shape != expected:
+            wrong.append(f"{assignment.key}: {assignment.shape}, the model needs {expected} ({assignment.name})")
+    return wrong
