@@ -1,0 +1,152 @@
+"""Holding two arrays against each other. The only place that turns numbers into a status."""
+
+import math
+
+import numpy as np
+
+from parity.records import Comparison, Reading, Status
+from parity.tolerances import TABLE
+from parity.trace import Sample
+
+
+def distance(port: np.ndarray, reference: np.ndarray, scale: float | None = None) -> tuple[float, float]:
+    """Relative L2 distance and relative peak of the difference of two finite arrays of one shape, in float64.
+
+    Args:
+        port: The array under test.
+        reference: What it should be.
+        scale: Root mean square to relate to, where the reference's own would mislead (means that cancel).
+
+    Returns:
+        (L2 norm of the difference / L2 norm of the reference, largest difference / largest reference value). Both are 0
+        for equal arrays and infinite for a non-zero difference from a reference that is zero throughout.
+    """
+    port, reference = np.asarray(port, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    # Scaling by the largest value first keeps squares of huge and tiny numbers in range.
+    unit = float(np.max(np.abs(reference), initial=0.0)) if scale is None else scale
+    # A difference of huge numbers may overflow; infinite is the right answer then.
+    with np.errstate(over="ignore"):
+        difference = port - reference
+        peak = float(np.max(np.abs(difference), initial=0.0))
+    if peak == 0.0:
+        return 0.0, 0.0
+    if unit == 0.0 or not math.isfinite(peak):
+        return math.inf, math.inf
+    norm = math.sqrt(reference.size) if scale is not None else float(np.linalg.norm(reference / unit))
+    with np.errstate(over="ignore"):
+        return float(np.linalg.norm(difference / unit)) / norm, peak / unit
+
+
+def compare(
+    port: np.ndarray | None,
+    reference: np.ndarray | None,
+    *,
+    gate: str,
+    reading: Reading,
+    precision: str,
+    tolerance: str,
+    reference_path: str,
+    port_path: str,
+    layer: str,
+    quantity: str = "output",
+    case: str = "",
+    mode: str = "",
+    order: int = 0,
+    reference_same_precision: np.ndarray | None = None,
+    scale: float | None = None,
+    detail: str = "",
+) -> Comparison:
+    """Compares one array of the port with one of the reference.
+
+    Args:
+        port: The port's array; None when the port did not produce it.
+        reference: The reference's array, in float64 where the precision is judged by distance; None when it has none.
+        gate: Rung.
+        reading: What the layer was fed with.
+        precision: Precision of the port's computation.
+        tolerance: Row of the table of tolerances.
+        reference_path: Path on the reference's side.
+        port_path: Path on the port's side.
+        layer: Port layer that answers for a failure.
+        quantity: Which array of the layer.
+        case: Which model and inputs.
+        mode: ``evaluation`` or ``training``.
+        order: Position in the reference's order of execution.
+        reference_same_precision: The reference's array in the port's precision; makes the row a ratio.
+        scale: See ``distance``.
+        detail: What is known already, such as the exception of the port.
+
+    Returns:
+        The record; MISSING, NON_FINITE and shape mismatches never pass.
+    """
+    row = TABLE[tolerance]
+
+    def record(status: Status, detail: str = detail, **numbers: float | None) -> Comparison:
+        return Comparison(
+            gate=gate,
+            case=case,
+            reading=reading,
+            precision=precision,
+            mode=mode,
+            order=order,
+            reference=reference_path,
+            port=port_path,
+            quantity=quantity,
+            layer=layer,
+            shape=None if reference is None else tuple(reference.shape),
+            status=status,
+            tolerance=tolerance,
+            detail=detail,
+            **numbers,
+        )
+
+    if port is None or reference is None:
+        side = "port" if port is None else "reference"
+        return record(Status.MISSING, detail or f"the {side} produced no such array")
+    if port.shape != reference.shape:
+        return record(Status.FAIL, f"shape: expected {tuple(reference.shape)}, got {tuple(port.shape)}")
+    if reference.size == 0:
+        return record(Status.FAIL, "nothing to compare: the arrays are empty")
+    for side, array in (("port", port), ("reference", reference), ("reference", reference_same_precision)):
+        if array is not None and not np.all(np.isfinite(array)):
+            index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            return record(Status.NON_FINITE, f"the {side} has {array[index]} at {index}")
+    error, peak = distance(port, reference, scale)
+    own = None
+    if reference_same_precision is not None:
+        if reference_same_precision.shape != reference.shape:
+            return record(Status.FAIL, f"the reference changes its shape to {reference_same_precision.shape} in {precision}")
+        own, _ = distance(reference_same_precision, reference, scale)
+    limit = row.bound(own)
+    # A ratio of norms is a stable number; a ratio of two single worst elements is not, so peaks are only bounded absolutely.
+    passed = error <= limit and (own is not None or peak <= row.largest_peak)
+    if not passed and not detail:
+        worst = np.unravel_index(int(np.argmax(np.abs(port - reference))), reference.shape)
+        index = tuple(int(i) for i in worst)
+        detail = f"largest difference at {index}: expected {reference[index]!r}, got {port[index]!r}"
+    return record(
+        Status.PASS if passed else Status.FAIL,
+        detail,
+        error=error,
+        peak=peak,
+        reference_error=own,
+        limit=limit,
+    )
+
+
+def take(array: np.ndarray, sample: Sample) -> np.ndarray | None:
+    """The part of a whole array that a sample kept; None when the shape is not the sample's."""
+    if tuple(array.shape) != sample.full_shape:
+        return None
+    return np.take(array, sample.positions, axis=sample.axis)
+
+
+def summaries(array: np.ndarray, axis: int) -> dict[str, np.ndarray]:
+    """Statistics of a whole array under the names that recordings use."""
+    return {
+        "mean": np.asarray(array.mean()),
+        "std": np.asarray(array.std()),
+        "min": np.asarray(array.min()),
+        "max": np.asarray(array.max()),
+        "axis_mean": array.mean(axis=axis),
+    }

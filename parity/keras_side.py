@@ -1,0 +1,194 @@
+"""Watching a Keras 2 model: its calls as a trace, fed freely or layer by layer.
+
+TensorFlow is imported when a model is watched, not when this module is.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from parity.trace import Call, Recorder, Sample, Trace, flatten, replace
+
+_BOOKKEEPING = ("_self_", "_obj_reference", "_metrics", "_compiled", "_layers", "_call_", "_saved_model")
+
+
+class KerasSide:
+    """The reference.
+
+    Args:
+        model: A built tf_keras model, in the precision that it computes in. It is left as it was found.
+        ignored: Paths not to watch.
+    """
+
+    def __init__(self, model: Any, ignored: Mapping[str, str] | None = None) -> None:
+        self.model = model
+        self.layers = layers_by_path(model)
+        for path in ignored or {}:
+            self.layers.pop(path, None)
+
+    def trace(
+        self,
+        inputs: tuple[np.ndarray, ...],
+        *,
+        training: bool,
+        truth: Trace | None = None,
+        fed: frozenset[str] | None = None,
+        graph: bool = False,
+    ) -> Trace:
+        """One forward pass.
+
+        Args:
+            inputs: The model's arguments; several are passed as one tuple, as Keras wants it.
+            training: Training mode, dropout off.
+            truth: A trace of the same model in float64 to feed the layers with, as ``TorchSide.trace`` does.
+            fed: Paths to feed; all when None.
+            graph: Run as one ``tf.function``; only the final output is then recorded.
+
+        Returns:
+            The trace. Exceptions are raised: the reference has to work.
+        """
+        import tensorflow as tf
+
+        dtype = self.model.compute_dtype
+        tensors = [tf.constant(array) for array in inputs]
+        tensors = [tf.cast(tensor, dtype) if tensor.dtype.is_floating else tensor for tensor in tensors]
+        arguments = tensors[0] if len(tensors) == 1 else tuple(tensors)
+        recorder = Recorder()
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_kept_variables(self.model))
+            stack.enter_context(_no_dropout(self.layers))
+            if graph:
+                key = recorder.begin("")
+                output = tf.function(self.model)(arguments, training=training)
+                recorder.end(key, (), _arrays(flatten(output, tf.is_tensor)))
+            else:
+                for path, layer in self.layers.items():
+                    feed = truth if fed is None or path in fed else None
+                    stack.enter_context(_watched(path, layer, recorder, feed))
+                self.model(arguments, training=training)
+            return recorder.trace(self._state())
+
+    def _state(self) -> dict[str, dict[str, np.ndarray]]:
+        states = {}
+        for path, layer in self.layers.items():
+            own = {_short_name(variable): variable.numpy() for variable in layer._non_trainable_weights}
+            if own:
+                states[path] = {name: np.asarray(value, dtype=np.float64) for name, value in own.items()}
+        return states
+
+
+def layers_by_path(model: Any) -> dict[str, Any]:
+    """Every layer by its attribute path from the model: ``conv_tower/0/1``; the model itself is the empty path.
+
+    Children of a Sequential go by index, of a functional model by name, of other layers by attribute. A layer reachable in
+    several ways has the path that is found first.
+    """
+    import tf_keras
+
+    found: dict[str, Any] = {"": model}
+    seen = {id(model)}
+
+    def visit(prefix: str, value: Any) -> None:
+        if isinstance(value, tf_keras.layers.Layer):
+            if id(value) not in seen:
+                seen.add(id(value))
+                found[prefix] = value
+                descend(prefix, value)
+        elif isinstance(value, list | tuple):
+            for index, item in enumerate(value):
+                visit(f"{prefix}/{index}", item)
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                visit(f"{prefix}/{key}", item)
+
+    def descend(path: str, layer: Any) -> None:
+        start = f"{path}/" if path else ""
+        if isinstance(layer, tf_keras.Sequential):
+            for index, child in enumerate(layer.layers):
+                visit(f"{start}{index}", child)
+        elif isinstance(layer, tf_keras.models.Model) and layer._is_graph_network:
+            for child in layer.layers:
+                visit(f"{start}{child.name}", child)
+        else:
+            for name, value in vars(layer).items():
+                if not name.startswith(_BOOKKEEPING):
+                    visit(f"{start}{name}", value)
+
+    descend("", model)
+    return found
+
+
+@contextlib.contextmanager
+def _kept_variables(model: Any) -> Iterator[None]:
+    """Puts back what a training pass changes."""
+    values = [(variable, variable.numpy()) for variable in model.non_trainable_variables]
+    try:
+        yield
+    finally:
+        for variable, value in values:
+            variable.assign(value)
+
+
+@contextlib.contextmanager
+def _no_dropout(layers: Mapping[str, Any]) -> Iterator[None]:
+    import tf_keras
+
+    rates = [(layer, layer.rate) for layer in layers.values() if isinstance(layer, tf_keras.layers.Dropout)]
+    for layer, _ in rates:
+        layer.rate = 0.0
+    try:
+        yield
+    finally:
+        for layer, rate in rates:
+            layer.rate = rate
+
+
+@contextlib.contextmanager
+def _watched(path: str, layer: Any, recorder: Recorder, truth: Trace | None) -> Iterator[None]:
+    """Records every call of one layer and, with a truth, feeds it."""
+    import tensorflow as tf
+
+    call = layer.call
+
+    def watched_call(*args: Any, **kwargs: Any) -> Any:
+        key = recorder.begin(path)
+        given = flatten((args, kwargs), tf.is_tensor)
+        reference = None if truth is None else truth.calls.get(key)
+        if reference is not None and reference.inputs is not None:
+            fed = [_tensor(array, like) for array, like in zip(reference.inputs, given, strict=True)]
+            args, kwargs = replace((args, kwargs), tf.is_tensor, fed)
+        result = call(*args, **kwargs)
+        returned = flatten(result, tf.is_tensor)
+        recorder.end(key, _arrays(given), _arrays(returned))
+        if reference is None:
+            return result
+        return replace(result, tf.is_tensor, _fed_outputs(reference, returned))
+
+    # Layer.__call__ looks ``call`` up on the instance; writing to its dictionary avoids Keras' attribute tracking.
+    vars(layer)["call"] = watched_call
+    try:
+        yield
+    finally:
+        del vars(layer)["call"]
+
+
+def _fed_outputs(reference: Call, returned: list[Any]) -> list[Any]:
+    return [_tensor(array, like) for array, like in zip(reference.outputs, returned, strict=True)]
+
+
+def _short_name(variable: Any) -> str:
+    return variable.name.rpartition("/")[2].partition(":")[0]
+
+
+def _arrays(tensors: list[Any]) -> tuple[np.ndarray, ...]:
+    import tensorflow as tf
+
+    return tuple(tf.cast(tensor, tf.float64).numpy() for tensor in tensors)
+
+
+def _tensor(array: np.ndarray | Sample, like: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.cast(tf.constant(array), like.dtype)

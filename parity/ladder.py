@@ -1,0 +1,447 @@
+"""The ladder: comparisons in, gates and culprits out."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from parity.compare import compare, summaries, take
+from parity.layer_map import LayerMap, LayerPair
+from parity.records import Comparison, Culprit, Gate, GateStatus, NotCompared, Reading, Status
+from parity.reference import LiveReference, Recording
+from parity.torch_side import TorchSide
+from parity.trace import Call, Sample, Trace
+
+GATES = ("weights", "constants", "layers", "blocks", "model")
+"""Rungs in the order in which each stands on the ones before."""
+
+GATE_OF_READING = {Reading.ISOLATED: "layers", Reading.BLOCK: "blocks", Reading.ACCUMULATED: "model"}
+OWN_READINGS = (Reading.VALUE, Reading.ISOLATED, Reading.STATE)
+"""Readings that blame a layer for nothing but its own computation."""
+
+
+def compare_live(
+    port: TorchSide,
+    reference: LiveReference,
+    layer_map: LayerMap,
+    *,
+    gates: Sequence[str] = ("layers", "blocks", "model"),
+    modes: Sequence[str] = ("evaluation", "training"),
+    case: str = "",
+) -> Iterator[Comparison]:
+    """Every layer of a port against a living reference, in every precision of the reference.
+
+    Isolated and block readings are fed from the reference's first precision, which should be float64.
+
+    Yields:
+        The comparisons of the gates asked for.
+    """
+    first = reference.precisions[0]
+    for mode in modes:
+        training = mode == "training"
+        truth = reference.trace(first, training=training, reading=Reading.ACCUMULATED)
+        if "layers" in gates:
+            yield from _unmapped(truth, layer_map, case=case, mode=mode)
+        for precision in reference.precisions:
+            for reading, gate in GATE_OF_READING.items():
+                if gate not in gates:
+                    continue
+                pairs = [pair for pair in layer_map if reading is not Reading.BLOCK or pair.block]
+                observed = port.trace(
+                    reference.inputs,
+                    precision=precision,
+                    training=training,
+                    truth=None if reading is Reading.ACCUMULATED else truth,
+                    fed=frozenset(pair.port for pair in pairs) if reading is Reading.BLOCK else None,
+                )
+                own = None if precision == first else reference.trace(precision, training=training, reading=reading)
+                graph = None
+                if own is not None and reading is Reading.ACCUMULATED:
+                    graph = reference.graph_output(precision, training=training)
+                comparison = _Comparer(
+                    gate=gate,
+                    case=case,
+                    reading=reading,
+                    precision=precision,
+                    mode=mode,
+                    tolerance=tolerance_of(precision, first, reading),
+                    layer_map=layer_map,
+                    observed=observed,
+                    truth=truth,
+                    own=own,
+                    graph=graph,
+                )
+                for pair in pairs:
+                    yield from comparison.calls(pair)
+                    yield from comparison.state(pair)
+
+
+def compare_recorded(
+    port: TorchSide,
+    recording: Recording,
+    layer_map: LayerMap,
+    inputs: tuple[np.ndarray, ...],
+    state: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
+    *,
+    case: str = "",
+) -> Iterator[Comparison]:
+    """Every recorded array against a port that runs end to end.
+
+    A recording holds samples of most activations, so no layer can be fed from it and every reading is accumulated: single
+    layers make up the rung ``layers``, those that contain others ``blocks``, the final output and the statistics ``model``.
+
+    Args:
+        port: The port, with the constants of the recording.
+        recording: The recorded numbers.
+        layer_map: Which layer answers to which.
+        inputs: The recorded inputs.
+        state: {precision: {reference path: {variable: value}}} after one training pass.
+        case: Name of the case.
+    """
+    position = {pair.reference: index for index, pair in enumerate(layer_map)}
+
+    def with_output(trace: Trace, final: np.ndarray, **more: Any) -> Trace:
+        whole = Call(path="", index=0, order=0, inputs=None, outputs=(final,))
+        calls = {key: dataclasses.replace(call, order=position.get(key[0], 0)) for key, call in trace.calls.items()}
+        return Trace(calls={("", 0): whole, **calls}, **more)
+
+    truth = with_output(recording.traces["float64"], recording.finals["float64", "eager"])
+    trained = with_output(Trace(calls={}), recording.finals["float64", "training"], state=state["float64"])
+    yield from _unmapped(truth, layer_map, case=case, mode="evaluation")
+    ports = [pair.port for pair in layer_map]
+    for precision in recording.traces:
+        exact = precision == "float64"
+        observed = port.trace(inputs, precision=precision, training=False)
+        own = None if exact else with_output(recording.traces[precision], recording.finals[precision, "eager"])
+        for pair in layer_map:
+            if pair.reference not in position or not truth.count(pair.reference):
+                continue
+            contains_others = any(name.startswith(f"{pair.port}.") for name in ports)
+            gate = "model" if pair.port == "" else "blocks" if contains_others else "layers"
+            yield from _Comparer(
+                gate=gate,
+                case=case,
+                reading=Reading.ACCUMULATED,
+                precision=precision,
+                mode="evaluation",
+                tolerance=precision,
+                layer_map=layer_map,
+                observed=observed,
+                truth=truth,
+                own=own,
+                graph=None if exact else (recording.finals[precision, "graph"],),
+            ).calls(pair)
+        training = _Comparer(
+            gate="model",
+            case=case,
+            reading=Reading.ACCUMULATED,
+            precision=precision,
+            mode="training",
+            tolerance=precision,
+            layer_map=layer_map,
+            observed=port.trace(inputs, precision=precision, training=True),
+            truth=trained,
+            own=None
+            if exact
+            else with_output(Trace(calls={}), recording.finals[precision, "training"], state=state[precision]),
+        )
+        for pair in layer_map:
+            if pair.port == "":
+                yield from training.calls(pair)
+            yield from training.state(pair)
+
+
+def unrecorded(recording: Recording, layer_map: LayerMap, *, case: str = "") -> tuple[NotCompared, ...]:
+    """What a recording cannot say, by name."""
+    rows = [
+        NotCompared(
+            side=case or "recording",
+            name="isolated and block readings",
+            reason="the recording keeps samples of most activations, from which no layer can be fed; the living "
+            "reference is read in isolation",
+        ),
+        NotCompared(
+            side=case or "recording",
+            name="summaries of sampled activations in float32 and bfloat16",
+            reason="the rounding error of one mean is a single random draw; a ratio of two such draws decides nothing",
+        ),
+        NotCompared(
+            side=case or "recording",
+            name="activations in training mode",
+            reason="the recording keeps the final output and the statistics of a training pass",
+        ),
+    ]
+    calls = recording.traces["float64"].calls
+    known = {path for path, _ in calls}
+    rows += [
+        NotCompared(side=case or "recording", name=pair.reference, reason="the original has no such layer to record")
+        for pair in layer_map
+        if pair.reference and pair.reference not in known
+    ]
+    return tuple(rows)
+
+
+def tolerance_of(precision: str, first: str, reading: Reading) -> str:
+    """Row of the table for a precision, given the most precise one that the reference has."""
+    if precision == first and first != "float64":
+        return "float32_only" if reading is not Reading.ACCUMULATED else "float32_only_accumulated"
+    return precision
+
+
+def _unmapped(truth: Trace, layer_map: LayerMap, *, case: str, mode: str) -> Iterator[Comparison]:
+    """Layers that the reference ran and that no row of the map mentions: never silently left out."""
+    mapped = {pair.reference for pair in layer_map}
+    for path in dict.fromkeys(path for path, _ in truth.calls):
+        if path not in mapped:
+            yield compare(
+                None,
+                None,
+                gate="layers",
+                reading=Reading.ISOLATED,
+                precision="float64",
+                tolerance="float64",
+                reference_path=path,
+                port_path="",
+                layer="",
+                case=case,
+                mode=mode,
+                detail="the layer map names no counterpart for this layer of the reference",
+            )
+
+
+class _Comparer:
+    """One pass of the port held against one of the reference."""
+
+    def __init__(
+        self,
+        *,
+        gate: str,
+        case: str,
+        reading: Reading,
+        precision: str,
+        mode: str,
+        tolerance: str,
+        layer_map: LayerMap,
+        observed: Trace,
+        truth: Trace,
+        own: Trace | None,
+        graph: Sequence[np.ndarray | Sample] | None = None,
+    ) -> None:
+        self.common = {
+            "gate": gate,
+            "case": case,
+            "reading": reading,
+            "precision": precision,
+            "mode": mode,
+            "tolerance": tolerance,
+        }
+        self.layer_map = layer_map
+        self.observed = observed
+        self.truth = truth
+        self.own = own
+        self.graph = graph
+
+    def calls(self, pair: LayerPair) -> Iterator[Comparison]:
+        """Every call of a layer: how many there are, what went in, what came out."""
+        expected, found = self.truth.count(pair.reference), self.observed.count(pair.port)
+        for index in range(max(expected, found, 1)):
+            suffix = f"@{index}" if index else ""
+            where = {
+                "reference_path": pair.reference + suffix,
+                "port_path": pair.port + suffix,
+                "layer": pair.port,
+            }
+            truth = self.truth.calls.get((pair.reference, index))
+            observed = self.observed.calls.get((pair.port, index))
+            if truth is None or observed is None:
+                detail = f"called {found} times in the port and {expected} times in the reference"
+                if self.observed.error:
+                    detail = f"{detail}; the pass ended with {self.observed.error}"
+                order = truth.order if truth else 0
+                blamed = where | {"layer": self.layer_map.owner(pair.port) if observed is None else pair.port}
+                yield compare(None, None, order=order, detail=detail, **blamed, **self.common)  # type: ignore[arg-type]
+                continue
+            own = None if self.own is None else self.own.calls[pair.reference, index]
+            if self.common["reading"] is Reading.ISOLATED and not pair.alias:
+                yield from self._inputs(pair, where, truth, observed, own)
+            yield from self._outputs(pair, where, truth, observed, own)
+
+    def _inputs(
+        self, pair: LayerPair, where: Mapping[str, str], truth: Call, observed: Call, own: Call | None
+    ) -> Iterator[Comparison]:
+        """What the surrounding module handed in, from children that returned the reference's values."""
+        if truth.inputs is None:
+            return
+        blamed = {**where, "layer": self.layer_map.owner(pair.port)}
+        for index in range(pair.inputs):
+            yield compare(
+                observed.inputs[index] if observed.inputs and index < len(observed.inputs) else None,
+                truth.inputs[index] if index < len(truth.inputs) else None,
+                reference_same_precision=None if own is None or own.inputs is None else own.inputs[index],
+                quantity=f"input_{index}" if index else "input",
+                order=truth.order,
+                **blamed,
+                **self.common,  # type: ignore[arg-type]
+            )
+
+    def _outputs(
+        self, pair: LayerPair, where: Mapping[str, str], truth: Call, observed: Call, own: Call | None
+    ) -> Iterator[Comparison]:
+        for index in range(max(len(truth.outputs), len(pair.outputs))):
+            quantity = pair.outputs[index] if index < len(pair.outputs) else f"output_{index}"
+            expected = truth.outputs[index] if index < len(truth.outputs) else None
+            found = observed.outputs[index] if index < len(observed.outputs) else None
+            same = own.outputs[index] if own is not None and index < len(own.outputs) else None
+            if pair.reference == "" and self.graph is not None and same is not None and expected is not None:
+                same = _farther(same, self.graph[index], expected)
+            yield from compare_array(
+                found, expected, same, quantity=quantity, order=truth.order, detail=observed.error, **where, **self.common
+            )
+
+    def state(self, pair: LayerPair) -> Iterator[Comparison]:
+        """Statistics after a training pass."""
+        if self.common["mode"] != "training" or self.common["reading"] is Reading.BLOCK:
+            return
+        for port_name, reference_name in pair.state:
+            common = self.common | {"reading": Reading.STATE} if self.common["gate"] == "layers" else self.common
+            yield compare(
+                self.observed.state.get(pair.port, {}).get(port_name),
+                self.truth.state.get(pair.reference, {}).get(reference_name),
+                reference_same_precision=None if self.own is None else self.own.state[pair.reference][reference_name],
+                reference_path=pair.reference,
+                port_path=pair.port,
+                layer=pair.port,
+                quantity=port_name,
+                order=next((c.order for c in self.truth.calls.values() if c.path == pair.reference), 0),
+                **common,  # type: ignore[arg-type]
+            )
+
+
+def _farther(first: np.ndarray | Sample, second: np.ndarray | Sample, truth: np.ndarray | Sample) -> np.ndarray | Sample:
+    """Whichever of two runs of the reference is farther from the truth: its own spread counts as its own error."""
+    if isinstance(first, Sample) or isinstance(second, Sample) or isinstance(truth, Sample):
+        return first
+    return max(first, second, key=lambda array: float(np.linalg.norm(array - truth)))
+
+
+def compare_array(
+    found: np.ndarray | Sample | None,
+    expected: np.ndarray | Sample | None,
+    same: np.ndarray | Sample | None,
+    **where: object,
+) -> Iterator[Comparison]:
+    """Compares whole arrays, or a whole array with a sample: its kept part and, in float64, its summaries."""
+    if isinstance(found, Sample):
+        raise TypeError("the port's arrays are always whole")
+    if not isinstance(expected, Sample):
+        yield compare(found, expected, reference_same_precision=_values(same), **where)  # type: ignore[arg-type]
+        return
+    kept = None if found is None else take(found, expected)
+    if found is not None and kept is None:
+        where = where | {"detail": f"shape: expected {expected.full_shape}, got {tuple(found.shape)}"}
+    yield compare(kept, expected.values, reference_same_precision=_values(same), **where)  # type: ignore[arg-type]
+    if where["precision"] != "float64" or found is None or kept is None:
+        return
+    scale = float(np.hypot(expected.summaries["mean"], expected.summaries["std"]))
+    of_port = summaries(found, expected.axis)
+    for name, value in expected.summaries.items():
+        summary = where | {"quantity": f"{where['quantity']}.{name}"}
+        # Means cancel, so they are related to the array's own size; extremes are elements like any other.
+        related = scale if name in ("mean", "std", "axis_mean") else None
+        yield compare(of_port[name], value, scale=related, **summary)  # type: ignore[arg-type]
+
+
+def _values(array: np.ndarray | Sample | None) -> np.ndarray | None:
+    return array.values if isinstance(array, Sample) else array
+
+
+def judge(
+    comparisons: Iterable[Comparison], *, requested: Sequence[str], unavailable: Mapping[str, str] | None = None
+) -> dict[str, Gate]:
+    """Turns comparisons into gates.
+
+    Args:
+        comparisons: Everything that was compared.
+        requested: Gates that were asked for; earlier ones that were run count as well.
+        unavailable: Gates that cannot run for this pair, with the reason; these do not block.
+
+    Returns:
+        All gates in ladder order. A gate passes when it has comparisons and all pass; one that follows a gate that did
+        not pass is blocked, whatever its own comparisons say.
+    """
+    unavailable = unavailable or {}
+    by_gate: dict[str, list[Comparison]] = {name: [] for name in GATES}
+    for row in comparisons:
+        by_gate[row.gate].append(row)
+    gates: dict[str, Gate] = {}
+    broken = ""
+    last = max((GATES.index(name) for name in requested), default=-1)
+    for position, name in enumerate(GATES):
+        rows = tuple(by_gate[name])
+        failures = sum(1 for row in rows if row.status is not Status.PASS)
+        if name in unavailable:
+            gates[name] = Gate(name=name, status=GateStatus.NOT_RUN, reason=unavailable[name], comparisons=rows)
+            continue
+        if not rows and position > last:
+            gates[name] = Gate(name=name, status=GateStatus.NOT_RUN, reason="not asked for")
+            continue
+        if broken:
+            status, reason = GateStatus.BLOCKED, f"the gate {broken!r} did not pass"
+        elif not rows:
+            status, reason = GateStatus.FAILED, "nothing was compared"
+        elif failures:
+            status, reason = GateStatus.FAILED, f"{failures} of {len(rows)} comparisons do not pass"
+        else:
+            status, reason = GateStatus.PASSED, ""
+        gates[name] = Gate(name=name, status=status, reason=reason, comparisons=rows)
+        if status is not GateStatus.PASSED:
+            broken = broken or name
+    return gates
+
+
+def find_culprits(comparisons: Iterable[Comparison], layer_map: LayerMap, *, model_name: str) -> tuple[Culprit, ...]:
+    """The layers whose own computation differs, in model order.
+
+    Readings that feed the layer from the reference decide. Where only end-to-end readings exist (a recording), the first
+    failing layer in the order of execution is named, as uncertain: what follows it may only pass its error on.
+    """
+    failures = [row for row in comparisons if row.status is not Status.PASS]
+    own = [row for row in failures if row.reading in OWN_READINGS]
+    certain = bool(own)
+    if not own:
+        accumulated = sorted((row for row in failures if row.reading is Reading.ACCUMULATED), key=_finish_order(layer_map))
+        own = accumulated[:1]
+    position = {pair.port: index for index, pair in enumerate(layer_map)}
+    reference_of = {pair.port: pair.reference for pair in layer_map if not pair.alias}
+    by_layer: dict[str, list[Comparison]] = {}
+    for row in own:
+        by_layer.setdefault(row.layer, []).append(row)
+    culprits = [
+        Culprit(
+            port=layer or model_name,
+            reference=reference_of.get(layer, rows[0].reference) or model_name,
+            gates=tuple(dict.fromkeys(row.gate for row in rows)),
+            worst=max(rows, key=_excess),
+            certain=certain,
+        )
+        for layer, rows in sorted(by_layer.items(), key=lambda item: position.get(item[0], len(position)))
+    ]
+    return tuple(culprits)
+
+
+def _finish_order(layer_map: LayerMap):
+    """Layers finish after what they contain: children before parents, else in order of execution."""
+    position = {pair.port: index for index, pair in enumerate(layer_map)}
+
+    def key(row: Comparison) -> tuple[int, int]:
+        last_child = max((index for port, index in position.items() if port.startswith(f"{row.layer}.")), default=-1)
+        return (max(last_child, position.get(row.layer, 0)), -row.layer.count("."))
+
+    return key
+
+
+def _excess(row: Comparison) -> float:
+    if row.error is None or row.limit is None:
+        return float("inf")
+    return row.error / row.limit if row.limit else float("inf")

@@ -1,0 +1,16 @@
+"""Pairs of models that the harness knows how to bind. Its core knows none of them."""
+
+from typing import Any
+
+from torch import nn
+
+
+def find_pair(reference: Any, port: nn.Module) -> Any | None:
+    """The module that binds this reference to this port, or None for a pair of the user's own."""
+    from torch_impl import EpiBERT
+
+    if not isinstance(port, EpiBERT):
+        return None
+    from parity.pairs import epibert
+
+    return epibert if epibert.matches(reference, port) else None

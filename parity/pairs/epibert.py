@@ -1,0 +1,526 @@
+"""EpiBERT: which layer, weight and constant of the port answers to which of the reference.
+
+TensorFlow is needed for living references only, and imported there.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from parity.compare import compare
+from parity.ladder import compare_array, compare_recorded
+from parity.layer_map import LayerMap, LayerPair
+from parity.records import Comparison, KnownDifference, NotCompared, Reading, Status, WeightRow
+from parity.reference import Recording
+from parity.tolerances import TABLE
+from parity.torch_side import DTYPES, TorchSide
+from parity.trace import Trace
+from torch_impl import EpiBERT, EpiBERTConfig
+from torch_impl.model import OWN_CONSTANTS, BatchNorm, ErfGELU, TanhGELU
+from torch_impl.random import projection_matrix, rotary_table
+from weights.table import rows as weight_rows
+
+NAME = "EpiBERT"
+POLICIES = {"float64": "float64", "float32": "float32", "bfloat16": "mixed_bfloat16"}
+NO_DROPOUT = {"dropout_rate": 0.0, "pointwise_dropout_rate": 0.0, "motif_dropout_rate": 0.0}
+
+
+# --- the layer map -----------------------------------------------------------------------------------------------------
+
+
+def layer_map(config: EpiBERTConfig) -> LayerMap:
+    """Every layer of the model, in order of execution; a module stands before what it contains."""
+
+    def conv_block(port: str, reference: str, **options: bool) -> list[LayerPair]:
+        statistics = (("running_mean", "moving_mean"), ("running_var", "moving_variance"))
+        return [
+            LayerPair(port=port, reference=reference, **options),
+            LayerPair(port=f"{port}.norm", reference=f"{reference}/0", state=statistics),
+            LayerPair(port=f"{port}.activation", reference=f"{reference}/1"),
+            LayerPair(port=f"{port}.conv", reference=f"{reference}/2"),
+        ]
+
+    def softmax_pool(port: str, reference: str) -> list[LayerPair]:
+        return [
+            LayerPair(port=port, reference=reference),
+            LayerPair(port=f"{port}.logits", reference=f"{reference}/dense"),
+        ]
+
+    def stem(suffix: str) -> list[LayerPair]:
+        residual = f"stem_res_conv{suffix}"
+        return [
+            LayerPair(port=f"stem_conv{suffix}", reference=f"stem_conv{suffix}"),
+            LayerPair(port=residual, reference=residual, block=True),
+            *conv_block(f"{residual}.block", f"{residual}/_layer"),
+        ]
+
+    def same(name: str) -> LayerPair:
+        return LayerPair(port=name, reference=name)
+
+    def tower_block(tower: str, index: int, pool: list[LayerPair]) -> list[LayerPair]:
+        port, reference = f"{tower}.{index}", f"{tower}/{index}"
+        block = conv_block(f"{port}.block", f"{reference}/0")
+        return [LayerPair(port=port, reference=reference, block=True), *block, *pool]
+
+    def whole_tower(tower: str, blocks: int) -> LayerPair:
+        return LayerPair(port=f"{tower}.{blocks - 1}", reference=tower, alias=True)
+
+    def transformer_layer(index: int) -> list[LayerPair]:
+        port, reference = f"performer.layers.{index}", f"performer/layers/{index}"
+        attention, attention_reference = f"{port}.attention", f"{reference}/self_attention"
+        features = ("output", "k_prime", "q_prime")
+        rows = [
+            LayerPair(port=port, reference=reference, outputs=features, block=True),
+            LayerPair(port=f"{port}.norm", reference=f"{reference}/layer_norm"),
+            LayerPair(port=attention, reference=attention_reference, outputs=features),
+            *(
+                LayerPair(port=f"{attention}.{name}", reference=f"{attention_reference}/{name}_dense_layer")
+                for name in ("query", "key", "value")
+            ),
+        ]
+        if config.use_rot_emb:
+            rows.append(LayerPair(port=f"{attention}.rotary", reference=f"{attention_reference}/rotary", inputs=2))
+        rows += [
+            LayerPair(port=f"{attention}.features", reference=f"{attention_reference}/feature_map"),
+            LayerPair(port=f"{attention}.output", reference=f"{attention_reference}/output_dense_layer"),
+            LayerPair(port=f"{port}.dropout", reference=f"{reference}/dropout"),
+            LayerPair(port=f"{port}.ffn", reference=f"{reference}/FFN"),
+            LayerPair(port=f"{port}.ffn.norm", reference=f"{reference}/FFN/FFN_layer_norm"),
+            LayerPair(port=f"{port}.ffn.wide", reference=f"{reference}/FFN/FFN_dense_wide"),
+            LayerPair(port=f"{port}.ffn.dropout", reference=f"{reference}/FFN/dropout"),
+            LayerPair(port=f"{port}.ffn.activation", reference=f"{reference}/FFN/relu"),
+            LayerPair(port=f"{port}.ffn.narrow", reference=f"{reference}/FFN/FFN_dense_narrow"),
+        ]
+        return rows
+
+    pairs = [LayerPair(port="", reference="", inputs=0), *stem(""), *softmax_pool("stem_pool", "stem_pool")]
+    for index in range(len(config.filter_list_seq)):
+        pool = softmax_pool(f"conv_tower.{index}.pool", f"conv_tower/{index}/1")
+        pairs += tower_block("conv_tower", index, pool)
+    pairs += [whole_tower("conv_tower", len(config.filter_list_seq)), *stem("_atac"), same("stem_pool_atac")]
+    for index in range(len(config.filter_list_atac)):
+        pool = [LayerPair(port=f"conv_tower_atac.{index}.pool", reference=f"conv_tower_atac/{index}/1")]
+        pairs += tower_block("conv_tower_atac", index, pool)
+    pairs += [
+        whole_tower("conv_tower_atac", len(config.filter_list_atac)),
+        *map(same, ("motif_activity_fc1", "motif_dropout1", "motif_activity_fc2", "motif_dropout2")),
+        same("pre_transformer_projection"),
+        same("performer"),
+    ]
+    if config.use_rot_emb and config.num_transformer_layers:
+        # Its argument only tells length and dtype; the table that comes out is what counts.
+        pairs.append(LayerPair(port="performer.rotary_table", reference="performer/layer_pos_emb"))
+    for index in range(config.num_transformer_layers):
+        pairs += transformer_layer(index)
+    if config.norm:
+        pairs.append(LayerPair(port="performer.norm", reference="performer/layer_norm"))
+    pairs += conv_block("final_pointwise_conv", "final_pointwise_conv", block=True)
+    pairs += map(same, ("dropout", "gelu", "final_dense_profile", "crop_final"))
+    return LayerMap(pairs=tuple(pairs))
+
+
+def unmapped_modules(port: nn.Module, mapped: LayerMap) -> tuple[NotCompared, ...]:
+    """Modules of the port without a row of their own, by name."""
+    names = {pair.port for pair in mapped}
+    return tuple(
+        NotCompared(side="port", name=name, reason=f"compared as a part of {mapped.owner(name) or NAME}")
+        for name, module in port.named_modules()
+        if name not in names and not isinstance(module, nn.ModuleList)
+    )
+
+
+# --- precision and constants -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def set_precision(module: nn.Module, precision: str) -> Iterator[None]:
+    """The port in a precision; bfloat16 as the original computes it, with float32 parameters."""
+    if not isinstance(module, EpiBERT):
+        raise TypeError(f"expected an EpiBERT, not {type(module).__name__}")
+    kept = module.compute_dtype
+    module.to(torch.float64 if precision == "float64" else torch.float32)
+    module.compute_dtype = DTYPES[precision]
+    try:
+        yield
+    finally:
+        module.compute_dtype = kept
+
+
+def watch(port: EpiBERT) -> TorchSide:
+    """The port with its layers watched."""
+    return TorchSide(port, layer_map(port.config), set_precision)
+
+
+@contextlib.contextmanager
+def constants(port: EpiBERT, projection: np.ndarray, table: np.ndarray | None, origin: str) -> Iterator[None]:
+    """Lends other constants to the port."""
+    kept_projection = port.performer.projection_matrix.clone()
+    kept_table = None if port.performer.rotary_table is None else port.performer.rotary_table.table.clone()
+    kept_origin = port.constants_origin
+    port.set_constants(torch.from_numpy(projection), None if table is None else torch.from_numpy(table), origin=origin)
+    try:
+        yield
+    finally:
+        port.set_constants(kept_projection, kept_table, origin=kept_origin)
+
+
+def own_constants(config: EpiBERTConfig) -> tuple[np.ndarray, np.ndarray | None]:
+    """Projection matrix and rotary table as the port makes them without TensorFlow."""
+    projection = projection_matrix(config.num_random_features, config.head_size, int(config.seed))
+    table = rotary_table(config.max_seq_length + 1, config.head_size, bfloat16=config.rotary_bfloat16)
+    return projection, table if config.use_rot_emb else None
+
+
+def compare_constants(
+    port: EpiBERT, projection: np.ndarray, table: np.ndarray | None, *, case: str = ""
+) -> Iterator[Comparison]:
+    """The constants rung: bit for bit when they were exported, within the bounds of our own when they were not."""
+    own = port.constants_origin == OWN_CONSTANTS
+    performer = port.performer
+    rotary = performer.rotary_table
+    arrays = [("performer.projection_matrix", "performer", performer.projection_matrix, projection, "own_projection")]
+    if table is not None or rotary is not None:
+        port_table = None if rotary is None else rotary.table
+        arrays.append(("performer.rotary_table.table", "performer.rotary_table", port_table, table, "own_rotary_table"))
+    for name, layer, found, expected, tolerance in arrays:
+        yield compare(
+            None if found is None else found.detach().cpu().double().numpy(),
+            None if expected is None else expected.astype(np.float64),
+            gate="constants",
+            reading=Reading.VALUE,
+            precision="exact",
+            tolerance=tolerance if own else "exact",
+            reference_path=name,
+            port_path=name,
+            layer=layer,
+            quantity="constant",
+            case=case,
+        )
+
+
+# --- weights -----------------------------------------------------------------------------------------------------------
+
+
+def compare_weights(port: EpiBERT, stored: Mapping[str, np.ndarray], *, case: str = "") -> Iterator[Comparison]:
+    """The weights rung: every stored tensor against the port's, bit for bit, none left over on either side.
+
+    Args:
+        port: The port.
+        stored: {checkpoint key without suffix: array} of the model's tensors, all of them.
+        case: Name of the case.
+    """
+    state = {name: value for name, value in port.state_dict().items() if not name.startswith(_CONSTANT_NAMES)}
+    table = weight_rows(port.config)
+    common = {
+        "gate": "weights",
+        "reading": Reading.VALUE,
+        "precision": "exact",
+        "tolerance": "exact",
+        "case": case,
+        "quantity": "weight",
+    }
+    for order, row in enumerate(table):
+        found = state[row.name].detach().cpu().double().numpy() if row.name in state else None
+        expected = stored.get(row.path)
+        yield compare(
+            found,
+            None if expected is None else row.layout.to_port(np.asarray(expected, dtype=np.float64)),
+            reference_path=row.path,
+            port_path=row.name,
+            layer=row.name.rpartition(".")[0],
+            order=order,
+            **common,  # type: ignore[arg-type]
+        )
+    for name in sorted(set(state) - {row.name for row in table}):
+        detail = "no row of the weight map fills this tensor of the port"
+        layer = name.rpartition(".")[0]
+        yield compare(None, None, reference_path="", port_path=name, layer=layer, detail=detail, **common)  # type: ignore[arg-type]
+    for key in sorted(set(stored) - {row.path for row in table}):
+        detail = "no row of the weight map uses this tensor of the reference"
+        yield compare(None, None, reference_path=key, port_path="", layer="", detail=detail, **common)  # type: ignore[arg-type]
+
+
+_CONSTANT_NAMES = ("performer.projection_matrix", "performer.rotary_table.", "performer._extra_state")
+
+
+def transplanted_rows(record: Any) -> tuple[WeightRow, ...]:
+    """The weight map as a transplant carried it out."""
+    return tuple(
+        WeightRow(key=row.key, name=row.name, shape=tuple(row.shape), layout=row.layout, sha256=row.sha256)
+        for row in record.tensors
+    )
+
+
+# --- living reference --------------------------------------------------------------------------------------------------
+
+
+def matches(reference: Any, port: nn.Module) -> bool:
+    """Whether this module binds the two."""
+    return isinstance(port, EpiBERT) and type(reference).__name__ == "EpiBERT" and hasattr(reference, "get_constants")
+
+
+def build_reference(
+    config: EpiBERTConfig,
+    stored: Mapping[str, np.ndarray],
+    precision: str,
+    *,
+    projection: np.ndarray | None = None,
+    table: np.ndarray | None = None,
+) -> Any:
+    """The TensorFlow model with given weights, in a precision, dropout off.
+
+    Args:
+        config: Configuration of the port; its fields that the original's constructor lacks are left out.
+        stored: {checkpoint key without suffix: array}.
+        precision: ``float64``, ``float32`` or ``bfloat16``.
+        projection: Projection matrix; TensorFlow's own when None.
+        table: Rotary table; TensorFlow's own when None.
+    """
+    import tf_reference
+
+    model = tf_reference.EpiBERT(**original_arguments(config) | NO_DROPOUT, dtype=POLICIES[precision])
+    model.build_weights(config.num_motifs)
+    model.assign(stored)
+    if projection is not None:
+        own_projection, own_table = model.get_constants()
+        model.set_constants(projection, own_table if table is None else table)
+    return model
+
+
+def lift(reference: Any) -> dict[str, Any]:
+    """The reference in every precision: copies with the same weights and constants."""
+    stored = {key: variable.numpy() for key, variable in reference.checkpoint_variables().items()}
+    projection, table = reference.get_constants()
+    models = {}
+    for precision, policy in POLICIES.items():
+        model = type(reference).from_config({**reference.get_config(), **NO_DROPOUT, "dtype": policy})
+        model.build_weights(stored["model/motif_activity_fc1/kernel"].shape[0])
+        model.assign(stored)
+        model.set_constants(projection, table)
+        models[precision] = model
+    return models
+
+
+def original_arguments(config: EpiBERTConfig) -> dict[str, Any]:
+    """The constructor arguments of the original among the fields of a configuration."""
+    names = [field.name for field in dataclasses.fields(EpiBERTConfig)]
+    original = names[: names.index("name") + 1]
+    return {name: getattr(config, name) for name in original}
+
+
+def synthetic_inputs(config: EpiBERTConfig, *, batch: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs like real ones: bases with a few unknown, sparse non-negative accessibility with peaks, motifs in [0, 1].
+
+    All values are bfloat16-representable, so that every precision sees the same numbers.
+
+    Returns:
+        sequence (B, L, 4), atac (B, A, 1), motif_activity (B, 1, N), float32.
+    """
+    generator = np.random.default_rng(seed)
+    bases = generator.choice(5, size=(batch, config.sequence_length), p=[0.249, 0.249, 0.249, 0.249, 0.004])
+    signal = generator.gamma(0.3, 4.0, size=(batch, config.atac_length, 1))
+    signal[generator.random(signal.shape) < 0.5] = 0.0
+    motifs = generator.random((batch, 1, config.num_motifs))
+    return one_hot(bases), _bfloat16(signal), _bfloat16(motifs)
+
+
+def one_hot(bases: np.ndarray) -> np.ndarray:
+    """Base indices 0..3 for A, C, G, T as float32 rows; anything else is a zero row."""
+    return (bases[..., None] == np.arange(4)).astype(np.float32)
+
+
+def _bfloat16(array: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(array).to(torch.bfloat16).to(torch.float32).numpy()
+
+
+# --- recorded reference ------------------------------------------------------------------------------------------------
+
+
+def recorded_inputs(recording: Recording) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The model's arguments in a recording."""
+    inputs = recording.inputs
+    return one_hot(inputs["sequence"]), inputs["atac"], inputs["motif_activity"]
+
+
+def recorded_constants(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
+    """Projection matrix and rotary table of a recording, float32.
+
+    Raises:
+        ValueError: The layers were recorded with different projection matrices.
+    """
+    matrices = [value for name, value in recording.constants.items() if name.startswith("projection_matrix_")]
+    if any(not np.array_equal(matrices[0], matrix) for matrix in matrices[1:]):
+        raise ValueError("the recorded layers have different projection matrices; the model has one")
+    return matrices[0], recording.constants["rotary_table_bfloat16"]
+
+
+def compare_with_recording(port: EpiBERT, recording: Recording, *, case: str = "") -> Iterator[Comparison]:
+    """Layers, blocks and model against recorded numbers, with the constants of the recording."""
+    projection, table = recorded_constants(recording)
+    mapped = layer_map(port.config)
+    named = {row.path: row.name for row in weight_rows(port.config)}
+    reference_of = {pair.port: pair.reference for pair in mapped if not pair.alias}
+    state_names = {"running_mean": "moving_mean", "running_var": "moving_variance"}
+
+    def by_layer(statistics: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+        states: dict[str, dict[str, np.ndarray]] = {}
+        for key, value in statistics.items():
+            layer, _, name = named[key].rpartition(".")
+            states.setdefault(reference_of[layer], {})[state_names[name]] = np.asarray(value, dtype=np.float64)
+        return states
+
+    state = {precision: by_layer(values) for precision, values in recording.state.items()}
+    with constants(port, projection, table, recording.name):
+        yield from compare_recorded(watch(port), recording, mapped, recorded_inputs(recording), state, case=case)
+
+
+# --- differences that are understood -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RoundedConstant:
+    """A float64 constant that TensorFlow holds at float32 precision.
+
+    Attributes:
+        name: What it is.
+        exact: The textbook value.
+        used: The value that TensorFlow and, by decision, the port compute with.
+        training: Whether only a training pass shows it, in the statistics.
+        tolerance: Row of the table that bounds its effect.
+        module: Type of the port's modules that hold it.
+        attribute: Name of the attribute there.
+    """
+
+    name: str
+    exact: float
+    used: float
+    training: bool
+    tolerance: str
+    module: type[nn.Module]
+    attribute: str
+
+
+ROUNDED_CONSTANTS = (
+    RoundedConstant(
+        name="cubic coefficient of the tanh GELU",
+        exact=0.044715,
+        used=0.044714998453855515,
+        training=False,
+        tolerance="rounded_constant",
+        module=TanhGELU,
+        attribute="cubic_coefficient",
+    ),
+    RoundedConstant(
+        name="scale of the erf GELU",
+        exact=2**0.5,
+        used=1.4142135381698608,
+        training=False,
+        tolerance="rounded_constant",
+        module=ErfGELU,
+        attribute="scale",
+    ),
+    RoundedConstant(
+        name="update rate of the BatchNorm statistics",
+        exact=1 - 0.9,
+        used=0.10000000149011612,
+        training=True,
+        tolerance="rounded_update_rate",
+        module=BatchNorm,
+        attribute="update_rate",
+    ),
+)
+"""Decided once: the port computes with TensorFlow's rounded constants, so nothing else needs room for them."""
+
+
+def measure_known_differences(
+    port: EpiBERT, inputs: tuple[np.ndarray, ...], *, case: str = ""
+) -> tuple[list[KnownDifference], list[Comparison]]:
+    """How far each understood difference moves the port's float64 result on these inputs.
+
+    An effect above its bound fails; so does one that has vanished, because then the entry explains nothing.
+    """
+    side = watch(port)
+    differences, comparisons = [], []
+
+    def passes(training: bool) -> Trace:
+        return side.trace(inputs, precision="float64", training=training)
+
+    baseline = {training: passes(training) for training in (False, True)}
+    for constant in ROUNDED_CONSTANTS:
+        holders = [module for module in port.modules() if isinstance(module, constant.module)]
+        held = [getattr(module, constant.attribute) for module in holders]
+        for module in holders:
+            setattr(module, constant.attribute, constant.exact)
+        try:
+            changed = passes(constant.training)
+        finally:
+            for module, value in zip(holders, held, strict=True):
+                setattr(module, constant.attribute, value)
+        row = _effect(constant, changed, baseline[constant.training], case)
+        comparisons.append(row)
+        differences.append(
+            KnownDifference(
+                name=f"{case}: {constant.name}" if case else constant.name,
+                reference=repr(constant.used),
+                port=f"{constant.used!r} (the exact value is {constant.exact!r})",
+                bound=TABLE[constant.tolerance].limit,
+                measured=row.error,
+                reason=TABLE[constant.tolerance].reason,
+            )
+        )
+    return differences, comparisons
+
+
+def _effect(constant: RoundedConstant, changed: Trace, baseline: Trace, case: str) -> Comparison:
+    def observable(trace: Trace) -> np.ndarray:
+        if not constant.training:
+            return np.asarray(trace.calls["", 0].outputs[0])
+        return np.concatenate([value for state in trace.state.values() for value in state.values()])
+
+    row = compare(
+        observable(changed),
+        observable(baseline),
+        gate="model",
+        reading=Reading.ACCUMULATED,
+        precision="float64",
+        tolerance=constant.tolerance,
+        reference_path="",
+        port_path="",
+        layer="",
+        quantity=f"known difference: {constant.name}",
+        case=case,
+        mode="training" if constant.training else "evaluation",
+    )
+    if row.status is Status.PASS and row.error is not None and row.error <= TABLE["float64"].limit:
+        return dataclasses.replace(row, status=Status.FAIL, detail="no longer needed: the exact constant changes nothing")
+    return row
+
+
+def compare_own_constants(
+    port: EpiBERT, inputs: tuple[np.ndarray, ...], expected: np.ndarray, *, case: str = ""
+) -> Iterator[Comparison]:
+    """The whole model with the constants that a PyTorch-only user gets, against the reference with its own."""
+    with constants(port, *own_constants(port.config), OWN_CONSTANTS):
+        trace = watch(port).trace(inputs, precision="float64", training=False)
+    call = trace.calls.get(("", 0))
+    yield from compare_array(
+        call.outputs[0] if call is not None and call.outputs else None,
+        expected,
+        None,
+        gate="model",
+        reading=Reading.ACCUMULATED,
+        precision="float64",
+        tolerance="own_constants",
+        reference_path="",
+        port_path="",
+        layer="",
+        quantity="output with our own constants",
+        case=case,
+        mode="evaluation",
+        detail=trace.error,
+    )

@@ -1,0 +1,167 @@
+"""What the port is held against: a living Keras model, or numbers that one left behind."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from parity.keras_side import KerasSide
+from parity.layer_map import LayerMap
+from parity.records import Reading
+from parity.trace import Call, Sample, Trace
+
+
+class LiveReference:
+    """Keras models of one function in several precisions, run on demand and remembered.
+
+    Args:
+        models: {precision: built tf_keras model}; ``float64`` decides semantics and should be among them.
+        inputs: The models' arguments.
+        layer_map: Tells which layers are blocks and which are ignored.
+        name: What it is, with versions.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Any], inputs: tuple[np.ndarray, ...], layer_map: LayerMap, name: str
+    ) -> None:
+        self.name = name
+        self.inputs = inputs
+        self.sides = {precision: KerasSide(model, layer_map.ignored) for precision, model in models.items()}
+        self.blocks = frozenset(pair.reference for pair in layer_map if pair.block)
+        self._traces: dict[tuple[str, bool, Reading], Trace] = {}
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions in which it runs."""
+        return tuple(self.sides)
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every layer that it has, the model itself first."""
+        return tuple(next(iter(self.sides.values())).layers)
+
+    def trace(self, precision: str, *, training: bool, reading: Reading) -> Trace:
+        """The reference's own pass; isolated and block readings are fed from its most precise trace."""
+        key = (precision, training, reading)
+        if key not in self._traces:
+            truth = fed = None
+            if reading is not Reading.ACCUMULATED:
+                truth = self.trace(self.precisions[0], training=training, reading=Reading.ACCUMULATED)
+                fed = self.blocks if reading is Reading.BLOCK else None
+            self._traces[key] = self.sides[precision].trace(self.inputs, training=training, truth=truth, fed=fed)
+        return self._traces[key]
+
+    def graph_output(self, precision: str, *, training: bool) -> tuple[np.ndarray | Sample, ...]:
+        """The final output of the same pass as a ``tf.function``."""
+        return self.sides[precision].trace(self.inputs, training=training, graph=True).calls[("", 0)].outputs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recording:
+    """Numbers recorded from a reference, in the HDF5 form that ``goldens/README.md`` describes.
+
+    Attributes:
+        name: What was recorded, with versions.
+        traces: {precision: trace of an evaluation pass}.
+        finals: {(precision, ``eager`` | ``graph`` | ``training``): final output}.
+        state: {precision: {checkpoint key: statistics after one training pass}}.
+        inputs: sequence (base indices), atac, motif_activity.
+        constants: Constants of the model by name.
+    """
+
+    name: str
+    traces: Mapping[str, Trace]
+    finals: Mapping[tuple[str, str], np.ndarray]
+    state: Mapping[str, Mapping[str, np.ndarray]]
+    inputs: Mapping[str, np.ndarray]
+    constants: Mapping[str, np.ndarray]
+
+
+MODES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16"}
+"""Names of the precisions in recordings."""
+
+
+def read_recording(path: str | Path, *, name: str, output: str = "final_atac") -> Recording:
+    """Reads a recorded forward pass.
+
+    Args:
+        path: ``forward.h5``.
+        name: What was recorded.
+        output: Name of the model's final output in the file.
+
+    Raises:
+        OSError: The file is missing or no HDF5.
+        KeyError: A part of the recording is missing.
+    """
+    traces, finals, state = {}, {}, {}
+    with h5py.File(path) as file:
+        for mode, precision in MODES.items():
+            group = _group(file[f"modes/{mode}"])
+            traces[precision] = _read_trace(_group(group["taps"]))
+            finals[precision, "eager"] = _values(group[output])
+            finals[precision, "graph"] = _values(group[f"{output}_graph"])
+            training = _group(group["training_true"])
+            finals[precision, "training"] = _values(training[output])
+            state[precision] = _leaves(_group(training["bn"]))
+        inputs = _leaves(_group(file["inputs"]))
+        constants = _leaves(_group(file["constants"]))
+    return Recording(name=name, traces=traces, finals=finals, state=state, inputs=inputs, constants=constants)
+
+
+def _read_trace(taps: h5py.Group) -> Trace:
+    """Every tap; the arrays of one call are the datasets beside each other, named by what they are."""
+    calls: dict[tuple[str, int], Call] = {}
+
+    def visit(group: h5py.Group, path: str) -> None:
+        arrays = [name for name in ("output", "k_prime", "q_prime") if name in group]
+        if arrays:
+            layer, _, call = path.partition("@")
+            index = int(call) if call else 0
+            outputs = tuple(_array(group[name]) for name in arrays)
+            calls[layer, index] = Call(path=layer, index=index, order=len(calls), inputs=None, outputs=outputs)
+        for name, item in group.items():
+            if isinstance(item, h5py.Group):
+                visit(item, f"{path}/{name}" if path else name)
+            elif name not in arrays:
+                raise KeyError(f"{item.name}: not a name of a recorded array")
+
+    visit(taps, "")
+    return Trace(calls=calls)
+
+
+def _array(dataset: Any) -> np.ndarray | Sample:
+    values = _values(dataset)
+    if "axis" not in dataset.attrs:
+        return values
+    names = ("mean", "std", "min", "max", "axis_mean")
+    return Sample(
+        values=values,
+        positions=np.asarray(dataset.attrs["positions"]),
+        axis=int(dataset.attrs["axis"]),
+        full_shape=tuple(int(size) for size in dataset.attrs["full_shape"]),
+        summaries={name: np.asarray(dataset.attrs[name]) for name in names if name in dataset.attrs},
+    )
+
+
+def _values(dataset: Any) -> np.ndarray:
+    return np.asarray(dataset[()], dtype=np.float64)
+
+
+def _group(item: Any) -> h5py.Group:
+    if not isinstance(item, h5py.Group):
+        raise KeyError(f"{item.name}: expected a group")
+    return item
+
+
+def _leaves(group: h5py.Group) -> dict[str, np.ndarray]:
+    leaves: dict[str, np.ndarray] = {}
+
+    def visit(path: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            leaves[path] = item[()]
+
+    group.visititems(visit)
+    return leaves

@@ -1,0 +1,222 @@
+"""Watching a PyTorch module: its calls as a trace, in a chosen precision, fed freely or layer by layer."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from parity.layer_map import LayerMap, LayerPair
+from parity.trace import Call, Recorder, Sample, Trace, flatten, replace
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+PrecisionSetter = Callable[[nn.Module, str], contextlib.AbstractContextManager[None]]
+
+
+class TorchSide:
+    """The port.
+
+    Args:
+        module: The module; it is left as it was found, parameters, buffers, mode and dtype.
+        layer_map: Which of its modules to watch.
+        set_precision: Context manager that puts the module into a precision; casts everything by default.
+    """
+
+    def __init__(self, module: nn.Module, layer_map: LayerMap, set_precision: PrecisionSetter | None = None) -> None:
+        self.module = module
+        self.layer_map = layer_map
+        self.set_precision = set_precision or cast_module
+        self.modules = dict(module.named_modules())
+
+    def trace(
+        self,
+        inputs: tuple[np.ndarray, ...],
+        *,
+        precision: str,
+        training: bool,
+        truth: Trace | None = None,
+        fed: frozenset[str] | None = None,
+    ) -> Trace:
+        """One forward pass.
+
+        Args:
+            inputs: The model's arguments; floating arrays are cast to the precision.
+            precision: ``float64``, ``float32`` or ``bfloat16``.
+            training: Training mode, dropout off.
+            truth: A reference trace to feed the layers with: each gets the reference's inputs, and what it returns is
+                replaced by the reference's outputs after it was recorded. So one pass reads every layer in isolation,
+                and of a layer that contains others only its own code.
+            fed: Port paths to feed; all when None. Unfed layers run freely inside their fed ancestors.
+
+        Returns:
+            The trace, in the reference's activation layout. An exception ends the pass and stands in ``error``.
+        """
+        recorder = Recorder()
+        device = next((tensor.device for tensor in (*self.module.parameters(), *self.module.buffers())), None)
+        dtype = DTYPES[precision]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(_kept_state(self.module))
+            stack.enter_context(_mode(self.module, training))
+            stack.enter_context(self.set_precision(self.module, precision))
+            for pair in self.layer_map:
+                if not pair.alias and pair.port in self.modules:
+                    feed = truth if fed is None or pair.port in fed else None
+                    stack.enter_context(_watched(self.modules[pair.port], pair, recorder, feed))
+            tensors = [torch.from_numpy(np.array(array)).to(device) for array in inputs]
+            tensors = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
+            error = ""
+            try:
+                self.module(*tensors)
+            except Exception as exception:  # whatever the port raises is a finding, not our failure
+                error = describe(exception)
+            return recorder.trace(self._state(), error)
+
+    def _state(self) -> dict[str, dict[str, np.ndarray]]:
+        return {
+            pair.port: {name: _array(getattr(self.modules[pair.port], name)) for name, _ in pair.state}
+            for pair in self.layer_map
+            if pair.state and pair.port in self.modules
+        }
+
+
+@contextlib.contextmanager
+def cast_module(module: nn.Module, precision: str) -> Iterator[None]:
+    """Casts every floating parameter and buffer; ``_kept_state`` puts the originals back."""
+    module.to(DTYPES[precision])
+    yield
+
+
+@contextlib.contextmanager
+def _kept_state(module: nn.Module) -> Iterator[None]:
+    """Puts the very tensors back that the module had, with the values that they had."""
+    parameters = [(parameter, parameter.data) for parameter in module.parameters()]
+    buffers = [
+        (owner, name, buffer, buffer.clone())
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None
+    ]
+    try:
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data
+        for owner, name, buffer, value in buffers:
+            owner._buffers[name] = buffer
+            buffer.copy_(value)
+
+
+@contextlib.contextmanager
+def _mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """Training or evaluation mode with every dropout at rate 0."""
+    modes = [(part, part.training) for part in module.modules()]
+    rates = [(part, part.p) for part in module.modules() if isinstance(part, nn.modules.dropout._DropoutNd)]
+    module.train(training)
+    for part, _ in rates:
+        part.p = 0.0
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+        for part, rate in rates:
+            part.p = rate
+
+
+@contextlib.contextmanager
+def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Trace | None) -> Iterator[None]:
+    """Records every call of one module and, with a truth, feeds it.
+
+    Our hook sees the arguments before the module's own hooks do, and the result after them, so a hook of the module counts
+    as part of it.
+    """
+    open_calls: list[tuple[tuple[str, int], list[Tensor]]] = []
+    own_forward = vars(module).get("forward")
+    forward = module.forward
+
+    def counterpart(key: tuple[str, int]) -> Call | None:
+        return None if truth is None else truth.calls.get((pair.reference, key[1]))
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+        key = recorder.begin(pair.port)
+        given = flatten((args, kwargs), torch.is_tensor)[: pair.inputs]
+        open_calls.append((key, given))
+        reference = counterpart(key)
+        if reference is None or reference.inputs is None or not given:
+            return None
+        fed = [
+            _tensor(pair.to_port(array), like)
+            for array, like in zip(reference.inputs[: len(given)], given, strict=True)
+        ]
+        rest = flatten((args, kwargs), torch.is_tensor)[pair.inputs :]
+        return replace((args, kwargs), torch.is_tensor, fed + rest)
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(*args, **kwargs)
+        except Exception as exception:
+            key, given = open_calls[-1]
+            reference = counterpart(key)
+            recorder.end(key, _arrays(pair, given), (), describe(exception))
+            if reference is None or not given or any(isinstance(array, Sample) for array in reference.outputs):
+                raise
+            results = tuple(_tensor(pair.to_port(_whole(array)), given[0]) for array in reference.outputs)
+            return results if len(results) > 1 else results[0]
+
+    def after(_: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
+        key, given = open_calls.pop()
+        returned = flatten(result, torch.is_tensor)
+        if key not in recorder.calls:
+            recorder.end(key, _arrays(pair, given), _arrays(pair, returned))
+        reference = counterpart(key)
+        if reference is None or any(isinstance(array, Sample) for array in reference.outputs):
+            return None
+        count = min(len(reference.outputs), len(returned))
+        fed = [
+            _tensor(pair.to_port(_whole(array)), like)
+            for array, like in zip(reference.outputs[:count], returned[:count], strict=True)
+        ]
+        return replace(result, torch.is_tensor, fed + returned[len(fed) :])
+
+    handles = [
+        module.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
+        module.register_forward_hook(after),
+    ]
+    module.forward = guarded
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        if own_forward is None:
+            del module.forward
+        else:
+            module.forward = own_forward
+
+
+def describe(exception: Exception) -> str:
+    """An exception in one line."""
+    return f"{type(exception).__name__}: {' '.join(str(exception).split())}"
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    # Widening to float64 is exact, so one dtype serves all comparisons; the copy outlives in-place changes of the tensor.
+    return tensor.detach().to(device="cpu", dtype=torch.float64, copy=True).numpy()
+
+
+def _arrays(pair: LayerPair, tensors: list[Tensor]) -> tuple[np.ndarray, ...]:
+    return tuple(pair.to_reference(_array(tensor)) for tensor in tensors)
+
+
+def _whole(array: np.ndarray | Sample) -> np.ndarray:
+    if isinstance(array, Sample):
+        raise TypeError("a sample cannot feed a layer")
+    return array
+
+
+def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.array(array)).to(device=like.device, dtype=like.dtype)
+
