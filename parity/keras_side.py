@@ -4,12 +4,16 @@ TensorFlow is imported when a model is watched, not when this module is.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from parity.records import NotCompared
 from parity.trace import Call, Recorder, Sample, Trace, flatten, replace
+
+POLICIES = {"float64": "float64", "float32": "float32", "bfloat16": "mixed_bfloat16"}
+"""Keras dtype policy of each precision, most precise first; bfloat16 computes with float32 variables."""
 
 _BOOKKEEPING = ("_self_", "_obj_reference", "_metrics", "_compiled", "_layers", "_call_", "_saved_model")
 
@@ -192,3 +196,64 @@ def _tensor(array: np.ndarray | Sample, like: Any) -> Any:
     import tensorflow as tf
 
     return tf.cast(tf.constant(array), like.dtype)
+
+
+def variables_by_path(model: Any) -> dict[str, np.ndarray]:
+    """Every variable by layer path and own name, ``conv/kernel``, in float64."""
+    return {
+        f"{path}/{_short_name(variable)}" if path else _short_name(variable): np.asarray(
+            variable.numpy(), dtype=np.float64
+        )
+        for path, layer in layers_by_path(model).items()
+        for variable in (*layer._trainable_weights, *layer._non_trainable_weights)
+    }
+
+
+def lift(model: Any, precisions: Sequence[str]) -> tuple[dict[str, Any], tuple[NotCompared, ...]]:
+    """Copies of a model that compute in the given precisions, most precise first.
+
+    Works for models that Keras can rebuild from their configuration. Of one that it cannot, only the model itself is left,
+    in the precision that it has; what that leaves out is named.
+
+    Raises:
+        ValueError: A precision is unknown.
+    """
+    import tf_keras
+
+    unknown = sorted(set(precisions) - set(POLICIES))
+    if unknown or not precisions:
+        raise ValueError(f"unknown precisions {unknown}; there are {', '.join(POLICIES)}")
+    ordered = [precision for precision in POLICIES if precision in precisions]
+    if not isinstance(model, tf_keras.Sequential) and not model._is_graph_network:
+        own = model.compute_dtype
+        reason = "a subclassed Keras model cannot be rebuilt in another precision; build it under the policy float64"
+        left_out = tuple(
+            NotCompared(side="reference", name=f"{precision} readings", reason=reason)
+            for precision in ordered
+            if precision != own
+        )
+        return {own: model}, left_out
+    models = {}
+    for precision in ordered:
+        config = _with_policy(model.get_config(), POLICIES[precision])
+        models[precision] = type(model).from_config(config)
+        if not models[precision].built:
+            models[precision].build(model.input_shape)
+        models[precision].set_weights(model.get_weights())
+    return models, ()
+
+
+def _with_policy(config: Any, policy: str) -> Any:
+    """A Keras configuration with every floating dtype replaced."""
+    if isinstance(config, Mapping):
+        return {
+            key: policy if key == "dtype" and _is_floating_policy(value) else _with_policy(value, policy)
+            for key, value in config.items()
+        }
+    if isinstance(config, list | tuple):
+        return type(config)(_with_policy(item, policy) for item in config)
+    return config
+
+
+def _is_floating_policy(value: Any) -> bool:
+    return isinstance(value, Mapping) or (isinstance(value, str) and "float" in value)

@@ -5,7 +5,8 @@ TensorFlow is needed for living references only, and imported there.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from parity.compare import compare
+from parity.keras_side import POLICIES
 from parity.ladder import compare_array, compare_recorded
 from parity.layer_map import LayerMap, LayerPair
 from parity.records import Comparison, KnownDifference, NotCompared, Reading, Status, WeightRow
@@ -26,7 +28,6 @@ from torch_impl.random import projection_matrix, rotary_table
 from weights.table import rows as weight_rows
 
 NAME = "EpiBERT"
-POLICIES = {"float64": "float64", "float32": "float32", "bfloat16": "mixed_bfloat16"}
 NO_DROPOUT = {"dropout_rate": 0.0, "pointwise_dropout_rate": 0.0, "motif_dropout_rate": 0.0}
 
 
@@ -248,11 +249,18 @@ def compare_weights(port: EpiBERT, stored: Mapping[str, np.ndarray], *, case: st
 _CONSTANT_NAMES = ("performer.projection_matrix", "performer.rotary_table.", "performer._extra_state")
 
 
-def transplanted_rows(record: Any) -> tuple[WeightRow, ...]:
-    """The weight map as a transplant carried it out."""
+def weight_map(config: EpiBERTConfig, stored: Mapping[str, np.ndarray]) -> tuple[WeightRow, ...]:
+    """The weight map with the hash of every stored tensor, for the report."""
     return tuple(
-        WeightRow(key=row.key, name=row.name, shape=tuple(row.shape), layout=row.layout, sha256=row.sha256)
-        for row in record.tensors
+        WeightRow(
+            key=row.path,
+            name=row.name,
+            shape=tuple(stored[row.path].shape),
+            layout=row.layout.name,
+            sha256=hashlib.sha256(np.ascontiguousarray(stored[row.path]).tobytes()).hexdigest(),
+        )
+        for row in weight_rows(config)
+        if row.path in stored
     )
 
 
@@ -292,16 +300,67 @@ def build_reference(
     return model
 
 
-def lift(reference: Any) -> dict[str, Any]:
-    """The reference in every precision: copies with the same weights and constants."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A pair ready to be compared.
+
+    Attributes:
+        models: The reference in every precision: copies with the same weights and constants.
+        comparisons: Those of weights and constants.
+        lent: While entered, the port computes with the reference's constants; None when it has them already.
+        not_compared: What is left out.
+        configuration: Constructor arguments of the reference.
+        weights: The weight map.
+    """
+
+    models: Mapping[str, Any]
+    comparisons: list[Comparison]
+    lent: contextlib.AbstractContextManager[None] | None
+    not_compared: tuple[NotCompared, ...]
+    configuration: Mapping[str, Any]
+    weights: tuple[WeightRow, ...]
+
+
+def prepare(reference: Any, port: EpiBERT, precisions: Sequence[str] | None = None, *, case: str = "") -> Prepared:
+    """Weights and constants compared, the reference copied into every precision.
+
+    A port with constants of its own making is judged on them as such; its layers are then compared with the reference's
+    constants, or every attention layer would be blamed for the table it was given.
+    """
     stored = {key: variable.numpy() for key, variable in reference.checkpoint_variables().items()}
     projection, table = reference.get_constants()
+    if not port.config.use_rot_emb:
+        table = None
+    comparisons = [
+        *compare_weights(port, stored, case=case),
+        *compare_constants(port, projection, table, case=case),
+    ]
+    own = port.constants_origin == OWN_CONSTANTS
+    return Prepared(
+        models=lift(reference, stored, precisions or tuple(POLICIES)),
+        comparisons=comparisons,
+        lent=constants(port, projection, table, "lent by the reference") if own else None,
+        not_compared=unmapped_modules(port, layer_map(port.config)),
+        configuration=reference.get_config(),
+        weights=weight_map(port.config, stored),
+    )
+
+
+def lift(reference: Any, stored: Mapping[str, np.ndarray], precisions: Sequence[str]) -> dict[str, Any]:
+    """Copies of the reference with given weights and its own constants, dropout off, most precise first.
+
+    Raises:
+        ValueError: A precision is unknown, or none is given.
+    """
+    unknown = sorted(set(precisions) - set(POLICIES))
+    if unknown or not precisions:
+        raise ValueError(f"unknown precisions {unknown}; there are {', '.join(POLICIES)}")
     models = {}
-    for precision, policy in POLICIES.items():
-        model = type(reference).from_config({**reference.get_config(), **NO_DROPOUT, "dtype": policy})
+    for precision in (name for name in POLICIES if name in precisions):
+        model = type(reference).from_config({**reference.get_config(), **NO_DROPOUT, "dtype": POLICIES[precision]})
         model.build_weights(stored["model/motif_activity_fc1/kernel"].shape[0])
         model.assign(stored)
-        model.set_constants(projection, table)
+        model.set_constants(*reference.get_constants())
         models[precision] = model
     return models
 

@@ -1,0 +1,170 @@
+"""One call: does this port compute what this reference computes, and if not, which layer does not?"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from parity.compare import compare
+from parity.environment import describe_environment, version
+from parity.keras_side import lift, variables_by_path
+from parity.ladder import GATES, compare_live, find_culprits, judge
+from parity.layer_map import LayerMap
+from parity.records import Comparison, NotCompared, Reading, Result
+from parity.reference import LiveReference
+from parity.tolerances import table
+from parity.torch_side import TorchSide
+
+WeightMap = Mapping[str, tuple[str, Sequence[int] | None]]
+MODES = ("evaluation", "training")
+
+
+def verify(
+    reference: Any,
+    port: nn.Module,
+    inputs: Any,
+    gates: Sequence[str] = ("layers", "model"),
+    *,
+    layer_map: LayerMap | Mapping[str, str] | None = None,
+    weight_map: WeightMap | None = None,
+    modes: Sequence[str] = MODES,
+    precisions: Sequence[str] | None = None,
+    case: str = "",
+) -> Result:
+    """Compares a port with a living reference, layer by layer, in several precisions.
+
+    The rungs before those asked for are climbed as well, since a later one proves nothing without them. Both models are
+    left as they were found; dropout is off in training mode.
+
+    Args:
+        reference: Built tf_keras model. It is copied into float64 (and float32, bfloat16) where it can be; one that cannot
+            is compared in its own precision, with limits that say so.
+        port: PyTorch module that takes the same inputs, as separate arguments.
+        inputs: The models' arguments: an array or a tuple of arrays, batch first.
+        gates: Rungs to prove, of ``weights``, ``constants``, ``layers``, ``blocks``, ``model``.
+        layer_map: Which layer answers to which: a ``LayerMap``, or {port path: reference path}. Known for EpiBERT.
+        weight_map: {port tensor: (reference variable, axes)}: the port's tensor is the variable with its axes permuted so,
+            None meaning as it is. Variables are named by layer path and own name: ``conv/kernel``. Known for EpiBERT.
+        modes: ``evaluation``, ``training`` or both.
+        precisions: ``float64``, ``float32``, ``bfloat16``; by default all three for EpiBERT and the first two for others.
+        case: A name for the comparisons, where several results are put together.
+
+    Returns:
+        The result. ``result.passed`` is True only if every gate asked for passed.
+
+    Raises:
+        ValueError: Unknown gates, modes or precisions, or no layer map for a pair that the harness does not know.
+    """
+    from parity.pairs import find_pair
+
+    _check_names("gates", gates, GATES)
+    _check_names("modes", modes, MODES)
+    pair = find_pair(reference, port)
+    arrays = _arrays(inputs)
+    wanted = GATES[: max(GATES.index(gate) for gate in gates) + 1]
+    started = time.perf_counter()
+    if pair is not None:
+        mapped = _as_layer_map(layer_map) or pair.layer_map(port.config)
+        prepared = pair.prepare(reference, port, precisions, case=case)
+        models, comparisons, left_out = prepared.models, prepared.comparisons, prepared.not_compared
+        unavailable: dict[str, str] = {}
+        name, configuration, weights = pair.NAME, prepared.configuration, prepared.weights
+        side, lent = pair.watch(port), prepared.lent
+    else:
+        mapped = _as_layer_map(layer_map)
+        if mapped is None:
+            raise ValueError(
+                f"no layer map is known for {type(reference).__name__} and {type(port).__name__}: give layer_map="
+            )
+        models, left_out = lift(reference, precisions or ("float64", "float32"))
+        comparisons = [] if weight_map is None else _compare_weights(reference, port, weight_map, case)
+        unavailable = {"constants": "this pair names no constants"}
+        if weight_map is None:
+            unavailable["weights"] = "no weight_map was given: weights are proven only by what the layers compute"
+        name, configuration, weights = f"{type(reference).__name__} and {type(port).__name__}", {}, ()
+        side, lent = TorchSide(port, mapped), None
+    described = f"living model, TensorFlow {version('tensorflow')}, tf_keras {version('tf_keras')}"
+    live = LiveReference(models, arrays, mapped, described)
+    prepared_at = time.perf_counter()
+    rows = [row for row in comparisons if row.gate in wanted]
+    readings = [gate for gate in wanted if gate in ("layers", "blocks", "model")]
+    if readings:
+        if lent is None:
+            rows += compare_live(side, live, mapped, gates=readings, modes=modes, case=case)
+        else:
+            with lent:
+                rows += compare_live(side, live, mapped, gates=readings, modes=modes, case=case)
+    return Result(
+        pair=name,
+        reference=described,
+        requested=tuple(gates),
+        gates=judge(rows, requested=gates, unavailable=unavailable),
+        culprit_rows=find_culprits(rows, mapped, model_name=type(port).__name__),
+        not_compared=(*left_out, *ignored_layers(mapped)),
+        weights=weights,
+        tolerances=table(),
+        configuration=configuration,
+        environment=describe_environment(),
+        seconds={"preparation": prepared_at - started, "comparison": time.perf_counter() - prepared_at},
+    )
+
+
+def ignored_layers(layer_map: LayerMap) -> tuple[NotCompared, ...]:
+    """Layers of the reference that a map leaves out, by name."""
+    return tuple(NotCompared(side="reference", name=path, reason=why) for path, why in layer_map.ignored.items())
+
+
+def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    if isinstance(given, str) or not given:
+        raise ValueError(f"{what} must be a sequence of names out of {', '.join(known)}")
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise ValueError(f"unknown {what} {unknown}; there are {', '.join(known)}")
+
+
+def _as_layer_map(layer_map: LayerMap | Mapping[str, str] | None) -> LayerMap | None:
+    return LayerMap.from_names(layer_map) if isinstance(layer_map, Mapping) else layer_map
+
+
+def _arrays(inputs: Any) -> tuple[np.ndarray, ...]:
+    parts = inputs if isinstance(inputs, tuple | list) else (inputs,)
+    return tuple(np.asarray(part) for part in parts)
+
+
+def _compare_weights(reference: Any, port: nn.Module, weight_map: WeightMap, case: str) -> list[Comparison]:
+    """Every parameter and buffer of the port and every variable of the reference, bit for bit, none left over."""
+    variables = variables_by_path(reference)
+    tensors = {**dict(port.named_parameters()), **dict(port.named_buffers())}
+    rows = [(name, key, axes) for name, (key, axes) in weight_map.items()]
+    rows += [(name, "", None) for name in tensors if name not in weight_map]
+    used = {key for key, _ in weight_map.values()}
+    rows += [("", key, None) for key in variables if key not in used]
+    comparisons = []
+    for order, (name, key, axes) in enumerate(rows):
+        expected = variables.get(key)
+        if expected is not None and axes is not None:
+            expected = np.transpose(expected, tuple(axes))
+        found = tensors.get(name)
+        detail = ""
+        if name not in weight_map:
+            detail = "the weight map does not mention it"
+        comparisons.append(
+            compare(
+                None if found is None else found.detach().cpu().double().numpy(),
+                expected,
+                gate="weights",
+                reading=Reading.VALUE,
+                precision="exact",
+                tolerance="exact",
+                reference_path=key,
+                port_path=name,
+                layer=name.rpartition(".")[0],
+                quantity="weight",
+                case=case,
+                order=order,
+                detail=detail,
+            )
+        )
+    return comparisons
