@@ -29,10 +29,12 @@ class Checkpoint(Mapping[str, np.ndarray]):
     Attributes:
         kind: what was opened, in words.
         files: what it was read from; empty for arrays in memory.
+        has_checksums: whether the format lets `verify` find every flipped bit.
     """
 
     kind: str
     files: tuple[Path, ...] = ()
+    has_checksums = False
 
     @abstractmethod
     def shape(self, key: str) -> tuple[int, ...]:
@@ -123,6 +125,7 @@ class TensorFlowCheckpoint(Checkpoint):
     """
 
     kind = "TensorFlow checkpoint"
+    has_checksums = True
 
     def __init__(self, prefix: PathLike, *, canonical: bool = False) -> None:
         self._bundle = TensorBundle(prefix)

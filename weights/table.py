@@ -174,7 +174,7 @@ def path_aliases(row: Row) -> list[tuple[str, str]]:
     """Other paths in the object graph to the objects on a row's path, as (other path, path).
 
     A Keras Sequential numbers its layers twice: those with weights, which names the keys, and all of them, which is
-    what a model that is not built yet restores by. The two differ only in a conv block, whose activation stands between.
+    what a model that is not built yet restores by. The two differ in a conv block, whose activation stands between.
     """
     found = []
     if row.alias is not None:

@@ -15,21 +15,21 @@ from weights.tensor_bundle import DTYPES, STRING, index_path, shard_path, string
 _NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 
 
-def _encode(array: np.ndarray) -> tuple[int, list[np.ndarray | bytes], int]:
+def _encode(array: np.ndarray) -> tuple[int, list[memoryview | bytes], int]:
     """The data type number, the pieces to write and their checksum, unmasked."""
     if array.dtype == object:
         elements = [bytes(element) for element in array.ravel()]
         lengths, text = [len(element) for element in elements], b"".join(elements)
         fixed = b"".join(struct.pack(f"<{'I' if length < 1 << 32 else 'Q'}", length) for length in lengths)
         stored = struct.pack("<I", mask_checksum(google_crc32c.value(fixed)))
-        pieces: list[np.ndarray | bytes] = [b"".join(encode_varint(length) for length in lengths), stored, text]
+        pieces: list[memoryview | bytes] = [b"".join(encode_varint(length) for length in lengths), stored, text]
         return STRING, pieces, string_checksum(lengths, stored, text, "<")
     number = _NUMBERS.get(array.dtype.newbyteorder("="))
     if number is None:
         raise TypeError(f"{array.dtype} has no TensorFlow data type")
     little = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
     raw = np.ascontiguousarray(little).reshape(-1).view(np.uint8)
-    return number, [raw], google_crc32c.value(raw)
+    return number, [raw.data], google_crc32c.value(raw)
 
 
 def write_bundle(

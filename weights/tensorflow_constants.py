@@ -42,8 +42,10 @@ def main() -> None:
     arguments = json.loads(sys.argv[1])
     sys.path[:] = arguments["path"]
     matrix, table, origin = tensorflow_constants(**arguments["sizes"])
-    tables = {} if table is None else {"table": table}
-    np.savez(arguments["file"], matrix=matrix, origin=np.array(origin), **tables)
+    found = {"matrix": matrix, "origin": np.array(origin)}
+    if table is not None:
+        found["table"] = table
+    np.savez(arguments["file"], allow_pickle=False, **found)
 
 
 if __name__ == "__main__":

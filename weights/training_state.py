@@ -67,7 +67,7 @@ def save_training_state(state: Mapping[str, np.ndarray], directory: Path) -> lis
             pending.clear()
 
     for name, array in state.items():
-        pending[name] = np.ascontiguousarray(array)
+        pending[name] = np.asarray(array, order="C")  # unlike ascontiguousarray it keeps () a ()
         if sum(held.nbytes for held in pending.values()) >= FILE_BYTES:
             flush()
     flush()

@@ -62,11 +62,41 @@ class TensorRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceFile:
-    """One file that was read: its name, size in bytes and sha256."""
+    """One file that was read, identified by what the file system says of it at that time."""
 
-    name: str
+    path: Path
     bytes: int
-    sha256: str
+    modified_ns: int
+
+    @staticmethod
+    def of(path: Path) -> "SourceFile":
+        """The file as it is now.
+
+        Raises:
+            NotACheckpointError: it cannot be looked at.
+        """
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise NotACheckpointError(f"cannot read {path}: {error.strerror}") from None
+        return SourceFile(path=path, bytes=status.st_size, modified_ns=status.st_mtime_ns)
+
+    def sha256(self) -> str:
+        """Hash the whole file, which must be the one that was read.
+
+        Raises:
+            CheckpointError: it has changed or is gone.
+        """
+        digest, buffer = hashlib.sha256(), bytearray(PIECE_BYTES)
+        unchanged = SourceFile.of(self.path) == self
+        if unchanged:
+            with self.path.open("rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    digest.update(memoryview(buffer)[:count])
+            unchanged = SourceFile.of(self.path) == self
+        if not unchanged:
+            raise CheckpointError(f"{self.path} has changed since it was transplanted")
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +105,7 @@ class Transplant:
 
     Attributes:
         kind: what was read: TensorFlow checkpoint, SavedModel, Keras h5 weights, arrays.
-        files: the files that were read.
+        files: the files that were read; hashed as a whole only when the record is written.
         tensors: every tensor that was used.
         ignored: (key, reason) of every other.
         inferred: constructor arguments that the shapes determine.
@@ -96,14 +126,18 @@ class Transplant:
     training_state: TrainingState = field(repr=False, compare=False)
 
     def to_json(self) -> str:
-        """Everything but the tensors' numbers."""
+        """Everything but the tensors' numbers, and the sha256 of every source file.
+
+        Raises:
+            CheckpointError: a source file has changed since.
+        """
         return json.dumps(self._as_dict(), indent=1)
 
     def _as_dict(self) -> dict[str, Any]:
         return {
             "format": "epibert transplant 1",
             "kind": self.kind,
-            "files": [dataclasses.asdict(file) for file in self.files],
+            "files": [{"name": file.path.name, "bytes": file.bytes, "sha256": file.sha256()} for file in self.files],
             "configuration": {"inferred": dict(self.inferred), "assumed": dict(self.assumed)},
             "constants": dict(self.constants),
             "tensors": [dataclasses.asdict(tensor) for tensor in self.tensors],
@@ -166,8 +200,8 @@ class _Reading:
 
 def _read(checkpoint: Checkpoint, assignment: Assignment) -> _Reading:
     digest = hashlib.sha256()
-    visitors: list[Visitor] = [digest.update]
     finite = _Finite(assignment.dtype)
+    visitors: list[Visitor] = [lambda piece: digest.update(piece.data)]
     if assignment.role != COUNTER:  # a counter such as the best loss so far may start at infinity
         visitors.append(finite)
     array = None
@@ -181,25 +215,10 @@ def _read(checkpoint: Checkpoint, assignment: Assignment) -> _Reading:
     return _Reading(assignment=assignment, array=array, sha256=digest.hexdigest(), wrong=finite.wrong)
 
 
-def _hash_file(path: Path) -> SourceFile:
-    digest, buffer = hashlib.sha256(), bytearray(PIECE_BYTES)
-    size = 0
-    try:
-        with path.open("rb", buffering=0) as file:
-            while count := file.readinto(buffer):
-                digest.update(memoryview(buffer)[:count])
-                size += count
-    except OSError as error:
-        raise NotACheckpointError(f"cannot read {path}: {error.strerror}") from None
-    return SourceFile(name=path.name, bytes=size, sha256=digest.hexdigest())
-
-
-def _read_all(checkpoint: Checkpoint, plan: Plan) -> tuple[list[_Reading], list[SourceFile]]:
-    """Read every assigned tensor and hash the files; raises one error that lists every damaged or non-finite tensor."""
+def _read_all(checkpoint: Checkpoint, plan: Plan) -> list[_Reading]:
+    """Read every assigned tensor; raises one error that lists every damaged or non-finite tensor."""
     with ThreadPoolExecutor(THREADS) as pool:
-        files = [pool.submit(_hash_file, path) for path in checkpoint.files]
         readings = list(pool.map(lambda assignment: _read(checkpoint, assignment), plan.assignments))
-        hashed = [future.result() for future in files]
     damaged = [reading.damage for reading in readings if reading.damage]
     if damaged:
         raise CorruptCheckpointError(listing("damaged tensors", damaged))
@@ -210,7 +229,7 @@ def _read_all(checkpoint: Checkpoint, plan: Plan) -> tuple[list[_Reading], list[
     ]
     if wrong:
         raise MappingError(listing("tensors with NaN or infinity", wrong))
-    return readings, hashed
+    return readings
 
 
 def _as_tensor(array: np.ndarray) -> torch.Tensor:
@@ -218,6 +237,11 @@ def _as_tensor(array: np.ndarray) -> torch.Tensor:
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+@torch.no_grad()
+def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
+    target.copy_(source)
 
 
 def _fill(model: EpiBERT, readings: list[_Reading], constants: Constants) -> None:
@@ -237,15 +261,16 @@ def _fill(model: EpiBERT, readings: list[_Reading], constants: Constants) -> Non
             model.set_constants(_as_tensor(constants.projection_matrix), table, origin=constants.origin)
         except ValueError as error:
             raise MappingError(f"the constants do not fit the model: {error}") from None
-        for target, source in pairs:
-            target.copy_(source)
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(_copy, *zip(*pairs, strict=True)):
+            pass  # the loop passes on what a thread raises
 
 
 def _constants_record(constants: Constants) -> dict[str, str]:
     record = {"origin": constants.origin, "note": constants.note}
     for name, array in (("projection_matrix", constants.projection_matrix), ("rotary_table", constants.rotary_table)):
         if array is not None:
-            record[f"{name}_sha256"] = hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
+            record[f"{name}_sha256"] = hashlib.sha256(array.tobytes()).hexdigest()
     return record
 
 
@@ -279,9 +304,10 @@ def transplant(
         checkpoint = ArrayCheckpoint(source)
     else:
         checkpoint = open_checkpoint(source)
+    files = tuple(SourceFile.of(path) for path in checkpoint.files)
     plan = make_plan(checkpoint, model, TABLE)
     with ConstantsFinder(constants, model) as finder:
-        readings, files = _read_all(checkpoint, plan)
+        readings = _read_all(checkpoint, plan)
         found = finder.result()
     for name, array in (("projection matrix", found.projection_matrix), ("rotary table", found.rotary_table)):
         if array is not None and not np.isfinite(array).all():
@@ -290,7 +316,7 @@ def transplant(
     config = dataclasses.asdict(model.config)
     return Transplant(
         kind=checkpoint.kind,
-        files=tuple(files),
+        files=files,
         tensors=tuple(_tensor_record(reading) for reading in readings),
         ignored=plan.ignored,
         inferred=plan.inferred.values,

@@ -1,0 +1,250 @@
+"""What `epibert weights inspect | transplant | export | diff` do. Exit status: 0 good, 1 different, 2 bad input.
+
+The functions raise `CheckpointError` for bad input; the command line prints it and exits with status 2.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from torch_impl import EpiBERT
+from weights.checkpoint import Checkpoint, open_checkpoint, read_checkpoint
+from weights.configuration import Inferred, infer_configuration
+from weights.errors import ConfigurationError
+from weights.export import CheckpointTensors, export
+from weights.keras_weights import KerasWeights
+from weights.mapping import canonical_shapes
+from weights.model_directory import (
+    is_model_directory,
+    load_config,
+    load_saved_training_state,
+    load_transplanted,
+)
+from weights.object_graph import GRAPH_KEY, SUFFIX
+from weights.transplant import Transplant, transplant
+
+ConstantsChoice = Literal["auto", "tensorflow", "philox"]
+
+
+def _infer(checkpoint: Checkpoint) -> Inferred | None:
+    """The configuration in a checkpoint's shapes; None for a Keras file, whose keys do not say what is what."""
+    if isinstance(checkpoint, KerasWeights):
+        return None
+    return infer_configuration(canonical_shapes(checkpoint))
+
+
+def _console() -> Console:
+    """A console for tables. A pipe has no width, and a table cut to eighty columns would hide what it lists."""
+    console = Console()
+    return console if console.is_terminal else Console(width=200)
+
+
+def inspect(checkpoint: str) -> int:
+    """Show every tensor of a checkpoint and the configuration that its shapes imply.
+
+    Args:
+        checkpoint: a TensorFlow checkpoint (prefix, directory or .index), a SavedModel directory, or a Keras .h5 file.
+
+    Returns:
+        0.
+
+    Raises:
+        CheckpointError: missing, damaged, or no checkpoint.
+    """
+    found = read_checkpoint(checkpoint)
+    console = _console()
+    table = Table(title=f"{checkpoint}: {found.kind}, {len(found)} tensors")
+    for heading in ("key", "shape", "dtype", "mean", "std"):
+        table.add_column(heading, overflow="fold", no_wrap=False)
+    numbers = 0
+    for key in found:
+        shape, dtype = found.shape(key), found.dtype(key)
+        mean = deviation = ""
+        if dtype.kind != "O":
+            array = found[key].astype(np.float64)
+            numbers += array.size
+            if array.size:
+                mean, deviation = f"{array.mean():.6g}", f"{array.std():.6g}"
+        table.add_row(key.removesuffix(SUFFIX), str(shape), str(dtype), mean, deviation)
+    console.print(table)
+    console.print(f"{numbers:,} numbers; every checksum holds" if found.has_checksums else f"{numbers:,} numbers")
+    inferred = _infer(found)
+    if inferred is None:
+        console.print("A Keras file names no attributes: give transplant a configuration.")
+        return 0
+    summary = Table(title="configuration")
+    for heading in ("argument", "value", "from"):
+        summary.add_column(heading)
+    for name, value in inferred.values.items():
+        summary.add_row(name, str(value), "shapes")
+    for name, value in inferred.assumed.items():
+        summary.add_row(name, str(value), "default, not in the checkpoint")
+    console.print(summary)
+    for complaint in inferred.complaints:
+        console.print(f"[red]{complaint}[/red]")
+    return 0
+
+
+def transplant_command(
+    checkpoint: str,
+    out: str,
+    config: str | None = None,
+    seed: int | None = None,
+    constants: ConstantsChoice = "auto",
+    overwrite: bool = False,
+) -> int:
+    """Turn a checkpoint of the original into a PyTorch model, with evidence.
+
+    Args:
+        checkpoint: a TensorFlow checkpoint (prefix, directory or .index), a SavedModel directory, or a Keras .h5 file.
+        out: folder for model.safetensors, config.json, transplant.json and the training state.
+        config: JSON file with constructor arguments. Without it the sizes are inferred from the checkpoint and
+            everything else has the original's defaults.
+        seed: seed of the projection matrix, which the checkpoint does not tell; overrides the configuration's.
+        constants: where projection matrix and rotary table come from; auto is TensorFlow if installed, else philox.
+        overwrite: replace an earlier result in the folder.
+
+    Returns:
+        0.
+
+    Raises:
+        CheckpointError: anything that keeps the result from being complete; then nothing is written.
+    """
+    opened = open_checkpoint(checkpoint)
+    if config is not None:
+        chosen = load_config(config)
+        if seed is not None:
+            chosen = dataclasses.replace(chosen, seed=seed)
+    else:
+        inferred = _infer(opened)
+        if inferred is None:
+            raise ConfigurationError(f"{checkpoint} does not say what its tensors are: give a configuration")
+        chosen = inferred.config(**({} if seed is None else {"seed": seed}))
+    model = EpiBERT(chosen)
+    record = transplant(opened, model, constants=constants)
+    record.save(out, model, overwrite=overwrite)
+    _report(record, out, assumed=config is None)
+    return 0
+
+
+def _report(record: Transplant, out: str, *, assumed: bool) -> None:
+    console = Console(soft_wrap=True)
+    roles: dict[str, int] = {}
+    for tensor in record.tensors:
+        roles[tensor.role] = roles.get(tensor.role, 0) + 1
+    console.print(f"{record.kind} -> {out}")
+    console.print("  " + ", ".join(f"{count} {role}" for role, count in roles.items()))
+    for key, reason in record.ignored:
+        console.print(f"  ignored {key}: {reason}")
+    console.print(f"  projection matrix and rotary table: {record.constants['origin']}")
+    if assumed:
+        values = {name: value for name, value in record.assumed.items() if name != "name"}
+        console.print(f"  not in the checkpoint, assumed: {json.dumps(values)}")
+
+
+def export_command(
+    model_dir: str,
+    out: str,
+    dtype: Literal["float32", "float64"] | None = None,
+    overwrite: bool = False,
+) -> int:
+    """Turn a folder that `transplant` wrote back into a TensorFlow checkpoint, slots and counters included.
+
+    Args:
+        model_dir: folder with model.safetensors, config.json and transplant.json.
+        out: folder for ckpt-1.index, ckpt-1.data-00000-of-00001 and checkpoint.
+        dtype: type of the variables; float32 unless that would round.
+        overwrite: replace a checkpoint of that name.
+
+    Returns:
+        0.
+
+    Raises:
+        CheckpointError: the folder is incomplete or damaged, or the result cannot be written.
+    """
+    model = load_transplanted(model_dir)
+    prefix = export(model, out, training_state=load_saved_training_state(model_dir), dtype=dtype, overwrite=overwrite)
+    Console(soft_wrap=True).print(f"{model_dir} -> {prefix}")
+    return 0
+
+
+def _tensors(path: str) -> Mapping[str, np.ndarray]:
+    """Either side of a comparison under the checkpoint's keys without suffix."""
+    if is_model_directory(path):
+        return _Plain(CheckpointTensors(load_transplanted(path), load_saved_training_state(path)))
+    return _Plain(read_checkpoint(path))
+
+
+class _Plain(Mapping[str, np.ndarray]):
+    """A mapping without TensorFlow's suffix and without the object graph, which is structure and not a tensor."""
+
+    def __init__(self, base: Mapping[str, np.ndarray]) -> None:
+        self._base = base
+        self._keys = {
+            (base.path(key) if isinstance(base, Checkpoint) else key.removesuffix(SUFFIX)): key
+            for key in base
+            if key.removesuffix(SUFFIX) != GRAPH_KEY
+        }
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._base[self._keys[key]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def diff(left: str, right: str) -> int:
+    """Compare two checkpoints tensor by tensor, bit by bit.
+
+    Args:
+        left: anything that `inspect` takes, or a folder that `transplant` wrote.
+        right: likewise.
+
+    Returns:
+        0 when both hold the same keys, shapes, types and bytes (NaN equals NaN of the same bits), else 1. The object
+        graph is not compared: it is structure, and differs between writers.
+
+    Raises:
+        CheckpointError: a side cannot be read.
+    """
+    first, second = _tensors(left), _tensors(right)
+    table = Table(title=f"{left} and {right}")
+    for heading in ("key", "difference", "max |left - right|"):
+        table.add_column(heading, overflow="fold")
+    different = 0
+    for key in sorted({*first, *second}):
+        what, largest = _difference(first, second, key)
+        if what:
+            different += 1
+            table.add_row(key, what, largest)
+    console = _console()
+    if different:
+        console.print(table)
+    console.print(f"{different} of {len({*first, *second})} tensors differ")
+    return 1 if different else 0
+
+
+def _difference(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], key: str) -> tuple[str, str]:
+    """What is different about a key (nothing: an empty text) and by how much."""
+    if key not in second:
+        return "only left", ""
+    if key not in first:
+        return "only right", ""
+    left, right = first[key], second[key]
+    if left.dtype != right.dtype or left.shape != right.shape:
+        return f"{left.dtype} {left.shape} against {right.dtype} {right.shape}", ""
+    if left.dtype.kind == "O":
+        return ("", "") if left.tolist() == right.tolist() else ("text", "")
+    if left.tobytes() == right.tobytes():
+        return "", ""
+    with np.errstate(invalid="ignore"):
+        largest = np.abs(left.astype(np.float64) - right.astype(np.float64)).max()
+    return "values", f"{largest:.3g}"
