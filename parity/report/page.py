@@ -1,0 +1,161 @@
+"""The report as one HTML file that needs nothing but a browser: no server, no network, no other file."""
+
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from parity.records import Comparison, Result, Status
+from parity.report.summary import (
+    by_reason,
+    excess,
+    expected,
+    got,
+    ladder,
+    layer,
+    number,
+    plural,
+    printable,
+    setting,
+    share,
+    verdict,
+)
+
+_HERE = Path(__file__).parent
+_INSTALL = "python -m pip install 'epibert-parity[report]'"
+
+
+def write_html(result: Result, path: str | Path) -> None:
+    """Writes the page.
+
+    Args:
+        result: What a verification found.
+        path: File to write.
+
+    Raises:
+        ImportError: jinja2 or plotly is not installed; the message names the extra.
+    """
+    Path(path).write_text(render(result), encoding="utf-8")
+
+
+def render(result: Result) -> str:
+    """The page as text.
+
+    Args:
+        result: What a verification found.
+
+    Returns:
+        A whole HTML document, about 5 MB, nearly all of it plotly.js.
+
+    Raises:
+        ImportError: jinja2 or plotly is not installed; the message names the extra.
+    """
+    try:
+        import jinja2
+        import markupsafe
+        from plotly.offline import get_plotlyjs
+    except ImportError as error:
+        raise ImportError(f"report.html needs the extra `report` ({error}): {_INSTALL}") from error
+    plotly = get_plotlyjs().replace("\r\n", "\n")
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        # Every text that reaches the page goes through here, then through autoescape; Markup is our own.
+        finalize=lambda value: printable(value, multiline=True) if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "number": number,
+        "layer": layer,
+        "setting": setting,
+        "got": got,
+        "expected": expected,
+        "plural": plural,
+    }
+    return environment.get_template("page.html.jinja").render(
+        result=result,
+        verdict=verdict(result),
+        ladder=ladder(result),
+        not_compared=by_reason(result.not_compared),
+        tolerances=list(_tolerances(result)),
+        configuration=list(_flat(result.configuration)),
+        environment=list(_flat(result.environment)),
+        seconds=list(_seconds(result.seconds)),
+        total_seconds=_duration(sum(result.seconds.values())),
+        data=markupsafe.Markup(embedded(result)),
+        style=markupsafe.Markup((_HERE / "page.css").read_text(encoding="utf-8")),
+        plotly=markupsafe.Markup(plotly),
+        script=markupsafe.Markup(script),
+        # Should an escape ever be forgotten: the browser runs these two scripts and no other.
+        hashes=markupsafe.Markup(" ".join(map(_content_hash, (plotly, script)))),
+    )
+
+
+def embedded(result: Result) -> str:
+    """``result.to_dict()`` as JSON that can stand inside a script element: ASCII, without ``<``, ``>`` and ``&``."""
+    text = json.dumps(result.to_dict(), allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _content_hash(script: str) -> str:
+    digest = hashlib.sha256(script.encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
+
+
+def _tolerances(result: Result) -> Iterator[dict[str, Any]]:
+    """Each row of the table, with how much of it this run used; names that are used and not in the table as well."""
+    used: dict[str, list[Comparison]] = {}
+    for row in result.comparisons:
+        used.setdefault(row.tolerance, []).append(row)
+    for name in [*result.tolerances, *(name for name in used if name and name not in result.tolerances)]:
+        rule = result.tolerances.get(name, {})
+        rows = used.get(name, [])
+        worst = max(rows, key=excess, default=None)
+        yield {
+            "name": name,
+            "limit": _rule(rule),
+            "count": len(rows),
+            "failed": sum(row.status is not Status.PASS for row in rows),
+            "share": "" if worst is None else share(excess(worst)),
+            "reason": rule.get("reason", "not in the table of tolerances"),
+        }
+
+
+def _rule(rule: Mapping[str, Any]) -> str:
+    limit, floor = rule.get("limit"), rule.get("floor")
+    if not isinstance(limit, float | int):
+        return "-" if limit is None else str(limit)
+    if floor:  # a row with a floor is a factor on the reference's own error
+        return f"{limit:g} x the reference's own, at least {number(floor)}"
+    return "bit for bit" if limit == 0 else number(limit)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{name}.")
+        elif isinstance(value, list | tuple):
+            yield name, ", ".join(map(str, value))
+        else:
+            yield name, str(value)
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return str(seconds)
+    minutes, rest = divmod(seconds, 60)
+    return f"{minutes:.0f} min {rest:.0f} s" if minutes else f"{rest:.2g} s" if rest < 1 else f"{rest:.1f} s"
+
+
+def _seconds(seconds: Mapping[str, float]) -> Iterator[tuple[str, str, float]]:
+    """(stage, duration, part of the longest in percent)."""
+    longest = max(seconds.values(), default=0.0)
+    for stage, value in seconds.items():
+        yield stage, _duration(value), round(100 * value / longest, 1) if longest > 0 else 0.0

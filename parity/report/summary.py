@@ -1,0 +1,326 @@
+"""What a result says, in words and in few numbers: the one reading that terminal, JUnit and page share."""
+
+import dataclasses
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+
+from parity.records import Comparison, Culprit, Gate, GateStatus, NotCompared, Reading, Result, Status
+
+PRECISIONS = ("exact", "float64", "float32", "bfloat16")
+"""Known precisions in the order in which they are shown; others follow by name."""
+
+COPIED = ("weights", "constants")
+"""Gates that compare copied values: a failure there explains failures everywhere behind it."""
+
+
+def printable(text: str, *, multiline: bool = False) -> str:
+    r"""The text with control, surrogate and other invisible characters written out as ``\x1b`` or ``\u202e``.
+
+    Names come from models and files, so they may hold anything; what is left is safe in a terminal, in XML and in
+    UTF-8.
+
+    Args:
+        text: Any text.
+        multiline: Keep line breaks.
+
+    Returns:
+        The text without any character of Unicode's categories C (other), Zl and Zp (line separators).
+    """
+
+    def shown(character: str) -> str:
+        category = unicodedata.category(character)
+        if (multiline and character == "\n") or not (category.startswith("C") or category in ("Zl", "Zp")):
+            return character
+        code = ord(character)
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+    return text if text.isascii() and text.isprintable() else "".join(map(shown, text))
+
+
+def number(value: float | None) -> str:
+    """A relative error in two digits: ``3.1e-15``, ``0`` when exact, ``-`` when there is none."""
+    if value is None:
+        return "-"
+    if value == 0:
+        return "0"
+    text = f"{value:.1e}"
+    return text.replace(".0e", "e")
+
+
+def share(part: float) -> str:
+    """A fraction of a limit: ``12 %``, or ``3e+08 x`` when far above."""
+    if not math.isfinite(part):
+        return "over"
+    if part == 0:
+        return "0 %"
+    return f"{100 * part:.2g} %" if part < 1 else f"{part:.3g} x"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 comparison``, ``2,345 comparisons``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def layer(path: str) -> str:
+    """A layer's path; the model itself has the empty path."""
+    return printable(path) or "(model)"
+
+
+def excess(row: Comparison) -> float:
+    """Error over limit: how much of what is allowed was used. Infinite where that cannot be told."""
+    if row.error is None or not math.isfinite(row.error):
+        return 0.0 if row.status is Status.PASS else math.inf
+    if row.error == 0:
+        return 0.0
+    if row.limit is None:
+        return 0.0 if row.status is Status.PASS else math.inf
+    return row.error / row.limit if row.limit > 0 else math.inf
+
+
+def setting(row: Comparison) -> str:
+    """How it was measured: ``isolated, float64, evaluation``."""
+    return ", ".join(printable(part) for part in (row.reading.value, row.precision, row.mode) if part)
+
+
+def got(row: Comparison) -> str:
+    """What was found, against what."""
+    if row.status is Status.MISSING:
+        return "missing: there is nothing to compare"
+    if row.status is Status.NOT_RUN:
+        return "not run"
+    if row.status is Status.NON_FINITE:
+        return "NaN or infinite"
+    own = "" if row.reference_error is None else f", the reference's own is {number(row.reference_error)}"
+    return f"relative error {number(row.error)}{own}"
+
+
+def expected(row: Comparison) -> str:
+    """What would have passed."""
+    name = f" ({printable(row.tolerance)})" if row.tolerance else ""
+    if row.limit is None:
+        return f"a finite value within tolerance{name}"
+    return f"bit for bit the same{name}" if row.limit == 0 else f"at most {number(row.limit)}{name}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One gate as it is shown.
+
+    Attributes:
+        name: Of the gate.
+        status: As recorded, but failed where the record contradicts itself.
+        reason: Why it did not pass, never empty then.
+        requested: Whether it was asked for.
+        compared: Number of comparisons.
+        failed: Number of those that did not pass.
+        worst: By precision, the comparison that used most of its limit.
+    """
+
+    name: str
+    status: GateStatus
+    reason: str
+    requested: bool
+    compared: int
+    failed: int
+    worst: Mapping[str, Comparison]
+
+    @property
+    def label(self) -> str:
+        """The status in words."""
+        return "not run" if self.status is GateStatus.NOT_RUN else self.status.value
+
+
+def ordered_precisions(names: Iterable[str]) -> list[str]:
+    """Known precisions first and in their order, then the others by name."""
+    found = set(names)
+    return [name for name in PRECISIONS if name in found] + sorted(found - set(PRECISIONS))
+
+
+def _rung(name: str, gate: Gate | None, requested: bool) -> Rung:
+    if gate is None:
+        return Rung(
+            name=name,
+            status=GateStatus.NOT_RUN,
+            reason="asked for, but there is no such gate in the result",
+            requested=requested,
+            compared=0,
+            failed=0,
+            worst={},
+        )
+    status, reason, failed = gate.status, gate.reason, len(gate.failures)
+    # A record can be put together by hand or by a bug; whatever it claims, nothing compared is nothing proven.
+    if status is GateStatus.PASSED and not gate.comparisons:
+        status, reason = GateStatus.FAILED, "marked as passed, but nothing was compared"
+    elif status is GateStatus.PASSED and failed:
+        status, reason = GateStatus.FAILED, f"marked as passed, but {plural(failed, 'comparison')} did not pass"
+    if status is not GateStatus.PASSED and not reason:
+        if status is GateStatus.FAILED:
+            total = plural(len(gate.comparisons), "comparison")
+            reason = f"{failed:,} of {total} did not pass" if gate.comparisons else "nothing was compared"
+        else:
+            reason = "an earlier gate did not pass" if status is GateStatus.BLOCKED else "not run"
+    worst: dict[str, Comparison] = {}
+    for row in gate.comparisons:
+        if row.precision not in worst or excess(row) > excess(worst[row.precision]):
+            worst[row.precision] = row
+    return Rung(
+        name=name,
+        status=status,
+        reason=reason,
+        requested=requested,
+        compared=len(gate.comparisons),
+        failed=failed,
+        worst={key: worst[key] for key in ordered_precisions(worst)},
+    )
+
+
+def ladder(result: Result) -> tuple[Rung, ...]:
+    """Every gate of the result in ladder order, then those that were asked for and are not there."""
+    absent = [name for name in dict.fromkeys(result.requested) if name not in result.gates]
+    return tuple(_rung(name, gate, name in result.requested) for name, gate in result.gates.items()) + tuple(
+        _rung(name, None, True) for name in absent
+    )
+
+
+def failures(result: Result) -> tuple[Comparison, ...]:
+    """Everything that did not pass, in ladder order and in the order of execution."""
+    return tuple(row for gate in result.gates.values() for row in gate.failures)
+
+
+def by_reason(rows: Sequence[NotCompared]) -> dict[str, list[NotCompared]]:
+    """What was left out, grouped by its reason, the largest group first."""
+    groups: dict[str, list[NotCompared]] = {}
+    for row in rows:
+        groups.setdefault(row.reason, []).append(row)
+    return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The answer.
+
+    Attributes:
+        proven: Every gate that was asked for passed, on at least one comparison each.
+        headline: Two or three words.
+        sentence: What was found.
+        next_step: What to do now.
+        start: The comparison to look at first, None when nothing failed.
+    """
+
+    proven: bool
+    headline: str
+    sentence: str
+    next_step: str
+    start: Comparison | None = None
+
+
+def _culprit_step(result: Result, culprit: Culprit) -> str:
+    """What the pattern of one layer's failures says about the cause."""
+    own = [row for row in result.comparisons if culprit.port in (row.layer, row.port)]
+    own = own or [culprit.worst]
+    failed = [row for row in own if row.status is not Status.PASS] or [culprit.worst]
+    statuses = {row.status for row in failed}
+    if not culprit.certain:
+        return (
+            "Only end-to-end readings exist, and this is where they first part. Look at this layer and at what runs "
+            "between it and the last layer before it that agrees; a live reference would tell which."
+        )
+    if statuses == {Status.MISSING}:
+        return "One side never produced this value: check the layer map and that the layer is called."
+    if Status.NON_FINITE in statuses:
+        return "It turns finite inputs into NaN or infinity: check divisions, logarithms, exponentials, epsilons."
+    if all(row.reading is Reading.STATE for row in failed):
+        return "Its outputs agree, its state after a training pass does not: check momentum and the variance estimate."
+    modes = {row.mode for row in own}
+    if modes > {row.mode for row in failed} == {"training"}:
+        return "It agrees in evaluation mode and differs in training mode: check how batch statistics are used."
+    if "float64" not in {row.precision for row in failed} and "float64" in {row.precision for row in own}:
+        names = " and ".join(ordered_precisions({row.precision for row in failed}))
+        return (
+            f"It agrees in float64, so its formula is right; in {names} it rounds worse: check casts "
+            "and the order of summation."
+        )
+    return (
+        "It was given the reference's own inputs, so the fault is in this layer: compare formula, epsilons, constants, "
+        "padding and axis order with the reference."
+    )
+
+
+def verdict(result: Result) -> Verdict:
+    """The verdict, why, and what to do next."""
+    rungs = ladder(result)
+    asked = [rung for rung in rungs if rung.requested]
+    red = [rung for rung in asked if rung.status is not GateStatus.PASSED]
+    compared = sum(rung.compared for rung in rungs)
+    if result.passed and not red:
+        return _proven(rungs, asked)
+    if not asked:
+        return Verdict(
+            proven=False,
+            headline="Not proven",
+            sentence="No gate was asked for, so nothing is proven.",
+            next_step="Ask for at least one gate.",
+        )
+    if not compared:
+        return Verdict(
+            proven=False,
+            headline="Not proven",
+            sentence="Nothing was compared, so nothing is proven.",
+            next_step=f"{red[0].name}: {printable(red[0].reason)}." if red else "Ask for at least one gate.",
+        )
+    counts = f"{len(red)} of {plural(len(asked), 'gate')} did not pass"
+    # Blocked gates only repeat what an earlier one found, which may be one that nobody asked for.
+    first = next((rung for rung in rungs if rung.failed or rung.status is GateStatus.FAILED), red[0])
+    rows = result.gates[first.name].failures if first.name in result.gates else ()
+    start = rows[0] if rows else None
+    if first.name in COPIED and start is not None:
+        values = f"{first.failed:,} of {plural(first.compared, 'value')}"
+        found = f"{values} in gate {first.name} {'differs' if first.failed == 1 else 'differ'} from the reference's"
+        where = "where each side takes its constants from"
+        if first.name == "weights":
+            where = "key, layout and source in the weight map"
+        step = f"Mend this first, everything computed with it differs too: compare {where}."
+    elif result.culprit_rows:
+        culprit = result.culprit_rows[0]
+        others = len(result.culprit_rows) - 1
+        more = "" if not others else f" and {plural(others, 'other layer')}"
+        if culprit.certain:
+            found = (
+                f"{layer(culprit.port)}{more} {'compute' if others else 'computes'} something else than the reference"
+            )
+        else:
+            found = f"{layer(culprit.port)} is where the two first part"
+        step, start = _culprit_step(result, culprit), culprit.worst
+    elif start is not None:
+        found = f"no single layer is at fault, but {layer(start.port)} is the first that does not pass"
+        step = "Look at this comparison first."
+        if start.reading in (Reading.BLOCK, Reading.ACCUMULATED):
+            step = (
+                "No layer fails by itself, so look at how they are put together: order of calls, residual connections, "
+                "arguments."
+            )
+    else:
+        found = f"gate {first.name} is {first.label}: {first.reason}"
+        step = "Run the gates before it until they pass."
+    return Verdict(proven=False, headline="Not proven", sentence=f"{counts}: {found}.", next_step=step, start=start)
+
+
+def _proven(rungs: Sequence[Rung], asked: Sequence[Rung]) -> Verdict:
+    compared = plural(sum(rung.compared for rung in asked), "comparison")
+    rest = [rung.name for rung in rungs if not rung.requested and rung.status is not GateStatus.PASSED]
+    if rest:
+        names = ", ".join(rung.name for rung in asked)
+        return Verdict(
+            proven=True,
+            headline="Proven in part",
+            sentence=f"What was asked for passes ({names}): {compared}, each within its limit.",
+            next_step=f"Nothing is said about {', '.join(map(printable, rest))}: ask for all gates to prove the whole.",
+        )
+    gates = "The one gate passes" if len(asked) == 1 else f"All {len(asked)} gates pass"
+    return Verdict(
+        proven=True,
+        headline="Proven",
+        sentence=f"{gates}: {compared}, each within its limit. The port computes what the reference computes.",
+        next_step="Nothing to mend. What was left out, and which differences are known, is listed below.",
+    )

@@ -1,0 +1,145 @@
+"""The page in a real browser, at desktop and phone width, light and dark. Fails where there is no Chromium."""
+
+import re
+
+import pytest
+
+from parity.report.page import write_html
+from tests.unit.parity.report import results
+from tests.unit.parity.report.browser import Browser
+
+pytestmark = pytest.mark.slow
+
+SIZES = {"desktop": (1280, 800), "phone": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with Browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pages")
+    for name in ("passing", "failing", "empty", "nothing_asked"):
+        write_html(getattr(results, name)(), folder / f"{name}.html")
+    return folder
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["passing", "failing", "empty", "nothing_asked"])
+def test_page_opens_cleanly(browser, pages, name, size, dark):
+    path = pages / f"{name}.html"
+    browser.open(path, width=SIZES[size][0], height=SIZES[size][1], dark=dark)
+    assert browser.run("document.title").startswith("Proven" if name == "passing" else "Not proven")
+    assert browser.problems == []
+    assert [url for url in browser.requests if not url.startswith("data:")] == [path.as_uri()]
+    assert browser.run("document.documentElement.scrollWidth") <= SIZES[size][0], "the page scrolls sideways"
+    assert (browser.run("getComputedStyle(document.body).backgroundColor") != "rgb(255, 255, 255)") == dark
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_failing_run_says_it_all_on_the_first_screen(browser, pages, size):
+    width, height = SIZES[size]
+    browser.open(pages / "failing.html", width=width, height=height)
+    start = browser.run("document.querySelector('.start').innerText")
+    assert "performer.layers.2.attention" in start
+    assert "performer/layers/2/self_attention" in start
+    assert "What to do" in start
+    assert browser.run("document.querySelector('.start').getBoundingClientRect().bottom") <= height
+
+
+def test_hostile_names_are_text_everywhere(browser, pages):
+    browser.open(pages / "failing.html")
+    assert browser.run("document.title").startswith("Not proven")
+    assert browser.run("document.querySelectorAll('img, body script:not([id])').length") == 2  # plotly and our own
+    assert "<script>" in browser.run("document.getElementById('comparisons').innerText")
+    assert "<img src=x" in browser.run("document.getElementById('weights').innerText + weights.textContent")
+    hover = browser.run("figure.data.flatMap(trace => trace.text || []).find(text => text.includes('alert'))")
+    assert "alert(1)&gt;" in hover
+    assert not re.search(r"<(?!/?b>|br>)", hover)
+
+
+def test_a_foreign_script_does_not_run(browser, pages):
+    browser.open(pages / "passing.html")
+    browser.run(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.taken = true'}))"
+    )
+    assert browser.run("window.taken") is None
+    assert any("Content Security Policy" in str(problem) for problem in browser.problems)
+
+
+def test_figure_draws_every_layer_and_switches(browser, pages):
+    browser.open(pages / "passing.html")
+    layers = len({row.port for row in results.passing().gates["layers"].comparisons})
+    drawn = "figure.data.filter(trace => trace.customdata).map(trace => trace.y.length)"
+    assert browser.run(drawn) == [layers] * 3
+    blocks = len({row.port for row in results.passing().gates["blocks"].comparisons})
+    browser.run("document.querySelectorAll('[name=Reading]')[1].click()")
+    assert browser.run(drawn) == [blocks] * 3
+    browser.run("document.querySelector('#figure-controls [type=checkbox]').click()")
+    assert browser.run(drawn) == [blocks] * 2
+    assert browser.problems == []
+
+
+def test_exact_zeros_are_drawn_and_explained(browser, pages):
+    browser.open(pages / "passing.html")
+    trace = "figure.data.find(trace => trace.name === 'float64')"
+    assert browser.run(f"{trace}.y.every(value => value > 0)")
+    assert browser.run(f"{trace}.marker.symbol.includes('triangle-down-open')")
+    assert "exact zero" in browser.run("document.getElementById('figure-note').textContent")
+    assert "0" in browser.run("figure.layout.yaxis.ticktext")
+
+
+def test_missing_and_non_finite_are_drawn(browser, pages):
+    browser.open(pages / "failing.html")
+    layers = len({row.port for row in results.failing().gates["layers"].comparisons})
+    assert browser.run("figure.data.filter(trace => trace.customdata).map(trace => trace.y.length)") == [layers] * 3
+    assert "none" in browser.run("figure.layout.yaxis.ticktext")
+
+
+def test_keyboard_reads_layers_and_lists_their_comparisons(browser, pages):
+    browser.open(pages / "passing.html")
+    browser.run("document.getElementById('figure').focus()")
+    for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft"):
+        browser.press(key)
+    readout = browser.run("document.getElementById('readout').textContent")
+    assert readout.startswith("stem_res_conv.block.norm (stem_res_conv/_layer/0) float64: ")
+    browser.press("Enter")
+    rows = "[...document.querySelectorAll('#comparisons tbody tr')].map(row => row.innerText)"
+    listed = browser.run(rows)
+    assert listed
+    assert all("stem_res_conv.block.norm" in row for row in listed)
+
+
+def test_tables_search_filter_and_sort(browser, pages):
+    browser.open(pages / "failing.html")
+    failed = len(results.failing().gates["layers"].failures)
+    rows = "document.querySelectorAll('#comparisons tbody tr').length"
+    assert browser.run(rows) == failed
+    type_in = (
+        "(s => {{ s.value = '{}'; s.dispatchEvent(new Event('input')); }})(document.querySelector('#{} [type=search]'))"
+    )
+    browser.run(type_in.format("layers.4.norm float64", "comparisons"))
+    assert browser.run(rows) == 2
+    browser.run(type_in.format("", "comparisons"))
+    browser.run("[...document.querySelectorAll('#comparisons th button')].find(b => b.textContent === 'Error').click()")
+    assert browser.run("document.querySelector('#comparisons th[aria-sort]').getAttribute('aria-sort')") == "descending"
+    assert "missing" in browser.run("document.querySelector('#comparisons tbody tr').innerText").replace(
+        "non-finite", "missing"
+    )
+    browser.run(type_in.format("stem_conv_atac", "weights"))
+    assert browser.run("document.querySelectorAll('#weights tbody tr').length") == 1
+
+
+def test_every_control_is_reached_by_the_keyboard(browser, pages):
+    browser.open(pages / "failing.html")
+    reached = set()
+    for _ in range(90):
+        browser.press("Tab")
+        reached.add(
+            browser.run("document.activeElement.id || document.activeElement.type || document.activeElement.className")
+        )
+    assert {"skip", "figure", "radio", "checkbox", "search", "select-one", "button", "scroll"} <= reached

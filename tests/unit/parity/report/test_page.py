@@ -1,0 +1,161 @@
+"""The page as text: what it says, that nothing escapes from its place, and that it loads nothing."""
+
+import dataclasses
+import html.parser
+import json
+import re
+import sys
+
+import pytest
+
+from parity.records import Gate, GateStatus, Result
+from parity.report.page import embedded, render, write_html
+from tests.unit.parity.report import results
+
+
+class Parsed(html.parser.HTMLParser):
+    """Elements, attributes and texts of a page, as a browser would cut it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.styles: list[str] = []
+        self.texts: list[str] = []
+        self._in = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._in = tag
+        if tag in ("script", "style"):
+            getattr(self, f"{tag}s").append("")
+
+    def handle_endtag(self, tag):
+        self._in = ""
+
+    def handle_data(self, data):
+        if self._in in ("script", "style"):
+            getattr(self, f"{self._in}s")[-1] += data
+        else:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.texts))
+
+
+@pytest.fixture(scope="module")
+def pages() -> dict[str, Parsed]:
+    return {name: Parsed(render(getattr(results, name)())) for name in ("passing", "failing", "empty", "nothing_asked")}
+
+
+@pytest.mark.parametrize("name", ["passing", "failing", "empty", "nothing_asked"])
+def test_embedded_data_is_the_result(pages, name):
+    data, *scripts = pages[name].scripts
+    assert json.loads(data) == json.loads(json.dumps(getattr(results, name)().to_dict()))
+    assert len(scripts) == 2  # plotly.js and our own
+
+
+def test_embedded_data_cannot_leave_its_element():
+    text = embedded(results.failing())
+    assert text.isascii()
+    assert not set("<>&") & set(text)
+
+
+def test_hostile_names_are_text(pages):
+    page = pages["failing"]
+    assert "<img src=x onerror=alert(1)>" in page.text
+    assert [tag for tag, _ in page.elements].count("script") == 3
+    assert "img" not in {tag for tag, _ in page.elements}
+    assert not any(name.startswith("on") for _, attributes in page.elements for name in attributes)
+
+
+def test_page_survives_every_character(tmp_path):
+    path = tmp_path / "report.html"
+    write_html(results.failing(), path)  # a lone surrogate has no UTF-8
+    shown = Parsed(path.read_text(encoding="utf-8")).text
+    assert r"\x1b[31m\ud800\u202e\x00" in shown
+    assert "\x1b" not in shown
+    assert "\u202e" not in shown
+
+
+def test_page_loads_nothing(pages):
+    for page in pages.values():
+        for tag, attributes in page.elements:
+            assert "src" not in attributes
+            assert "srcset" not in attributes
+            assert attributes.get("href", "#").startswith(("#", "data:")), tag
+        assert all("url(" not in style and "@import" not in style for style in page.styles)
+        _, plotly, script = page.scripts
+        assert not re.search(r"https?:|fetch\(|XMLHttpRequest|import\(", script)
+        assert plotly.startswith("/**\n* plotly.js")
+        policy = next(attributes["content"] for _, attributes in page.elements if "http-equiv" in attributes)
+        assert policy is not None
+        assert policy.startswith("default-src 'none'; script-src 'sha256-")
+
+
+@pytest.mark.parametrize(
+    ("name", "headline"),
+    [
+        ("passing", "Proven"),
+        ("failing", "Not proven"),
+        ("empty", "Not proven"),
+        ("nothing_asked", "Not proven"),
+    ],
+)
+def test_verdict_comes_first(pages, name, headline):
+    texts = [text.strip() for text in pages[name].texts if text.strip()]
+    assert texts[0] == f"{headline}: {getattr(results, name)().pair}"  # title
+    assert headline in texts[4:8]
+    assert name == "passing" or "Proven" not in texts
+
+
+def test_failing_page_names_the_first_culprit_before_the_ladder(pages):
+    text = pages["failing"].text
+    ladder = text.index("127 comparisons")
+    for words in ("performer.layers.2.attention", "performer/layers/2/self_attention", "What to do"):
+        assert 0 < text.index(words) < ladder
+
+
+def test_page_holds_every_section(pages):
+    text = pages["passing"].text
+    for words in (
+        "Weight map",
+        "Comparisons",
+        "c of the tanh GELU",
+        "dropout is off",
+        "2 x the reference's own, at least 3.4e-08",
+        "machine.processor",
+        "x86_64",
+        "filter_list_seq",
+        "64, 80",
+        "1 min 47 s",
+    ):
+        assert words in text, words
+
+
+def test_unlisted_tolerance_is_shown():
+    result = dataclasses.replace(results.passing(), tolerances={})
+    assert "not in the table of tolerances" in Parsed(render(result)).text
+
+
+def test_gate_that_was_asked_for_and_is_absent_is_shown():
+    result = Result(pair="pair", reference="reference", requested=("layers",), gates={})
+    assert "there is no such gate" in Parsed(render(result)).text
+
+
+def test_reason_of_a_blocked_gate_is_shown():
+    gate = Gate(name="layers", status=GateStatus.BLOCKED, reason="gate <b>weights</b> did not pass")
+    result = Result(pair="pair", reference="reference", requested=("layers",), gates={"layers": gate})
+    assert "gate <b>weights</b> did not pass" in Parsed(render(result)).text
+
+
+@pytest.mark.parametrize("library", ["jinja2", "plotly.offline"])
+def test_missing_library_names_the_extra(monkeypatch, tmp_path, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    path = tmp_path / "report.html"
+    with pytest.raises(ImportError, match=r"extra `report`.*pip install 'epibert-parity\[report\]'"):
+        write_html(results.passing(), path)
+    assert not path.exists()
