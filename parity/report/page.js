@@ -286,7 +286,7 @@
       margin: { l: narrow ? 46 : 56, r: narrow ? 4 : 12, t: 28, b: 124 }, hovermode: "closest", dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: text },
       modebar: { bgcolor: "rgba(0,0,0,0)", color: text, activecolor: colour("text") },
-      hoverlabel: { align: "left", bgcolor: colour("panel"), bordercolor: grid, font: { color: colour("text"), size: 12 } },
+      hoverlabel: { align: "left", bgcolor: colour("panel"), bordercolor: grid, font: { family: getComputedStyle(document.body).fontFamily, color: colour("text"), size: 12 } },
       xaxis: { ...ticks(entries, width), range: [-1, entries.length], tickangle: -50, showgrid: false, zeroline: false, linecolor: grid, ticks: "outside", tickcolor: grid },
       yaxis: { type: "log", range: span, gridcolor: grid, zeroline: false, fixedrange: narrow,
         tickvals: [...exponents.map((power) => 10 ** power), ...(zero ? [FLOOR] : []), ...(none ? [CEILING] : [])],
