@@ -1,0 +1,149 @@
+"""The command line: ``epibert parity``, ``epibert weights ...``, ``epibert bench ...``.
+
+Exit status 0: proven, or done. 1: not proven, or different. 2: wrong use or bad input, with one line that says what.
+"""
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import auto_cli
+from rich.console import Console
+
+PROVEN, NOT_PROVEN, WRONG_USE = 0, 1, 2
+
+
+def parity(
+    checkpoint: str | None = None,
+    config: str | None = None,
+    gates: str = "weights,constants,layers,blocks,model",
+    out: str = "out/parity",
+    reference: Literal["both", "live", "recorded"] = "both",
+    bins: int = 64,
+    batch: int = 2,
+    goldens: str | None = None,
+) -> int:
+    """Climb the ladder: does the port compute what the original computes, layer by layer?
+
+    Writes parity.json, junit.xml and report.html. Exit status 0: every gate asked for is proven; 1: not; 2: bad input.
+
+    Args:
+        checkpoint: A checkpoint of the original to verify on (prefix, directory, SavedModel or .h5); by default the
+            recorded cases of the repository.
+        config: JSON file with constructor arguments that the checkpoint's shapes do not tell, such as the seed.
+        gates: Rungs to prove, separated by commas; the ones before them are climbed as well.
+        out: Folder for the three files; those of an earlier run are replaced.
+        reference: Compare with numbers recorded from the original, with the living TensorFlow reference, or with both. A
+            checkpoint of your own has only a living one.
+        bins: Window for a checkpoint of your own, in 128-bp bins; no weight depends on its length.
+        batch: Number of synthetic examples for a checkpoint of your own.
+        goldens: Folder of the recorded cases; that of the repository by default.
+    """
+    from parity.pairs.epibert_run import GOLDENS, run
+    from parity.report.junit import write_junit
+    from parity.report.page import write_html
+    from parity.report.terminal import print_result
+
+    console = Console()
+    # Whether the folder can be written is found out before the minutes of work, not after.
+    with _files(out) as scratch:
+        with console.status("starting") as status:
+            result = run(
+                checkpoint=checkpoint,
+                config=config,
+                gates=[name for name in gates.replace(",", " ").split() if name],
+                reference="live" if checkpoint is not None and reference == "both" else reference,
+                goldens=GOLDENS if goldens is None else goldens,
+                bins=bins,
+                batch=batch,
+                say=lambda text: status.update(text),
+            )
+        result.to_json(scratch / "parity.json")
+        write_junit(result, scratch / "junit.xml")
+        write_html(result, scratch / "report.html")
+    print_result(result, console)
+    console.print(f"written to {out}: report.html, parity.json, junit.xml", soft_wrap=True)
+    return PROVEN if result.passed else NOT_PROVEN
+
+
+@contextlib.contextmanager
+def _files(out: str) -> Iterator[Path]:
+    """A folder to write into; its files are moved to ``out`` when all are there, replacing those of an earlier run."""
+    from parity.pairs.epibert_run import UsageError
+
+    new = not Path(out).exists()
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=out, prefix=".writing-")
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {error.strerror}") from None
+    try:
+        with scratch as name:
+            yield Path(name)
+            for path in sorted(Path(name).iterdir()):
+                path.replace(Path(out) / path.name)
+    finally:
+        if new and not any(Path(out).iterdir()):
+            Path(out).rmdir()
+
+
+def bench(
+    config: Literal["full", "tiny"] = "full",
+    repeats: int = 3,
+    out: str | None = "out/bench",
+) -> int:
+    """Measure one forward pass of reference and port, and a transplant, in one run on this machine.
+
+    Args:
+        config: Size of the model: the published one, or a tiny one to try the command out.
+        repeats: Timed passes of each; the median counts.
+        out: Folder for bench.json.
+    """
+    from benchmarks.command import run_benchmarks
+
+    return run_benchmarks(config=config, repeats=repeats, out=out)
+
+
+def commands() -> dict[str, Any]:
+    """The subcommands."""
+    from weights.command import diff, export_command, inspect, transplant_command
+
+    weights = {
+        "_help": "Checkpoints between TensorFlow and PyTorch.",
+        "inspect": inspect,
+        "transplant": transplant_command,
+        "export": export_command,
+        "diff": diff,
+    }
+    return {"parity": parity, "weights": weights, "bench": bench}
+
+
+def main(arguments: Sequence[str] | None = None, components: Any = None, program: str = "epibert") -> None:
+    """Runs the command line and exits with its status.
+
+    Args:
+        arguments: Command-line arguments; those of the process when None.
+        components: Subcommands or one command; all when None.
+        program: Name shown in the help.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from parity.pairs.epibert_run import UsageError
+    from weights import CheckpointError
+
+    try:
+        status = auto_cli(
+            commands() if components is None else components,
+            args=None if arguments is None else list(arguments),
+            prog=program,
+            description="EpiBERT in PyTorch, with proof that it computes what the TensorFlow original computes.",
+        )
+    except (CheckpointError, UsageError) as error:
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"{program}: error: {error}")
+        status = WRONG_USE
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)

@@ -1,0 +1,298 @@
+"""What ``epibert parity`` runs: the recorded cases of the repository, or a checkpoint of the user's own."""
+
+import dataclasses
+import importlib.util
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from parity.environment import ROOT, describe_environment, hash_file, version
+from parity.ladder import GATES, compare_live, find_culprits, judge, unrecorded
+from parity.pairs import epibert
+from parity.records import Comparison, KnownDifference, NotCompared, Result, WeightRow
+from parity.reference import LiveReference, read_recording
+from parity.tolerances import table
+from torch_impl import EpiBERT, EpiBERTConfig
+from weights import CheckpointError, transplant
+from weights.checkpoint import Checkpoint, read_checkpoint
+from weights.mapping import canonical_shapes, locate
+from weights.configuration import infer_configuration
+from weights.model_directory import load_config
+from weights.table import rows as weight_rows
+
+GOLDENS = ROOT / "goldens"
+CASES = ("P1", "P2")
+SHORT_WINDOW = 64
+INPUT_SEED = 2026
+
+References = Literal["both", "live", "recorded"]
+Say = Callable[[str], None]
+
+
+class UsageError(ValueError):
+    """A request that cannot be met, in one line for the user."""
+
+
+@dataclasses.dataclass
+class Findings:
+    """What the cases add up to."""
+
+    comparisons: list[Comparison] = dataclasses.field(default_factory=list)
+    not_compared: list[NotCompared] = dataclasses.field(default_factory=list)
+    known_differences: list[KnownDifference] = dataclasses.field(default_factory=list)
+    weights: list[WeightRow] = dataclasses.field(default_factory=list)
+    references: list[str] = dataclasses.field(default_factory=list)
+    configuration: dict[str, Any] = dataclasses.field(default_factory=dict)
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def result(self, gates: Sequence[str]) -> Result:
+        """Judged."""
+        # All cases have the same kinds of layers; the deepest one orders them.
+        config = max(
+            (EpiBERTConfig(**arguments) for arguments in self.configuration.values()),
+            key=lambda found: (found.num_transformer_layers, len(found.filter_list_seq)),
+        )
+        return Result(
+            pair=epibert.NAME,
+            reference="; ".join(dict.fromkeys(self.references)),
+            requested=tuple(gates),
+            gates=judge(self.comparisons, requested=gates),
+            culprit_rows=find_culprits(self.comparisons, epibert.layer_map(config), model_name=epibert.NAME),
+            not_compared=tuple(dict.fromkeys(self.not_compared)),
+            known_differences=tuple(self.known_differences),
+            weights=tuple(self.weights),
+            tolerances=table(),
+            configuration=self.configuration,
+            environment={**describe_environment(), "checkpoints": self.sources},
+            seconds=self.seconds,
+        )
+
+
+def tensorflow_installed() -> bool:
+    """Whether a living reference can be built."""
+    return all(importlib.util.find_spec(name) is not None for name in ("tensorflow", "tf_keras"))
+
+
+def run(
+    *,
+    checkpoint: str | None = None,
+    config: str | None = None,
+    gates: Sequence[str] = GATES,
+    reference: References = "both",
+    goldens: str | Path = GOLDENS,
+    bins: int = SHORT_WINDOW,
+    batch: int = 2,
+    prepare_port: Callable[[EpiBERT], None] | None = None,
+    say: Say = lambda text: None,
+) -> Result:
+    """Climbs the ladder.
+
+    Args:
+        checkpoint: A checkpoint of the original; the recorded cases when None.
+        config: JSON file with constructor arguments that the checkpoint's shapes do not tell.
+        gates: Rungs to prove.
+        reference: Numbers recorded from the original, the living reference, or both.
+        goldens: Folder of the recorded cases.
+        bins: Window of a user's checkpoint, in bins: no weight depends on the length, so a short one exercises all.
+        batch: Examples in the synthetic inputs of a user's checkpoint.
+        prepare_port: Called with every port before it is compared; tests inject faults here.
+        say: Told what is going on.
+
+    Raises:
+        UsageError: The request cannot be met: no TensorFlow, no recordings, an unknown gate.
+        CheckpointError: The checkpoint or its configuration is at fault.
+    """
+    unknown = [gate for gate in gates if gate not in GATES]
+    if unknown or not gates:
+        raise UsageError(f"unknown gates {unknown}; there are {', '.join(GATES)}")
+    if reference != "recorded" and not tensorflow_installed():
+        raise UsageError(
+            "the living reference needs TensorFlow: install the extra 'reference', or compare with the recorded numbers "
+            "alone by --reference recorded"
+        )
+    findings = Findings()
+    wanted = GATES[: max(GATES.index(gate) for gate in gates) + 1]
+    if checkpoint is not None:
+        if reference == "recorded":
+            raise UsageError("nothing is recorded for a checkpoint of your own: it needs --reference live")
+        _own_checkpoint(findings, wanted, checkpoint, config, bins, batch, prepare_port, say)
+    else:
+        if config is not None:
+            raise UsageError("--config belongs to --checkpoint")
+        for name in CASES:
+            folder = Path(goldens) / name
+            if not (folder / "forward.h5").is_file():
+                raise UsageError(f"no recorded numbers in {folder}: run from a clone of the repository, or give --goldens")
+            _recorded_case(findings, wanted, name, folder, reference, prepare_port, say)
+    return findings.result(gates)
+
+
+def load_case(folder: Path) -> tuple[EpiBERTConfig, Checkpoint]:
+    """Configuration and checkpoint of a recorded case."""
+    description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return EpiBERTConfig(**description["config"]), read_checkpoint(folder / description["ckpt_before"])
+
+
+def model_tensors(checkpoint: Checkpoint, config: EpiBERTConfig) -> dict[str, np.ndarray]:
+    """Every tensor of the model by canonical path, read straight from the checkpoint.
+
+    Tensors under ``model/`` that the table does not know are kept, so that the comparison finds them left over.
+    """
+    keys = locate(checkpoint, weight_rows(config))
+    taken = set(keys.values())
+    others = {checkpoint.path(key): key for key in checkpoint if key not in taken}
+    keys |= {path: key for path, key in others.items() if path.startswith("model/")}
+    return {path: checkpoint[key] for path, key in keys.items()}
+
+
+def _recorded_case(
+    findings: Findings,
+    wanted: Sequence[str],
+    name: str,
+    folder: Path,
+    reference: References,
+    prepare_port: Callable[[EpiBERT], None] | None,
+    say: Say,
+) -> None:
+    config, checkpoint = load_case(folder)
+    stored = model_tensors(checkpoint, config)
+    findings.configuration[name] = dataclasses.asdict(config)
+    findings.weights += epibert.weight_map(config, stored)
+    findings.sources |= {f"{name}/{path.name}": hash_file(path) for path in checkpoint.files}
+    original = json.loads((folder.parent / "environment.json").read_text(encoding="utf-8"))
+    recording = read_recording(folder / "forward.h5", name=f"recorded TensorFlow {original['tensorflow']}")
+    findings.sources[f"{name}/forward.h5"] = hash_file(folder / "forward.h5")
+    inputs = epibert.recorded_inputs(recording)
+    if reference != "live":
+        case = f"{name} recorded"
+        with _timed(findings, case, say):
+            projection, rotary = epibert.recorded_constants(recording)
+            port = EpiBERT(config)
+            transplant(checkpoint, port, constants=(projection, rotary, recording.name))
+            _prepare(port, prepare_port)
+            findings.references.append(f"numbers of the original, TensorFlow {original['tensorflow']}")
+            rows = [
+                *epibert.compare_weights(port, stored, case=case),
+                *epibert.compare_constants(port, projection, rotary, case=case),
+                *epibert.compare_with_recording(port, recording, case=case),
+                *epibert.compare_own_constants(port, inputs, recording.finals["float64", "eager"], case=case),
+            ]
+            differences, effects = epibert.measure_known_differences(port, inputs, case=case)
+            findings.known_differences += differences
+            findings.comparisons += [row for row in (*rows, *effects) if row.gate in wanted]
+            findings.not_compared += unrecorded(recording, epibert.layer_map(config), case=case)
+            findings.not_compared += epibert.unmapped_modules(port, epibert.layer_map(config))
+    if reference != "recorded":
+        port = EpiBERT(config)
+        transplant(checkpoint, port, constants="tensorflow")
+        _prepare(port, prepare_port)
+        _live_case(findings, wanted, f"{name} live", port, stored, inputs, say)
+
+
+def _own_checkpoint(
+    findings: Findings,
+    wanted: Sequence[str],
+    path: str,
+    config_file: str | None,
+    bins: int,
+    batch: int,
+    prepare_port: Callable[[EpiBERT], None] | None,
+    say: Say,
+) -> None:
+    say("reading the checkpoint")
+    checkpoint = read_checkpoint(path)
+    config = resolve_configuration(checkpoint, config_file)
+    if bins < 1 or batch < 1:
+        raise UsageError("bins and batch must be positive")
+    if bins < config.output_length:
+        findings.not_compared.append(
+            NotCompared(
+                side="both",
+                name=f"windows longer than {bins} bins",
+                reason=f"the model takes {config.output_length}; no weight depends on the length, and the rotary table is "
+                "compared whole",
+            )
+        )
+        kept = max(bins - 2 * config.crop, 1)
+        config = dataclasses.replace(config, output_length=bins, final_output_length=kept)
+    findings.configuration["checkpoint"] = dataclasses.asdict(config)
+    findings.sources |= {file.name: hash_file(file) for file in checkpoint.files}
+    port = EpiBERT(config)
+    transplant(checkpoint, port, constants="tensorflow")
+    _prepare(port, prepare_port)
+    stored = model_tensors(checkpoint, config)
+    findings.weights += epibert.weight_map(config, stored)
+    findings.not_compared += epibert.unmapped_modules(port, epibert.layer_map(config))
+    inputs = epibert.synthetic_inputs(config, batch=batch, seed=INPUT_SEED)
+    _live_case(findings, wanted, Path(path).name, port, stored, inputs, say)
+
+
+def resolve_configuration(checkpoint: Checkpoint, config_file: str | None) -> EpiBERTConfig:
+    """The configuration that the shapes determine, with a file's arguments for what they leave open.
+
+    Raises:
+        CheckpointError: The shapes are not a model's, or the file contradicts them.
+    """
+    shapes = {path: shape for path, shape in canonical_shapes(checkpoint).items() if path.startswith("model/")}
+    overrides: dict[str, Any] = {}
+    if config_file is not None:
+        load_config(config_file)
+        overrides = json.loads(Path(config_file).read_text(encoding="utf-8"))
+    if not shapes:
+        if config_file is None:
+            raise CheckpointError("this checkpoint's keys do not tell the model's shape: give --config")
+        return load_config(config_file)
+    return infer_configuration(shapes).config(**overrides)
+
+
+def _live_case(
+    findings: Findings,
+    wanted: Sequence[str],
+    case: str,
+    port: EpiBERT,
+    stored: Mapping[str, np.ndarray],
+    inputs: tuple[np.ndarray, ...],
+    say: Say,
+) -> None:
+    with _timed(findings, case, say):
+        mapped = epibert.layer_map(port.config)
+        models = {
+            precision: epibert.build_reference(port.config, stored, precision)
+            for precision in ("float64", "float32", "bfloat16")
+        }
+        projection, rotary = models["float64"].get_constants()
+        described = f"living reference, TensorFlow {version('tensorflow')}, tf_keras {version('tf_keras')}"
+        findings.references.append(described)
+        rows = [
+            *epibert.compare_weights(port, stored, case=case),
+            *epibert.compare_constants(port, projection, rotary if port.config.use_rot_emb else None, case=case),
+        ]
+        readings = [gate for gate in wanted if gate in ("layers", "blocks", "model")]
+        if readings:
+            live = LiveReference(models, inputs, mapped, described)
+            rows += compare_live(epibert.watch(port), live, mapped, gates=readings, case=case)
+        findings.comparisons += [row for row in rows if row.gate in wanted]
+
+
+def _prepare(port: EpiBERT, prepare_port: Callable[[EpiBERT], None] | None) -> None:
+    if prepare_port is not None:
+        prepare_port(port)
+
+
+class _timed:
+    """Says what is going on and notes how long it took."""
+
+    def __init__(self, findings: Findings, name: str, say: Say) -> None:
+        self.findings, self.name, self.say = findings, name, say
+
+    def __enter__(self) -> None:
+        self.say(f"comparing {self.name}")
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.findings.seconds[self.name] = time.perf_counter() - self.started
