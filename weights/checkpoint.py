@@ -8,6 +8,7 @@ piece by piece.
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -130,9 +131,6 @@ class TensorFlowCheckpoint(Checkpoint):
     def __init__(self, prefix: PathLike, *, canonical: bool = False) -> None:
         self._bundle = TensorBundle(prefix)
         self.files = (index_path(Path(prefix)), *self._bundle.paths)
-        self._graph = None
-        if GRAPH_KEY in self._bundle:
-            self._graph = ObjectGraph(self._bundle.read(GRAPH_KEY).item())
         self._keys = {key: key for key in self._bundle}
         self._root_is_model = not any(key.startswith(f"{MODEL}/") for key in self._bundle)
         if canonical:
@@ -140,7 +138,12 @@ class TensorFlowCheckpoint(Checkpoint):
             paths = {} if self._graph is None else self._graph.canonical_paths()
             self._root_is_model = not any(path.startswith(f"{MODEL}/") for path in paths.values())
             self._keys = {self._below_model(paths[key]) + SUFFIX if key in paths else key: key for key in self._bundle}
-            self._graph, self._root_is_model = None, False
+            self._root_is_model = False
+
+    @cached_property
+    def _graph(self) -> ObjectGraph | None:
+        """Read only when needed: where it is damaged, `verify` can still name everything else that is."""
+        return ObjectGraph(self._bundle.read(GRAPH_KEY).item()) if GRAPH_KEY in self._bundle else None
 
     def _below_model(self, path: str) -> str:
         """A checkpoint of the bare model has no `model/` in its paths; the table does."""

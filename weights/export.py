@@ -99,7 +99,9 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
 
     def _cast(self, name: str, array: np.ndarray) -> np.ndarray:
         converted = array.astype(self._dtype or np.float32, copy=False)
-        if self._dtype is None and not np.array_equal(converted, array, equal_nan=True):
+        if not np.isfinite(converted).all():
+            raise MappingError(f"{name} has NaN or infinity")
+        if self._dtype is None and not np.array_equal(converted, array):
             raise CheckpointError(
                 f"{name} is {array.dtype} and not exact in float32, the checkpoint's type; "
                 "ask for dtype='float64', or for 'float32' to round"
@@ -150,7 +152,8 @@ def export(
 
     Raises:
         OutputError: not writable, or there is such a checkpoint already.
-        CheckpointError: numbers that float32 cannot hold, or a training state that does not fit the model.
+        CheckpointError: NaN or infinity in the model, numbers that float32 cannot hold, or a training state that does
+            not fit the model.
     """
     state: dict[str, np.ndarray] | Mapping[str, np.ndarray] = {} if training_state is None else training_state
     if SAVE_COUNTER not in state:

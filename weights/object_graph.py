@@ -129,7 +129,7 @@ def build_graph(paths: Iterable[str], aliases: Iterable[tuple[str, str]] = ()) -
 
     def walk(path: str) -> int:
         node = 0
-        for name in path.split("/"):
+        for name in path.split("/") if path else []:
             node = child(node, name)
         return node
 

@@ -39,7 +39,7 @@ def decode_varint(data: bytes, position: int) -> tuple[int, int]:
     """Decode the integer at `position`; returns it and the position behind it.
 
     Raises:
-        CorruptCheckpointError: the data ends inside the number, or it has more than 64 bits.
+        CorruptCheckpointError: the data ends inside the number, or it is longer than it needs to be or than 64 bits.
     """
     number = 0
     for shift in range(0, 70, 7):
@@ -49,10 +49,10 @@ def decode_varint(data: bytes, position: int) -> tuple[int, int]:
         position += 1
         number |= (byte & 0x7F) << shift
         if byte < 0x80:
-            if number >> 64:
+            if number >> 64 or (shift and not byte):
                 break
             return number, position
-    raise CorruptCheckpointError("a number has more than 64 bits")
+    raise CorruptCheckpointError("a number is not encoded as it should be")
 
 
 def _parse_block(block: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -103,7 +103,12 @@ class TensorBundle(Mapping[str, np.ndarray]):
         try:
             table = sorted_table.read_table(_read_file(index))
             self._header = _parse(messages.BundleHeader, table.pop(b"", b""), "the header")
-            self._entries = {_text(key): _read_entry(_text(key), value) for key, value in table.items()}
+            slices = [key for key in table if key.startswith(b"\0")]
+            self._entries = {
+                _text(key): _read_entry(_text(key), value) for key, value in table.items() if key not in slices
+            }
+            if slices:
+                raise UnsupportedCheckpointError("it holds slices of partitioned variables")
         except (CorruptCheckpointError, NotACheckpointError, UnsupportedCheckpointError) as error:
             raise type(error)(f"index {index}: {error}") from None
         if self._header.num_shards < 1 or self._header.endianness not in (0, 1):

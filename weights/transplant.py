@@ -215,11 +215,20 @@ def _read(checkpoint: Checkpoint, assignment: Assignment) -> _Reading:
     return _Reading(assignment=assignment, array=array, sha256=digest.hexdigest(), wrong=finite.wrong)
 
 
+def _damage(checkpoint: Checkpoint, key: str) -> str:
+    try:
+        checkpoint.visit(key)
+    except CorruptCheckpointError as error:
+        return str(error)
+    return ""
+
+
 def _read_all(checkpoint: Checkpoint, plan: Plan) -> list[_Reading]:
-    """Read every assigned tensor; raises one error that lists every damaged or non-finite tensor."""
+    """Read every tensor, the ignored ones too; raises one error that lists every damaged or non-finite tensor."""
     with ThreadPoolExecutor(THREADS) as pool:
         readings = list(pool.map(lambda assignment: _read(checkpoint, assignment), plan.assignments))
-    damaged = [reading.damage for reading in readings if reading.damage]
+        damaged = list(pool.map(lambda entry: _damage(checkpoint, entry[0]), plan.ignored))
+    damaged = [damage for damage in (*damaged, *(reading.damage for reading in readings)) if damage]
     if damaged:
         raise CorruptCheckpointError(listing("damaged tensors", damaged))
     wrong = [
@@ -240,7 +249,8 @@ def _as_tensor(array: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
+def _copy(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+    target, source = pair
     target.copy_(source)
 
 
@@ -262,7 +272,7 @@ def _fill(model: EpiBERT, readings: list[_Reading], constants: Constants) -> Non
         except ValueError as error:
             raise MappingError(f"the constants do not fit the model: {error}") from None
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(_copy, *zip(*pairs, strict=True)):
+        for _ in pool.map(_copy, pairs):
             pass  # the loop passes on what a thread raises
 
 
