@@ -268,13 +268,11 @@ class EpiBERT(tf_keras.Model):
             The model itself.
         """
         dtype = tf.as_dtype(self.compute_dtype)
-        specifications = [
-            tf.TensorSpec([None, None, 4], dtype),
-            tf.TensorSpec([None, None, 1], dtype),
-            tf.TensorSpec([None, 1, self.num_motifs if num_motifs is None else num_motifs], dtype),
-        ]
-        trace = tf.function(lambda *inputs: self(inputs, training=False), autograph=False)
-        trace.get_concrete_function(*specifications)
+        motifs = self.num_motifs if num_motifs is None else num_motifs
+        # A scratch graph that nobody runs; Keras lifts the creation of variables out of it.
+        with tf.__internal__.FuncGraph("build_weights").as_default():
+            shapes = ([None, None, 4], [None, None, 1], [None, 1, motifs])
+            self(tuple(tf.compat.v1.placeholder(dtype, shape) for shape in shapes), training=False)
         return self
 
     def checkpoint_variables(self) -> dict[str, tf.Variable]:
