@@ -18,7 +18,7 @@ from weights.configuration import Inferred, contradict, infer_configuration
 from weights.errors import MappingError, listing
 from weights.keras_weights import KerasWeights
 from weights.layouts import IDENTITY, Layout
-from weights.table import CONSTANTS, COUNTERS, IGNORED, MOMENTS, TABLE, Group, Row, rows, slot_paths
+from weights.table import CONSTANTS, COUNTERS, IGNORED, MOMENTS, OPTIMIZER, TABLE, Group, Row, rows, slot_paths
 
 PARAMETER, STATISTIC, COUNTER = "parameter", "statistic", "counter"
 
@@ -111,43 +111,59 @@ def canonical_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _training_assignments(checkpoint: Checkpoint, parameters: list[Assignment]) -> tuple[list[Assignment], list[str]]:
-    """Slots and counters that the checkpoint holds, and the paths of slots that it lacks though it has others."""
+def _assign(checkpoint: Checkpoint, key: str, path: str, name: str, role: str, layout: Layout) -> Assignment:
+    return Assignment(
+        key=key,
+        path=path,
+        name=name,
+        role=role,
+        layout=layout,
+        shape=checkpoint.shape(key),
+        dtype=checkpoint.dtype(key),
+    )
+
+
+def _slots(checkpoint: Checkpoint, parameters: list[Assignment]) -> tuple[list[Assignment], list[str]]:
+    """The optimizer's slots in the checkpoint, and those that it lacks though it has others."""
     found, missing = [], []
     for order, parameter in enumerate(parameters):
         for role, path in zip(MOMENTS, slot_paths(order), strict=True):
             key = checkpoint.find(path)
             if key is None:
                 missing.append(f"{path} ({role} of {parameter.name})")
-                continue
-            found.append(
-                Assignment(
-                    key=key,
-                    path=path,
-                    name=f"{role}/{parameter.name}",
-                    role=role,
-                    layout=parameter.layout,
-                    shape=checkpoint.shape(key),
-                    dtype=checkpoint.dtype(key),
-                )
-            )
-    if not found:
-        missing = []
-    for counter in COUNTERS:
-        key = checkpoint.find(counter.path)
-        if key is not None:
-            found.append(
-                Assignment(
-                    key=key,
-                    path=counter.path,
-                    name=counter.name,
-                    role=COUNTER,
-                    layout=IDENTITY,
-                    shape=checkpoint.shape(key),
-                    dtype=checkpoint.dtype(key),
-                )
-            )
-    return found, missing
+            else:
+                found.append(_assign(checkpoint, key, path, f"{role}/{parameter.name}", role, parameter.layout))
+    return found, missing if found else []
+
+
+def _counters(checkpoint: Checkpoint) -> list[Assignment]:
+    """The counters that the checkpoint holds; none of them is required."""
+    located = [(counter, checkpoint.find(counter.path)) for counter in COUNTERS]
+    return [
+        _assign(checkpoint, key, counter.path, counter.name, COUNTER, IDENTITY)
+        for counter, key in located
+        if key is not None
+    ]
+
+
+def _left_over(checkpoint: Checkpoint, used: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """The keys that nothing uses: those ignored with their reason, and the unexpected ones."""
+    ignored, unexpected = [], []
+    for key in checkpoint:
+        if key in used:
+            continue
+        reasons = [reason for pattern, reason in IGNORED if re.fullmatch(pattern, checkpoint.path(key))]
+        if reasons:
+            ignored.append((key, reasons[0]))
+        else:
+            unexpected.append(key)
+    return ignored, unexpected
+
+
+def _inferred(checkpoint: Checkpoint, located: dict[str, str]) -> Inferred:
+    if isinstance(checkpoint, KerasWeights):
+        return infer_configuration({path: checkpoint.shape(key) for path, key in located.items()})
+    return infer_configuration(canonical_shapes(checkpoint))
 
 
 def make_plan(checkpoint: Checkpoint, model: EpiBERT, table: Iterable[Group] = TABLE) -> Plan:
@@ -162,69 +178,53 @@ def make_plan(checkpoint: Checkpoint, model: EpiBERT, table: Iterable[Group] = T
         MappingError: lists every contradiction in the configuration, missing key, unexpected key, wrong shape and
             data type that cannot be represented exactly.
     """
-    table_rows = rows(model.config, table)
+    table_rows, state = rows(model.config, table), model.state_dict()
+    located = locate(checkpoint, table_rows)
+    inferred = _inferred(checkpoint, located)
+    weights = [
+        _assign(
+            checkpoint, located[row.path], row.path, row.name, PARAMETER if row.trainable else STATISTIC, row.layout
+        )
+        for row in table_rows
+        if row.path in located
+    ]
+    missing = [f"{row.path} (for {row.name})" for row in table_rows if row.path not in located]
+    slots: list[Assignment] = []
+    numbered = not missing  # without every variable the slots' numbers say nothing
+    if numbered:
+        slots, missing = _slots(checkpoint, [weight for weight in weights if weight.role == PARAMETER])
+    assignments = [*weights, *slots, *_counters(checkpoint)]
+    used = [assignment.key for assignment in assignments]
+    ignored, unexpected = _left_over(checkpoint, used)
     sections = {
         "the mapping table does not fit the model": check_table(model, table_rows),
-        "configuration and checkpoint contradict each other": [],
-        "missing keys": [],
-        "unexpected keys": [],
-        "wrong shapes": [],
-        "data types that would be rounded": [],
+        "configuration and checkpoint contradict each other": [
+            *inferred.complaints,
+            *contradict(model.config, inferred),
+        ],
+        "missing keys": missing,
+        "unexpected keys": [
+            f"{key} {checkpoint.shape(key)}"
+            for key in unexpected
+            if numbered or not checkpoint.path(key).startswith(f"{OPTIMIZER}/_variables/")
+        ]
+        + [f"{key} is meant twice" for key in sorted(set(used)) if used.count(key) > 1],
+        "wrong shapes": _wrong_shapes(assignments, state, model.config.num_heads),
+        "data types that would be rounded": _rounded(weights, state),
     }
-    located = locate(checkpoint, table_rows)
-    if isinstance(checkpoint, KerasWeights):
-        shapes = {path: checkpoint.shape(key) for path, key in located.items()}
-    else:
-        shapes = canonical_shapes(checkpoint)
-    inferred = infer_configuration(shapes)
-    sections["configuration and checkpoint contradict each other"] += [
-        *inferred.complaints,
-        *contradict(model.config, inferred),
-    ]
-
-    state = model.state_dict()
-    assignments, parameters = [], []
-    for row in table_rows:
-        if row.path not in located:
-            sections["missing keys"].append(f"{row.path} (for {row.name})")
-            continue
-        key = located[row.path]
-        assignment = Assignment(
-            key=key,
-            path=row.path,
-            name=row.name,
-            role=PARAMETER if row.trainable else STATISTIC,
-            layout=row.layout,
-            shape=checkpoint.shape(key),
-            dtype=checkpoint.dtype(key),
-        )
-        assignments.append(assignment)
-        if row.trainable:
-            parameters.append(assignment)
-        if row.name in state and not _exact(assignment.dtype, state[row.name].dtype):
-            sections["data types that would be rounded"].append(
-                f"{key}: {assignment.dtype} into {state[row.name].dtype}".replace("torch.", "")
-            )
-    if not sections["missing keys"]:  # else the slots' numbers would be off
-        training, missing = _training_assignments(checkpoint, parameters)
-        assignments += training
-        sections["missing keys"] += missing
-    used = [assignment.key for assignment in assignments]
-    ignored = []
-    for key in checkpoint:
-        if key in used:
-            continue
-        reasons = [reason for pattern, reason in IGNORED if re.fullmatch(pattern, checkpoint.path(key))]
-        if reasons:
-            ignored.append((key, reasons[0]))
-        elif not sections["missing keys"] or not checkpoint.path(key).startswith("optimizer/"):
-            sections["unexpected keys"].append(f"{key} {checkpoint.shape(key)}")
-    sections["wrong shapes"] += _wrong_shapes(assignments, state, model.config.num_heads)
-    sections["unexpected keys"] += [f"{key} is meant twice" for key in sorted(set(used)) if used.count(key) > 1]
     if any(sections.values()):
         text = "\n".join(listing(title, lines) for title, lines in sections.items() if lines)
         raise MappingError(f"checkpoint and model do not match.\n{text}")
     return Plan(assignments=tuple(assignments), ignored=tuple(ignored), inferred=inferred)
+
+
+def _rounded(weights: list[Assignment], state: dict[str, torch.Tensor]) -> list[str]:
+    """Weights whose stored type holds numbers that the model's does not."""
+    return [
+        f"{weight.key}: {weight.dtype} into {str(state[weight.name].dtype).removeprefix('torch.')}"
+        for weight in weights
+        if weight.name in state and not _exact(weight.dtype, state[weight.name].dtype)
+    ]
 
 
 def _wrong_shapes(assignments: list[Assignment], state: dict[str, torch.Tensor], heads: int) -> list[str]:

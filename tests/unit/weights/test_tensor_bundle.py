@@ -43,7 +43,7 @@ def everything() -> dict[str, np.ndarray]:
             continue
         bits = generator.integers(0, 2, (3, 5)) if dtype.kind == "b" else generator.integers(-9, 99, (3, 5))
         found[f"tensor/{dtype.name}"] = bits.astype(dtype)
-    found["scalar"] = np.float32(2.5).reshape(())
+    found["scalar"] = np.array(2.5, np.float32)
     found["empty"] = np.zeros((0, 4), np.float32)
     found["long"] = generator.random(PIECE_BYTES // 4 + 3).astype(np.float32)
     found["strings"] = np.array([[b"", b"a"], ["é".encode(), b"x" * 300]], object)
