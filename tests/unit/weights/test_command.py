@@ -81,7 +81,9 @@ def test_a_place_that_cannot_be_written_is_one_clear_error(tmp_path):
 
 def changed(folder: Path, **changes: np.ndarray | None) -> str:
     """A copy of the checkpoint with some tensors changed, added or (None) left out."""
-    arrays = {key.partition("/.ATTR")[0]: (key, array) for key, array in read_checkpoint(PATH).items()}
+    arrays: dict[str, tuple[str, np.ndarray | None]] = {
+        key.partition("/.ATTR")[0]: (key, array) for key, array in read_checkpoint(PATH).items()
+    }
     for path, array in changes.items():
         arrays[path] = (arrays.get(path, (path, None))[0], array)
     folder.mkdir()

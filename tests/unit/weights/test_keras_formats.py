@@ -21,10 +21,11 @@ def reference(tensorflow) -> Any:
     """A small reference model whose variables, statistics included, are all random."""
     import tf_reference
 
+    tensorflow.random.set_seed(0)  # this runs before the fixture that does so for each test
     model = tf_reference.EpiBERT(**SMALL).build_weights()
     generator = np.random.default_rng(3)
     model.assign(
-        {key: generator.random(variable.shape) + 0.5 for key, variable in model.checkpoint_variables().items()}
+        {key: generator.random(tuple(value.shape)) + 0.5 for key, value in model.checkpoint_variables().items()}
     )
     return model
 
