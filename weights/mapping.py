@@ -18,7 +18,19 @@ from weights.configuration import Inferred, contradict, infer_configuration
 from weights.errors import MappingError, listing
 from weights.keras_weights import KerasWeights
 from weights.layouts import IDENTITY, Layout
-from weights.table import CONSTANTS, COUNTERS, IGNORED, MOMENTS, OPTIMIZER, TABLE, Group, Row, rows, slot_paths
+from weights.table import (
+    CONSTANTS,
+    COUNTERS,
+    IGNORED,
+    MOMENTS,
+    OPTIMIZER,
+    TABLE,
+    Group,
+    Row,
+    legacy_slot_paths,
+    rows,
+    slot_paths,
+)
 
 PARAMETER, STATISTIC, COUNTER = "parameter", "statistic", "counter"
 
@@ -126,8 +138,10 @@ def _assign(checkpoint: Checkpoint, key: str, path: str, name: str, role: str, l
 def _slots(checkpoint: Checkpoint, parameters: list[Assignment]) -> tuple[list[Assignment], list[str]]:
     """The optimizer's slots in the checkpoint, and those that it lacks though it has others."""
     found, missing = [], []
+    legacy = any("/.OPTIMIZER_SLOT/" in key for key in checkpoint)
     for order, parameter in enumerate(parameters):
-        for role, path in zip(MOMENTS, slot_paths(order), strict=True):
+        paths = legacy_slot_paths(parameter.path) if legacy else slot_paths(order)
+        for role, path in zip(MOMENTS, paths, strict=True):
             key = checkpoint.find(path)
             if key is None:
                 missing.append(f"{path} ({role} of {parameter.name})")
@@ -138,12 +152,14 @@ def _slots(checkpoint: Checkpoint, parameters: list[Assignment]) -> tuple[list[A
 
 def _counters(checkpoint: Checkpoint) -> list[Assignment]:
     """The counters that the checkpoint holds; none of them is required."""
-    located = [(counter, checkpoint.find(counter.path)) for counter in COUNTERS]
-    return [
-        _assign(checkpoint, key, counter.path, counter.name, COUNTER, IDENTITY)
-        for counter, key in located
-        if key is not None
-    ]
+    found = []
+    for counter in COUNTERS:
+        for path in (counter.path, counter.legacy_path):
+            key = None if path is None else checkpoint.find(path)
+            if key is not None:
+                found.append(_assign(checkpoint, key, counter.path, counter.name, COUNTER, IDENTITY))
+                break
+    return found
 
 
 def _left_over(checkpoint: Checkpoint, used: list[str]) -> tuple[list[tuple[str, str]], list[str]]:

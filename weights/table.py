@@ -44,11 +44,19 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class Counter:
-    """One number beside the model. `name` is its name in the training state, `dtype` the one TensorFlow stores."""
+    """One number beside the model.
+
+    Attributes:
+        path: in the checkpoint, without suffix.
+        name: in the training state.
+        dtype: as TensorFlow stores it.
+        legacy_path: where Keras' optimizers before version 2.11 keep it.
+    """
 
     path: str
     name: str
     dtype: str
+    legacy_path: str | None = None
 
 
 def _kernel(path: str, name: str, layout: Layout, alias: str | None = None) -> tuple[Row, ...]:
@@ -122,6 +130,7 @@ TABLE: tuple[Group, ...] = (
 OPTIMIZER = "optimizer"
 _WEIGHTED = "layer_with_weights-"
 MOMENTS = ("exp_avg", "exp_avg_sq")
+_LEGACY_MOMENTS = ("m", "v")
 """First and second moment under torch.optim.Adam's names, in the order in which TensorFlow numbers them."""
 
 COUNTERS: tuple[Counter, ...] = (
@@ -130,8 +139,18 @@ COUNTERS: tuple[Counter, ...] = (
     Counter(path="step_to_start", name="step_to_start", dtype="int32"),
     Counter(path="best_val_loss", name="best_val_loss", dtype="float32"),
     Counter(path="save_counter", name="save_counter", dtype="int64"),
-    Counter(path=f"{OPTIMIZER}/_iterations", name="optimizer/iterations", dtype="int64"),
-    Counter(path=f"{OPTIMIZER}/_learning_rate", name="optimizer/learning_rate", dtype="float32"),
+    Counter(
+        path=f"{OPTIMIZER}/_iterations",
+        name="optimizer/iterations",
+        dtype="int64",
+        legacy_path=f"{OPTIMIZER}/iter",
+    ),
+    Counter(
+        path=f"{OPTIMIZER}/_learning_rate",
+        name="optimizer/learning_rate",
+        dtype="float32",
+        legacy_path=f"{OPTIMIZER}/learning_rate",
+    ),
 )
 
 CONSTANTS = ("performer.projection_matrix", "performer.rotary_table.table", "performer._extra_state")
@@ -140,6 +159,10 @@ CONSTANTS = ("performer.projection_matrix", "performer.rotary_table.table", "per
 IGNORED: tuple[tuple[str, str], ...] = (
     (r"_CHECKPOINTABLE_OBJECT_GRAPH", "structure, not a value: it was used to find the variables"),
     (r"(model/)?keras_api/metrics/.*", "state of a Keras metric, which says nothing about the model"),
+    (
+        rf"{OPTIMIZER}/(beta_1|beta_2|decay)",
+        "argument of Keras' legacy Adam, which its successor takes from its constructor",
+    ),
 )
 """Stored keys (regular expressions for the whole path) that are left out, and why."""
 
@@ -168,6 +191,12 @@ def rows(configuration: EpiBERTConfig, table: Iterable[Group] = TABLE) -> list[R
 def slot_paths(order: int, optimizer: str = OPTIMIZER) -> tuple[str, str]:
     """Where the two moments of the `order`-th (from 0) trainable variable are stored, without suffix."""
     return f"{optimizer}/_variables/{2 * order + 1}", f"{optimizer}/_variables/{2 * order + 2}"
+
+
+def legacy_slot_paths(path: str, optimizer: str = OPTIMIZER) -> tuple[str, str]:
+    """Where Keras' optimizers before version 2.11 keep the two moments of the variable at `path`."""
+    first, second = (f"{path}/.OPTIMIZER_SLOT/{optimizer}/{moment}" for moment in _LEGACY_MOMENTS)
+    return first, second
 
 
 def path_aliases(row: Row) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ import torch
 
 from tests.unit.weights.samples import SMALL
 from torch_impl import EpiBERT, EpiBERTConfig
-from weights import CheckpointError, read_checkpoint, transplant
+from weights import CheckpointError, export, read_checkpoint, transplant
 from weights.errors import CorruptCheckpointError, MappingError, NotACheckpointError
 from weights.object_graph import SUFFIX
 from weights.table import rows
@@ -25,7 +25,7 @@ def reference(tensorflow) -> Any:
     model = tf_reference.EpiBERT(**SMALL).build_weights()
     generator = np.random.default_rng(3)
     model.assign(
-        {key: generator.random(tuple(value.shape)) + 0.5 for key, value in model.checkpoint_variables().items()}
+        {key: generator.random(value.numpy().shape) + 0.5 for key, value in model.checkpoint_variables().items()}
     )
     return model
 
@@ -79,6 +79,35 @@ def test_an_h5_file_of_another_model_is_refused(written):
     other = EpiBERT(EpiBERTConfig(**{**SMALL, "num_heads": 1}))
     with pytest.raises(MappingError, match="num_heads"):
         transplant(written / "weights.h5", other, constants="philox")
+
+
+def test_the_slots_of_keras_legacy_adam_are_read(tensorflow, tmp_path):
+    """Checkpoints of the original may have been written by an older Keras (spec, appendix B)."""
+    import tf_keras
+
+    import tf_reference
+
+    tensorflow.random.set_seed(0)
+    reference = tf_reference.EpiBERT(**SMALL).build_weights()
+    optimizer = tf_keras.optimizers.legacy.Adam(1e-4)
+    generator = np.random.default_rng(4)
+    variables = reference.trainable_variables
+    gradients = [generator.random(value.numpy().shape, np.float32) for value in variables]
+    optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    tensorflow.train.Checkpoint(model=reference, optimizer=optimizer).save(tmp_path / "ckpt")
+    model = EpiBERT(EpiBERTConfig(**SMALL))
+    record = transplant(tmp_path / "ckpt-1", model, constants="philox")
+    for row, variable in zip([row for row in rows(model.config) if row.trainable], variables, strict=True):
+        for moment, slot in (("exp_avg", "m"), ("exp_avg_sq", "v")):
+            expected = row.layout.to_port(optimizer.get_slot(variable, slot).numpy())
+            assert np.array_equal(record.training_state[f"{moment}/{row.name}"], expected)
+    assert record.training_state["optimizer/iterations"] == 1
+    assert {key.removesuffix(SUFFIX) for key, _ in record.ignored} == {
+        "_CHECKPOINTABLE_OBJECT_GRAPH",
+        *(f"optimizer/{name}" for name in ("beta_1", "beta_2", "decay")),
+    }
+    exported = read_checkpoint(export(model, tmp_path / "new", training_state=record.training_state))
+    assert f"optimizer/_variables/1{SUFFIX}" in exported
 
 
 @pytest.fixture
