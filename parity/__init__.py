@@ -1,4 +1,4 @@
-"""Verification of ports: does a PyTorch module compute what a Keras model computes, and if not, where does it differ?"""
+"""Does a PyTorch module compute what a Keras model computes, and if not, where does it differ?"""
 
 from parity.layer_map import LayerMap, LayerPair
 from parity.records import Comparison, Culprit, Gate, GateStatus, Reading, Result, Status

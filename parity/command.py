@@ -37,8 +37,8 @@ def parity(
         config: JSON file with constructor arguments that the checkpoint's shapes do not tell, such as the seed.
         gates: Rungs to prove, separated by commas; the ones before them are climbed as well.
         out: Folder for the three files; those of an earlier run are replaced.
-        reference: Compare with numbers recorded from the original, with the living TensorFlow reference, or with both. A
-            checkpoint of your own has only a living one.
+        reference: Compare with numbers recorded from the original, with the living TensorFlow reference, or with both.
+            A checkpoint of your own has only a living one.
         bins: Window for a checkpoint of your own, in 128-bp bins; no weight depends on its length.
         batch: Number of synthetic examples for a checkpoint of your own.
         goldens: Folder of the recorded cases; that of the repository by default.

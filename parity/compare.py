@@ -32,9 +32,14 @@ def distance(port: np.ndarray, reference: np.ndarray, scale: float | None = None
         return 0.0, 0.0
     if unit == 0.0 or not math.isfinite(peak):
         return math.inf, math.inf
-    norm = math.sqrt(reference.size) if scale is not None else float(np.linalg.norm(reference / unit))
+    norm = math.sqrt(reference.size) if scale is not None else _norm(reference / unit)
     with np.errstate(over="ignore"):
-        return float(np.linalg.norm(difference / unit)) / norm, peak / unit
+        return _norm(difference / unit) / norm, peak / unit
+
+
+def _norm(array: np.ndarray) -> float:
+    # Not np.linalg.norm: that is a BLAS dot product, and thousands of small ones wait for its threads.
+    return math.sqrt(float(np.sum(np.square(array))))
 
 
 def compare(
@@ -115,10 +120,13 @@ def compare(
     own = None
     if reference_same_precision is not None:
         if reference_same_precision.shape != reference.shape:
-            return record(Status.FAIL, f"the reference changes its shape to {reference_same_precision.shape} in {precision}")
+            return record(
+                Status.FAIL, f"the reference changes its shape to {reference_same_precision.shape} in {precision}"
+            )
         own, _ = distance(reference_same_precision, reference, scale)
     limit = row.bound(own)
-    # A ratio of norms is a stable number; a ratio of two single worst elements is not, so peaks are only bounded absolutely.
+    # A ratio of norms is a stable number; a ratio of two single worst elements is not, so peaks are only bounded
+    # absolutely.
     passed = error <= limit and (own is not None or peak <= row.largest_peak)
     if not passed and not detail:
         worst = np.unravel_index(int(np.argmax(np.abs(port - reference))), reference.shape)

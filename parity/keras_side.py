@@ -86,8 +86,8 @@ class KerasSide:
 def layers_by_path(model: Any) -> dict[str, Any]:
     """Every layer by its attribute path from the model: ``conv_tower/0/1``; the model itself is the empty path.
 
-    Children of a Sequential go by index, of a functional model by name, of other layers by attribute. A layer reachable in
-    several ways has the path that is found first.
+    Children of a Sequential go by index, of a functional model by name, of other layers by attribute. A layer reachable
+    in several ways has the path that is found first.
     """
     import tf_keras
 
@@ -195,6 +195,8 @@ def _arrays(tensors: list[Any]) -> tuple[np.ndarray, ...]:
 def _tensor(array: np.ndarray | Sample, like: Any) -> Any:
     import tensorflow as tf
 
+    if isinstance(array, Sample):
+        raise TypeError("a sample cannot feed a layer")
     return tf.cast(tf.constant(array), like.dtype)
 
 
@@ -212,8 +214,8 @@ def variables_by_path(model: Any) -> dict[str, np.ndarray]:
 def lift(model: Any, precisions: Sequence[str]) -> tuple[dict[str, Any], tuple[NotCompared, ...]]:
     """Copies of a model that compute in the given precisions, most precise first.
 
-    Works for models that Keras can rebuild from their configuration. Of one that it cannot, only the model itself is left,
-    in the precision that it has; what that leaves out is named.
+    Works for models that Keras can rebuild from their configuration. Of one that it cannot, only the model itself is
+    left, in the precision that it has; what that leaves out is named.
 
     Raises:
         ValueError: A precision is unknown.

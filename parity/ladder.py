@@ -1,7 +1,7 @@
 """The ladder: comparisons in, gates and culprits out."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,8 +88,9 @@ def compare_recorded(
 ) -> Iterator[Comparison]:
     """Every recorded array against a port that runs end to end.
 
-    A recording holds samples of most activations, so no layer can be fed from it and every reading is accumulated: single
-    layers make up the rung ``layers``, those that contain others ``blocks``, the final output and the statistics ``model``.
+    A recording holds samples of most activations, so no layer can be fed from it and every reading is accumulated:
+    single layers make up the rung ``layers``, those that contain others ``blocks``, the final output and the statistics
+    ``model``.
 
     Args:
         port: The port, with the constants of the recording.
@@ -228,7 +229,7 @@ class _Comparer:
         own: Trace | None,
         graph: Sequence[np.ndarray | Sample] | None = None,
     ) -> None:
-        self.common = {
+        self.common: dict[str, Any] = {
             "gate": gate,
             "case": case,
             "reading": reading,
@@ -260,7 +261,7 @@ class _Comparer:
                     detail = f"{detail}; the pass ended with {self.observed.error}"
                 order = truth.order if truth else 0
                 blamed = where | {"layer": self.layer_map.owner(pair.port) if observed is None else pair.port}
-                yield compare(None, None, order=order, detail=detail, **blamed, **self.common)  # type: ignore[arg-type]
+                yield compare(None, None, order=order, detail=detail, **blamed, **self.common)
                 continue
             own = None if self.own is None else self.own.calls[pair.reference, index]
             if self.common["reading"] is Reading.ISOLATED and not pair.alias:
@@ -282,7 +283,7 @@ class _Comparer:
                 quantity=f"input_{index}" if index else "input",
                 order=truth.order,
                 **blamed,
-                **self.common,  # type: ignore[arg-type]
+                **self.common,
             )
 
     def _outputs(
@@ -296,7 +297,14 @@ class _Comparer:
             if pair.reference == "" and self.graph is not None and same is not None and expected is not None:
                 same = _farther(same, self.graph[index], expected)
             yield from compare_array(
-                found, expected, same, quantity=quantity, order=truth.order, detail=observed.error, **where, **self.common
+                found,
+                expected,
+                same,
+                quantity=quantity,
+                order=truth.order,
+                detail=observed.error,
+                **where,
+                **self.common,
             )
 
     def state(self, pair: LayerPair) -> Iterator[Comparison]:
@@ -314,11 +322,13 @@ class _Comparer:
                 layer=pair.port,
                 quantity=port_name,
                 order=next((c.order for c in self.truth.calls.values() if c.path == pair.reference), 0),
-                **common,  # type: ignore[arg-type]
+                **common,
             )
 
 
-def _farther(first: np.ndarray | Sample, second: np.ndarray | Sample, truth: np.ndarray | Sample) -> np.ndarray | Sample:
+def _farther(
+    first: np.ndarray | Sample, second: np.ndarray | Sample, truth: np.ndarray | Sample
+) -> np.ndarray | Sample:
     """Whichever of two runs of the reference is farther from the truth: its own spread counts as its own error."""
     if isinstance(first, Sample) or isinstance(second, Sample) or isinstance(truth, Sample):
         return first
@@ -329,18 +339,18 @@ def compare_array(
     found: np.ndarray | Sample | None,
     expected: np.ndarray | Sample | None,
     same: np.ndarray | Sample | None,
-    **where: object,
+    **where: Any,
 ) -> Iterator[Comparison]:
     """Compares whole arrays, or a whole array with a sample: its kept part and, in float64, its summaries."""
     if isinstance(found, Sample):
         raise TypeError("the port's arrays are always whole")
     if not isinstance(expected, Sample):
-        yield compare(found, expected, reference_same_precision=_values(same), **where)  # type: ignore[arg-type]
+        yield compare(found, expected, reference_same_precision=_values(same), **where)
         return
     kept = None if found is None else take(found, expected)
     if found is not None and kept is None:
         where = where | {"detail": f"shape: expected {expected.full_shape}, got {tuple(found.shape)}"}
-    yield compare(kept, expected.values, reference_same_precision=_values(same), **where)  # type: ignore[arg-type]
+    yield compare(kept, expected.values, reference_same_precision=_values(same), **where)
     if where["precision"] != "float64" or found is None or kept is None:
         return
     scale = float(np.hypot(expected.summaries["mean"], expected.summaries["std"]))
@@ -349,7 +359,7 @@ def compare_array(
         summary = where | {"quantity": f"{where['quantity']}.{name}"}
         # Means cancel, so they are related to the array's own size; extremes are elements like any other.
         related = scale if name in ("mean", "std", "axis_mean") else None
-        yield compare(of_port[name], value, scale=related, **summary)  # type: ignore[arg-type]
+        yield compare(of_port[name], value, scale=related, **summary)
 
 
 def _values(array: np.ndarray | Sample | None) -> np.ndarray | None:
@@ -403,14 +413,16 @@ def judge(
 def find_culprits(comparisons: Iterable[Comparison], layer_map: LayerMap, *, model_name: str) -> tuple[Culprit, ...]:
     """The layers whose own computation differs, in model order.
 
-    Readings that feed the layer from the reference decide. Where only end-to-end readings exist (a recording), the first
-    failing layer in the order of execution is named, as uncertain: what follows it may only pass its error on.
+    Readings that feed the layer from the reference decide. Where only end-to-end readings exist (a recording), the
+    first failing layer in the order of execution is named, as uncertain: what follows it may only pass its error on.
     """
     failures = [row for row in comparisons if row.status is not Status.PASS]
     own = [row for row in failures if row.reading in OWN_READINGS]
     certain = bool(own)
     if not own:
-        accumulated = sorted((row for row in failures if row.reading is Reading.ACCUMULATED), key=_finish_order(layer_map))
+        accumulated = sorted(
+            (row for row in failures if row.reading is Reading.ACCUMULATED), key=_finish_order(layer_map)
+        )
         own = accumulated[:1]
     position = {pair.port: index for index, pair in enumerate(layer_map)}
     reference_of = {pair.port: pair.reference for pair in layer_map if not pair.alias}
@@ -430,13 +442,15 @@ def find_culprits(comparisons: Iterable[Comparison], layer_map: LayerMap, *, mod
     return tuple(culprits)
 
 
-def _finish_order(layer_map: LayerMap):
+def _finish_order(layer_map: LayerMap) -> Callable[[Comparison], tuple[int, int]]:
     """Layers finish after what they contain: children before parents, else in order of execution."""
     position = {pair.port: index for index, pair in enumerate(layer_map)}
 
     def key(row: Comparison) -> tuple[int, int]:
+        if row.layer == "":
+            return len(position), 0
         last_child = max((index for port, index in position.items() if port.startswith(f"{row.layer}.")), default=-1)
-        return (max(last_child, position.get(row.layer, 0)), -row.layer.count("."))
+        return max(last_child, position.get(row.layer, 0)), -row.layer.count(".")
 
     return key
 

@@ -68,7 +68,8 @@ class Comparison(_NoTruthValue):
         layer: Port layer that answers for a failure (an input answers to the layer that computed it).
         shape: Shape of the reference's array, None when there is none.
         status: Outcome.
-        error: Relative L2 distance to the float64 reference (``float64``: to the reference itself), None if not computable.
+        error: Relative L2 distance to the float64 reference (``float64``: to the reference itself), None if not
+            computable.
         peak: Largest absolute difference over the largest absolute value of the reference.
         reference_error: The reference's own distance to float64, for float32 and bfloat16.
         limit: Largest error that passes.

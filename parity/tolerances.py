@@ -34,7 +34,8 @@ class Tolerance:
 
 
 def _rounding_floor(precision: str) -> float:
-    # Rounding a number to nearest moves it by a uniform error of up to u relative to the start of its binade: rms u / sqrt(3).
+    # Rounding a number to nearest moves it by a uniform error of up to u relative to the start of its binade: rms u /
+    # sqrt(3).
     return UNIT_ROUNDOFF[precision] / math.sqrt(3)
 
 
@@ -52,52 +53,56 @@ TABLE: dict[str, Tolerance] = {
     "float32": Tolerance(
         limit=2.0,
         floor=_rounding_floor("float32"),
-        reason="Distance to the float64 result, at most twice the reference's own: two correct summation orders differ by a "
-        "random walk each. Floor: the rms error of rounding the exact result once.",
+        reason="Distance to the float64 result, at most twice the reference's own: two correct summation orders differ "
+        "by a random walk each. Floor: the rms error of rounding the exact result once.",
     ),
     "bfloat16": Tolerance(
         limit=1.5,
         floor=_rounding_floor("bfloat16"),
-        reason="As float32; rounding to 8 bits dominates the order of summation, so the two come closer. The spread between the "
-        "reference's eager and graph execution counts as its own. Floor: the rms error of rounding the exact result once.",
+        reason="As float32; rounding to 8 bits dominates the order of summation, so the two come closer. The spread "
+        "between the reference's eager and graph execution counts as its own. Floor: the rms error of rounding the "
+        "exact result once.",
     ),
     "float32_only": Tolerance(
         limit=2e-6,
-        reason="A reference that cannot be lifted to float64 proves a layer only to its own rounding: a sum of 1000 terms in "
-        "random order, sqrt(1000) * 6e-8. Fed with the reference's own inputs; faults smaller than this stay invisible.",
+        reason="A reference that cannot be lifted to float64 proves a layer only to its own rounding: a sum of 1000 "
+        "terms in random order, sqrt(1000) * 6e-8. Fed with the reference's own inputs; faults smaller than this stay "
+        "invisible.",
     ),
     "float32_only_accumulated": Tolerance(
         limit=1e-4,
-        reason="As float32_only, through a whole network: fifty such layers in a row, each passing the last one's error on.",
+        reason="As float32_only, through a whole network: fifty such layers in a row, each passing the last one's "
+        "error on.",
     ),
     "own_projection": Tolerance(
         limit=1e-5,
         peak=4e-5,
-        reason="Projection matrix from our own Philox and a float64 QR: the original's float32 QR amplifies rounding by the "
-        "condition of the Gaussian draw. Measured on the recorded matrices: up to 1.2e-5 of the largest entry.",
+        reason="Projection matrix from our own Philox and a float64 QR: the original's float32 QR amplifies rounding "
+        "by the condition of the Gaussian draw. Measured on the recorded matrices: up to 1.2e-5 of the largest entry.",
     ),
     "own_rotary_table": Tolerance(
         limit=5e-4,
         peak=2.0**-7,
-        reason="Rotary table from correctly rounded powers: TensorFlow's own float32 pow, sin and cos put up to 0.5 % of the "
-        "entries (2268 of 524416 in TensorFlow 2.21) one bfloat16 ulp (2^-8 relative, 2^-8 of 1 at most) aside: "
+        reason="Rotary table from correctly rounded powers: TensorFlow's own float32 pow, sin and cos put up to 0.5 % "
+        "of the entries (2268 of 524416 in TensorFlow 2.21) one bfloat16 ulp (2^-8 relative, 2^-8 of 1 at most) aside: "
         "sqrt(0.005) * 2^-8 = 3e-4.",
     ),
     "own_constants": Tolerance(
         limit=1e-5,
         peak=4e-5,
-        reason="The output with constants of our own making: the specification measured 1.5e-8 (projection matrix) and 3e-6 to "
-        "5e-6 (rotary table) relative on four layers of 4,096 positions.",
+        reason="The output with constants of our own making: the specification measured 1.5e-8 (projection matrix) and "
+        "3e-6 to 5e-6 (rotary table) relative on four layers of 4,096 positions.",
     ),
     "rounded_constant": Tolerance(
         limit=5e-9,
-        reason="TensorFlow keeps the constants of both GELUs at float32 precision in float64. The port does the same; this bounds "
-        "what the exact constants, off by up to 3.5e-8, would change in the output.",
+        reason="TensorFlow keeps the constants of both GELUs at float32 precision in float64. The port does the same; "
+        "this bounds what the exact constants, off by up to 3.5e-8, would change in the output.",
     ),
     "rounded_update_rate": Tolerance(
         limit=1.5e-8,
-        reason="TensorFlow keeps the BatchNorm update rate at float32 precision in float64. The port does the same; the exact "
-        "0.1 differs by a relative 1.49e-8, and no statistic can move by a larger share of itself than the rate does.",
+        reason="TensorFlow keeps the BatchNorm update rate at float32 precision in float64. The port does the same; "
+        "the exact 0.1 differs by a relative 1.49e-8, and no statistic can move by a larger share of itself than the "
+        "rate does.",
     ),
 }
 

@@ -70,7 +70,7 @@ class TorchSide:
             error = ""
             try:
                 self.module(*tensors)
-            except Exception as exception:  # whatever the port raises is a finding, not our failure
+            except Exception as exception:  # noqa: BLE001  whatever the port raises is a finding, not our failure
                 error = describe(exception)
             return recorder.trace(self._state(), error)
 
@@ -130,8 +130,8 @@ def _mode(module: nn.Module, training: bool) -> Iterator[None]:
 def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Trace | None) -> Iterator[None]:
     """Records every call of one module and, with a truth, feeds it.
 
-    Our hook sees the arguments before the module's own hooks do, and the result after them, so a hook of the module counts
-    as part of it.
+    Our hook sees the arguments before the module's own hooks do, and the result after them, so a hook of the module
+    counts as part of it.
     """
     open_calls: list[tuple[tuple[str, int], list[Tensor]]] = []
     own_forward = vars(module).get("forward")
@@ -163,8 +163,8 @@ def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Trac
             recorder.end(key, _arrays(pair, given), (), describe(exception))
             if reference is None or not given or any(isinstance(array, Sample) for array in reference.outputs):
                 raise
-            results = tuple(_tensor(pair.to_port(_whole(array)), given[0]) for array in reference.outputs)
-            return results if len(results) > 1 else results[0]
+            results = [_tensor(pair.to_port(_whole(array)), given[0]) for array in reference.outputs]
+            return results[0] if len(results) == 1 else tuple(results)
 
     def after(_: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
         key, given = open_calls.pop()
@@ -203,7 +203,8 @@ def describe(exception: Exception) -> str:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
-    # Widening to float64 is exact, so one dtype serves all comparisons; the copy outlives in-place changes of the tensor.
+    # Widening to float64 is exact, so one dtype serves all comparisons; the copy outlives in-place changes of the
+    # tensor.
     return tensor.detach().to(device="cpu", dtype=torch.float64, copy=True).numpy()
 
 
@@ -219,4 +220,3 @@ def _whole(array: np.ndarray | Sample) -> np.ndarray:
 
 def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.array(array)).to(device=like.device, dtype=like.dtype)
-

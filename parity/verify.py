@@ -39,16 +39,18 @@ def verify(
     left as they were found; dropout is off in training mode.
 
     Args:
-        reference: Built tf_keras model. It is copied into float64 (and float32, bfloat16) where it can be; one that cannot
-            is compared in its own precision, with limits that say so.
+        reference: Built tf_keras model. It is copied into float64 (and float32, bfloat16) where it can be; one that
+            cannot is compared in its own precision, with limits that say so.
         port: PyTorch module that takes the same inputs, as separate arguments.
         inputs: The models' arguments: an array or a tuple of arrays, batch first.
         gates: Rungs to prove, of ``weights``, ``constants``, ``layers``, ``blocks``, ``model``.
         layer_map: Which layer answers to which: a ``LayerMap``, or {port path: reference path}. Known for EpiBERT.
-        weight_map: {port tensor: (reference variable, axes)}: the port's tensor is the variable with its axes permuted so,
-            None meaning as it is. Variables are named by layer path and own name: ``conv/kernel``. Known for EpiBERT.
+        weight_map: {port tensor: (reference variable, axes)}: the port's tensor is the variable with its axes permuted
+            so, None meaning as it is. Variables are named by layer path and own name: ``conv/kernel``. Known for
+            EpiBERT.
         modes: ``evaluation``, ``training`` or both.
-        precisions: ``float64``, ``float32``, ``bfloat16``; by default all three for EpiBERT and the first two for others.
+        precisions: ``float64``, ``float32``, ``bfloat16``; by default all three for EpiBERT and the first two for
+            others.
         case: A name for the comparisons, where several results are put together.
 
     Returns:

@@ -1,15 +1,16 @@
 """EpiBERT, the pre-training model, as a plain PyTorch module.
 
 Source of the semantics: the specification of the original TensorFlow implementation (naumanjaved/EpiBERT, MIT), its
-section 1; sections are cited where a choice is not obvious. Published: Javed et al., "A multi-modal transformer for cell
-type-agnostic regulatory predictions" (Cell Genomics, 2025). FAVOR+ is from Choromanski et al., "Rethinking attention with
-Performers" (2021); rotary positions from Su et al., "RoFormer" (2021).
+section 1; sections are cited where a choice is not obvious. Published: Javed et al., "A multi-modal transformer for
+cell type-agnostic regulatory predictions" (Cell Genomics, 2025). FAVOR+ is from Choromanski et al., "Rethinking
+attention with Performers" (2021); rotary positions from Su et al., "RoFormer" (2021).
 
 Letters in shapes: B batch, L length (base pairs or bins), C channels, H heads, D head size, M random features,
 N motifs, O output bins. Activations are channels-last, (B, L, C), everywhere.
 
-Precision: every layer computes in the dtype of its input and casts its parameters on use; BatchNorm and LayerNorm compute
-in float32 at least. So float32 parameters with ``compute_dtype=torch.bfloat16`` round where Keras' ``mixed_bfloat16`` does.
+Precision: every layer computes in the dtype of its input and casts its parameters on use; BatchNorm and LayerNorm
+compute in float32 at least. So float32 parameters with ``compute_dtype=torch.bfloat16`` round where Keras'
+``mixed_bfloat16`` does.
 """
 
 import math
@@ -134,7 +135,9 @@ class EpiBERT(nn.Module):
 
     @property
     def constants_origin(self) -> str:
-        """Where projection matrix and rotary table come from: ``philox`` (our own) or what ``set_constants`` was told."""
+        """Where projection matrix and rotary table come from: ``philox`` (our own) or what ``set_constants`` was "
+        "told.
+        """
         return self.performer.constants_origin
 
     def set_constants(self, projection: Tensor, table: Tensor | None, *, origin: str) -> None:
@@ -411,7 +414,7 @@ class Conv1d(nn.Conv1d):
         lecun_normal_(self.weight, fan_in=self.in_channels * self.kernel_size[0])
         nn.init.zeros_(cast(Tensor, self.bias))
 
-    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L c"]:  # pyright: ignore[reportIncompatibleMethodOverride] names its argument after this model's convention
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L c"]:
         weight, bias = self.weight.to(x.dtype), cast(Tensor, self.bias).to(x.dtype)
         if self.kernel_size[0] == 1:
             return F.linear(x, weight.squeeze(-1), bias)
@@ -454,7 +457,7 @@ class Linear(nn.Linear):
             else:
                 nn.init.zeros_(self.bias)
 
-    def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... c"]:  # pyright: ignore[reportIncompatibleMethodOverride] names its argument after this model's convention
+    def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... c"]:
         bias = None if self.bias is None else self.bias.to(x.dtype)
         x = F.linear(x, self.weight.to(x.dtype), bias)
         return x if self.activation is None else self.activation(x)
@@ -484,7 +487,7 @@ class HeadsIn(_Heads):
         with torch.no_grad():
             self.weight.copy_(kernel.T)
 
-    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L H D"]:  # pyright: ignore[reportIncompatibleMethodOverride] names its argument after this model's convention
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L H D"]:
         return F.linear(x, self.weight.to(x.dtype)).unflatten(-1, (self.heads, -1))
 
 
@@ -496,7 +499,7 @@ class HeadsOut(_Heads):
         with torch.no_grad():
             self.weight.copy_(kernel.T)
 
-    def forward(self, x: Float[Tensor, "B L H D"]) -> Float[Tensor, "B L C"]:  # pyright: ignore[reportIncompatibleMethodOverride] names its argument after this model's convention
+    def forward(self, x: Float[Tensor, "B L H D"]) -> Float[Tensor, "B L C"]:
         return F.linear(x.flatten(-2), self.weight.to(x.dtype))
 
 
@@ -554,7 +557,7 @@ class LayerNorm(nn.LayerNorm):
     def __init__(self, channels: int, epsilon: float) -> None:
         super().__init__(channels, eps=epsilon)
 
-    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:  # pyright: ignore[reportIncompatibleMethodOverride] names its argument after this model's convention
+    def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
         dtype = torch.promote_types(x.dtype, torch.float32)
         weight, bias = self.weight.to(dtype), self.bias.to(dtype)
         return F.layer_norm(x.to(dtype), self.normalized_shape, weight, bias, self.eps).to(x.dtype)

@@ -125,8 +125,8 @@ def round_to_bfloat16(values: np.ndarray) -> np.ndarray:
 def rotary_table(rows: int, d: int, *, bfloat16: bool = True) -> np.ndarray:
     """Sines and cosines of the rotary position encoding (spec, section 1.7).
 
-    Frequencies are 1 / 10000^(2j/d); each step is rounded to float32 as in the original. Its ``pow``, ``sin`` and ``cos``
-    are its own, so about one entry in a thousand of the bfloat16 table is one unit in the last place off.
+    Frequencies are 1 / 10000^(2j/d); each step is rounded to float32 as in the original. Its ``pow``, ``sin`` and
+    ``cos`` are its own, so about one entry in a thousand of the bfloat16 table is one unit in the last place off.
 
     Args:
         rows: Number of positions, counted from zero.

@@ -31,16 +31,16 @@ NAME = "EpiBERT"
 NO_DROPOUT = {"dropout_rate": 0.0, "pointwise_dropout_rate": 0.0, "motif_dropout_rate": 0.0}
 
 
-# --- the layer map -----------------------------------------------------------------------------------------------------
+# --- the layer map ---------------------------------------------------------------------------------------------------
 
 
 def layer_map(config: EpiBERTConfig) -> LayerMap:
     """Every layer of the model, in order of execution; a module stands before what it contains."""
 
-    def conv_block(port: str, reference: str, **options: bool) -> list[LayerPair]:
+    def conv_block(port: str, reference: str, *, block: bool = False) -> list[LayerPair]:
         statistics = (("running_mean", "moving_mean"), ("running_var", "moving_variance"))
         return [
-            LayerPair(port=port, reference=reference, **options),
+            LayerPair(port=port, reference=reference, block=block),
             LayerPair(port=f"{port}.norm", reference=f"{reference}/0", state=statistics),
             LayerPair(port=f"{port}.activation", reference=f"{reference}/1"),
             LayerPair(port=f"{port}.conv", reference=f"{reference}/2"),
@@ -135,7 +135,7 @@ def unmapped_modules(port: nn.Module, mapped: LayerMap) -> tuple[NotCompared, ..
     )
 
 
-# --- precision and constants -------------------------------------------------------------------------------------------
+# --- precision and constants -----------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -184,11 +184,13 @@ def compare_constants(
     own = port.constants_origin == OWN_CONSTANTS
     performer = port.performer
     rotary = performer.rotary_table
-    arrays = [("performer.projection_matrix", "performer", performer.projection_matrix, projection, "own_projection")]
+    arrays: list[tuple[str, torch.Tensor | None, np.ndarray | None, str]] = [
+        ("performer.projection_matrix", performer.projection_matrix, projection, "own_projection")
+    ]
     if table is not None or rotary is not None:
         port_table = None if rotary is None else rotary.table
-        arrays.append(("performer.rotary_table.table", "performer.rotary_table", port_table, table, "own_rotary_table"))
-    for name, layer, found, expected, tolerance in arrays:
+        arrays.append(("performer.rotary_table.table", port_table, table, "own_rotary_table"))
+    for name, found, expected, tolerance in arrays:
         yield compare(
             None if found is None else found.detach().cpu().double().numpy(),
             None if expected is None else expected.astype(np.float64),
@@ -198,13 +200,13 @@ def compare_constants(
             tolerance=tolerance if own else "exact",
             reference_path=name,
             port_path=name,
-            layer=layer,
+            layer=name.rpartition(".")[0],
             quantity="constant",
             case=case,
         )
 
 
-# --- weights -----------------------------------------------------------------------------------------------------------
+# --- weights ---------------------------------------------------------------------------------------------------------
 
 
 def compare_weights(port: EpiBERT, stored: Mapping[str, np.ndarray], *, case: str = "") -> Iterator[Comparison]:
@@ -235,15 +237,15 @@ def compare_weights(port: EpiBERT, stored: Mapping[str, np.ndarray], *, case: st
             port_path=row.name,
             layer=row.name.rpartition(".")[0],
             order=order,
-            **common,  # type: ignore[arg-type]
+            **common,
         )
     for name in sorted(set(state) - {row.name for row in table}):
         detail = "no row of the weight map fills this tensor of the port"
         layer = name.rpartition(".")[0]
-        yield compare(None, None, reference_path="", port_path=name, layer=layer, detail=detail, **common)  # type: ignore[arg-type]
+        yield compare(None, None, reference_path="", port_path=name, layer=layer, detail=detail, **common)
     for key in sorted(set(stored) - {row.path for row in table}):
         detail = "no row of the weight map uses this tensor of the reference"
-        yield compare(None, None, reference_path=key, port_path="", layer="", detail=detail, **common)  # type: ignore[arg-type]
+        yield compare(None, None, reference_path=key, port_path="", layer="", detail=detail, **common)
 
 
 _CONSTANT_NAMES = ("performer.projection_matrix", "performer.rotary_table.", "performer._extra_state")
@@ -264,7 +266,7 @@ def weight_map(config: EpiBERTConfig, stored: Mapping[str, np.ndarray]) -> tuple
     )
 
 
-# --- living reference --------------------------------------------------------------------------------------------------
+# --- living reference ------------------------------------------------------------------------------------------------
 
 
 def matches(reference: Any, port: nn.Module) -> bool:
@@ -291,12 +293,12 @@ def build_reference(
     """
     import tf_reference
 
-    model = tf_reference.EpiBERT(**original_arguments(config) | NO_DROPOUT, dtype=POLICIES[precision])
+    arguments: dict[str, Any] = {**original_arguments(config), **NO_DROPOUT, "dtype": POLICIES[precision]}
+    model = tf_reference.EpiBERT(**arguments)
     model.build_weights(config.num_motifs)
     model.assign(stored)
     if projection is not None:
-        own_projection, own_table = model.get_constants()
-        model.set_constants(projection, own_table if table is None else table)
+        model.set_constants(projection, model.get_constants()[1] if table is None else table)
     return model
 
 
@@ -397,7 +399,7 @@ def _bfloat16(array: np.ndarray) -> np.ndarray:
     return torch.from_numpy(array).to(torch.bfloat16).to(torch.float32).numpy()
 
 
-# --- recorded reference ------------------------------------------------------------------------------------------------
+# --- recorded reference ----------------------------------------------------------------------------------------------
 
 
 def recorded_inputs(recording: Recording) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -438,7 +440,7 @@ def compare_with_recording(port: EpiBERT, recording: Recording, *, case: str = "
         yield from compare_recorded(watch(port), recording, mapped, recorded_inputs(recording), state, case=case)
 
 
-# --- differences that are understood -----------------------------------------------------------------------------------
+# --- differences that are understood ---------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -556,7 +558,9 @@ def _effect(constant: RoundedConstant, changed: Trace, baseline: Trace, case: st
         mode="training" if constant.training else "evaluation",
     )
     if row.status is Status.PASS and row.error is not None and row.error <= TABLE["float64"].limit:
-        return dataclasses.replace(row, status=Status.FAIL, detail="no longer needed: the exact constant changes nothing")
+        return dataclasses.replace(
+            row, status=Status.FAIL, detail="no longer needed: the exact constant changes nothing"
+        )
     return row
 
 

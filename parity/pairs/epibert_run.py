@@ -4,7 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +19,8 @@ from parity.tolerances import table
 from torch_impl import EpiBERT, EpiBERTConfig
 from weights import CheckpointError, transplant
 from weights.checkpoint import Checkpoint, read_checkpoint
-from weights.mapping import canonical_shapes, locate
 from weights.configuration import infer_configuration
+from weights.mapping import canonical_shapes, locate
 from weights.model_directory import load_config
 from weights.table import rows as weight_rows
 
@@ -112,8 +112,8 @@ def run(
         raise UsageError(f"unknown gates {unknown}; there are {', '.join(GATES)}")
     if reference != "recorded" and not tensorflow_installed():
         raise UsageError(
-            "the living reference needs TensorFlow: install the extra 'reference', or compare with the recorded numbers "
-            "alone by --reference recorded"
+            "the living reference needs TensorFlow: install the extra 'reference', or compare with the recorded "
+            "numbers alone by --reference recorded"
         )
     findings = Findings()
     wanted = GATES[: max(GATES.index(gate) for gate in gates) + 1]
@@ -127,7 +127,9 @@ def run(
         for name in CASES:
             folder = Path(goldens) / name
             if not (folder / "forward.h5").is_file():
-                raise UsageError(f"no recorded numbers in {folder}: run from a clone of the repository, or give --goldens")
+                raise UsageError(
+                    f"no recorded numbers in {folder}: run from a clone of the repository, or give --goldens"
+                )
             _recorded_case(findings, wanted, name, folder, reference, prepare_port, say)
     return findings.result(gates)
 
@@ -214,8 +216,8 @@ def _own_checkpoint(
             NotCompared(
                 side="both",
                 name=f"windows longer than {bins} bins",
-                reason=f"the model takes {config.output_length}; no weight depends on the length, and the rotary table is "
-                "compared whole",
+                reason=f"the model takes {config.output_length}; no weight depends on the length, and the rotary table "
+                "is compared whole",
             )
         )
         kept = max(bins - 2 * config.crop, 1)

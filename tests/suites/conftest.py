@@ -1,0 +1,45 @@
+"""The ladder is climbed once; each rung's file asks about its own part of the result."""
+
+from pathlib import Path
+
+import pytest
+
+from parity import Result
+from parity.pairs import epibert
+from parity.pairs.epibert_run import CASES, load_case, model_tensors, run
+from parity.reference import LiveReference, Recording, read_recording
+from torch_impl import EpiBERT
+from weights import transplant
+
+
+@pytest.fixture(scope="session")
+def ladder(tensorflow) -> Result:
+    """What ``epibert parity`` finds: both recorded cases, against their recording and against the living reference."""
+    return run()
+
+
+class FaultBench:
+    """A port, a living float64 reference that remembers its passes, and fresh ports to break."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config, checkpoint = load_case(folder)
+        self.stored = model_tensors(checkpoint, self.config)
+        self.layer_map = epibert.layer_map(self.config)
+        model = epibert.build_reference(self.config, self.stored, "float64")
+        self.constants = model.get_constants()
+        self.recording: Recording = read_recording(folder / "forward.h5", name="recorded")
+        self.inputs = epibert.recorded_inputs(self.recording)
+        self.live = LiveReference({"float64": model}, self.inputs, self.layer_map, "living reference")
+        self._checkpoint = checkpoint
+
+    def port(self) -> EpiBERT:
+        """A port that is right."""
+        port = EpiBERT(self.config)
+        transplant(self._checkpoint, port, constants=(*self.constants, "living reference"))
+        return port
+
+
+@pytest.fixture(scope="session")
+def bench(tensorflow, goldens: Path) -> FaultBench:
+    """The bench for seeded faults, on the first recorded case."""
+    return FaultBench(goldens / CASES[0])
