@@ -312,7 +312,9 @@ class _Comparer:
         if self.common["mode"] != "training" or self.common["reading"] is Reading.BLOCK:
             return
         for port_name, reference_name in pair.state:
-            common = self.common | {"reading": Reading.STATE} if self.common["gate"] == "layers" else self.common
+            common = dict(self.common)
+            if common["gate"] == "layers":
+                common["reading"] = Reading.STATE
             yield compare(
                 self.observed.state.get(pair.port, {}).get(port_name),
                 self.truth.state.get(pair.reference, {}).get(reference_name),
@@ -356,7 +358,7 @@ def compare_array(
     scale = float(np.hypot(expected.summaries["mean"], expected.summaries["std"]))
     of_port = summaries(found, expected.axis)
     for name, value in expected.summaries.items():
-        summary = where | {"quantity": f"{where['quantity']}.{name}"}
+        summary: dict[str, Any] = {**where, "quantity": f"{where['quantity']}.{name}"}
         # Means cancel, so they are related to the array's own size; extremes are elements like any other.
         related = scale if name in ("mean", "std", "axis_mean") else None
         yield compare(of_port[name], value, scale=related, **summary)

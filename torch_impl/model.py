@@ -135,9 +135,7 @@ class EpiBERT(nn.Module):
 
     @property
     def constants_origin(self) -> str:
-        """Where projection matrix and rotary table come from: ``philox`` (our own) or what ``set_constants`` was "
-        "told.
-        """
+        """Where the constants come from: ``philox`` (our own) or what ``set_constants`` was told."""
         return self.performer.constants_origin
 
     def set_constants(self, projection: Tensor, table: Tensor | None, *, origin: str) -> None:

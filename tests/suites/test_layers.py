@@ -1,4 +1,4 @@
-"""Rung 3: every layer by itself, fed with the reference's inputs and its children's outputs; recorded ones end to end."""
+"""Rung 3: every layer by itself, fed with the reference's inputs and its children's outputs."""
 
 import pytest
 
