@@ -112,6 +112,7 @@
   const columns = [
     { name: "Layer (port, reference)", kind: "path", text: (row) => path(row.port) + "\n" + path(row.reference), nodes: paths,
       key: (row) => row.order },
+    { name: "Case", text: (row) => printable(row.case) },
     { name: "Precision", text: (row) => printable(row.precision) },
     { name: "Status", kind: "nowrap", text: (row) => row.status },
     { name: "Error", kind: "number", text: (row) => number(row.error), key: (row) => finite(row.error) ? row.error : Infinity },
@@ -132,7 +133,7 @@
   const listed = table(document.getElementById("comparisons"), {
     label: "comparisons", columns, rows: comparisons, failing: (row) => !passes(row),
     filters: [
-      { name: "gates", value: (row) => row.gate }, { name: "readings", value: (row) => row.reading },
+      { name: "cases", value: (row) => row.case }, { name: "gates", value: (row) => row.gate }, { name: "readings", value: (row) => row.reading },
       { name: "modes", value: (row) => row.mode }, { name: "precisions", value: (row) => row.precision },
       { name: "outcomes", value: verdictOf },
     ],
@@ -160,7 +161,9 @@
   const ORDER = ["float64", "float32", "bfloat16"];
   const READINGS = ["isolated", "block", "accumulated", "state"];
   const ranked = (names, known) => [...known.filter((name) => names.includes(name)), ...names.filter((name) => !known.includes(name)).sort()];
-  const computed = comparisons.filter((row) => row.precision !== "exact" && row.reading !== "value");
+  // Summaries of sampled arrays and known differences stand in the table; the figure shows the arrays themselves.
+  const computed = comparisons.filter((row) => row.precision !== "exact" && row.reading !== "value"
+    && !/[.]|known difference|output with/.test(row.quantity));
   const section = document.getElementById("figure-section");
   if (!computed.length) {
     document.getElementById("figure").remove();
@@ -171,11 +174,14 @@
   const precisions = ranked(unique(computed.map((row) => row.precision)), ORDER);
   const readings = ranked(unique(computed.map((row) => row.reading)), READINGS);
   const modes = ranked(unique(computed.map((row) => row.mode)), ["evaluation", "training"]);
+  const cases = unique(computed.map((row) => row.case));
   const culprits = new Set(data.culprits);
-  const first = data.culprit_rows.length ? data.culprit_rows[0].worst : computed.find((row) => !passes(row)) || computed[0];
+  const first = data.culprit_rows.length ? data.culprit_rows[0].worst : computed.find((row) => !passes(row))
+    || computed.find((row) => row.reading === "isolated") || computed[0];
   const state = {
     reading: readings.includes(first.reading) ? first.reading : readings[0],
     mode: modes.includes(first.mode) ? first.mode : modes[0],
+    case: cases.includes(first.case) ? first.case : cases[0],
     hidden: new Set(), at: null,
   };
 
@@ -192,7 +198,7 @@
   const colourOf = (precision) => colour(ORDER.includes(precision) ? precision : "other");
 
   function layers() {
-    const rows = computed.filter((row) => row.reading === state.reading && row.mode === state.mode);
+    const rows = computed.filter((row) => row.case === state.case && row.reading === state.reading && row.mode === state.mode);
     const byKey = new Map(), calls = new Map();
     for (const row of rows) {
       const name = JSON.stringify([row.port, row.reference, row.quantity]);
@@ -300,9 +306,9 @@
     entries = layers();
     state.at = null;
     readout.textContent = "";
-    if (!entries.length) document.getElementById("figure-note").textContent = "";
     Plotly.react(figure, traces(), layout(), { responsive: true, displaylogo: false, displayModeBar: "hover",
       modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] });
+    if (!entries.length) document.getElementById("figure-note").textContent = "Nothing was read in this way in this case.";
   };
 
   function select(index) {
@@ -330,7 +336,7 @@
 
   const swatch = (kind, name) => element("span", { className: "swatch " + kind, style: "border-top-color: var(--" + name + ")" });
   document.getElementById("figure-controls").append(
-    ...choices("Reading", readings, "reading"), ...choices("Mode", modes, "mode"),
+    ...choices("Case", cases, "case"), ...choices("Reading", readings, "reading"), ...choices("Mode", modes, "mode"),
     element("fieldset", {}, element("legend", {}, "Show"),
       ...precisions.map((name) => toggle(name, printable(name), swatch("", ORDER.includes(name) ? name : "other"))),
       toggle("own", "reference's own error", swatch("own", "muted")), toggle("limits", "limits", swatch("limit", "muted"))));

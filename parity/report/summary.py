@@ -79,8 +79,8 @@ def excess(row: Comparison) -> float:
 
 
 def setting(row: Comparison) -> str:
-    """How it was measured: ``isolated, float64, evaluation``."""
-    return ", ".join(printable(part) for part in (row.reading.value, row.precision, row.mode) if part)
+    """How it was measured: ``P1 live, isolated, float64, evaluation``."""
+    return ", ".join(printable(part) for part in (row.case, row.reading.value, row.precision, row.mode) if part)
 
 
 def got(row: Comparison) -> str:
@@ -322,5 +322,5 @@ def _proven(rungs: Sequence[Rung], asked: Sequence[Rung]) -> Verdict:
         proven=True,
         headline="Proven",
         sentence=f"{gates}: {compared}, each within its limit. The port computes what the reference computes.",
-        next_step="Nothing to mend. What was left out, and which differences are known, is listed below.",
+        next_step="Nothing to mend. What was left out, and which differences are known, is listed with the result.",
     )
