@@ -115,7 +115,7 @@ def compare(
     for side, array in (("port", port), ("reference", reference), ("reference", reference_same_precision)):
         if array is not None and not np.all(np.isfinite(array)):
             index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-            return record(Status.NON_FINITE, f"the {side} has {array[index]} at {index}")
+            return record(Status.NON_FINITE, f"the {side} has {float(array[index])} at {index}")
     error, peak = distance(port, reference, scale)
     own = None
     if reference_same_precision is not None:
@@ -131,7 +131,7 @@ def compare(
     if not passed and not detail:
         worst = np.unravel_index(int(np.argmax(np.abs(port - reference))), reference.shape)
         index = tuple(int(i) for i in worst)
-        detail = f"largest difference at {index}: expected {reference[index]!r}, got {port[index]!r}"
+        detail = f"largest difference at {index}: expected {float(reference[index])!r}, got {float(port[index])!r}"
     return record(
         Status.PASS if passed else Status.FAIL,
         detail,

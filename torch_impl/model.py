@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -524,7 +525,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         # TensorFlow holds this factor in float32 whatever the precision of the statistics.
-        self.update_rate = torch.tensor(1 - momentum, dtype=torch.float32).item()
+        self.update_rate = float(np.float32(1 - momentum))
 
     def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
         if self.training:

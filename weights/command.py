@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from torch_impl import EpiBERT
+from torch_impl import EpiBERT, EpiBERTConfig
 from weights.checkpoint import Checkpoint, open_checkpoint, read_checkpoint
 from weights.configuration import Inferred, infer_configuration
 from weights.errors import ConfigurationError
@@ -24,6 +24,7 @@ from weights.model_directory import (
     load_config,
     load_saved_training_state,
     load_transplanted,
+    read_arguments,
 )
 from weights.object_graph import GRAPH_KEY, SUFFIX
 from weights.transplant import Transplant, transplant
@@ -36,6 +37,29 @@ def _infer(checkpoint: Checkpoint) -> Inferred | None:
     if isinstance(checkpoint, KerasWeights):
         return None
     return infer_configuration(canonical_shapes(checkpoint))
+
+
+def choose_configuration(checkpoint: Checkpoint, config: str | None = None, seed: int | None = None) -> EpiBERTConfig:
+    """The configuration for a checkpoint: what its shapes say, then what a file says, then the original's defaults.
+
+    Args:
+        checkpoint: an opened checkpoint.
+        config: JSON file with constructor arguments; what it leaves out is inferred. A Keras file needs all of them.
+        seed: over the file's.
+
+    Raises:
+        CheckpointError: the file cannot be read or contradicts the shapes, or nothing tells the sizes.
+    """
+    arguments = {} if config is None else read_arguments(config)
+    if seed is not None:
+        arguments["seed"] = seed
+    inferred = _infer(checkpoint)
+    if inferred is not None:
+        return inferred.config(**arguments)
+    if config is None:
+        raise ConfigurationError("this checkpoint does not say what its tensors are: give a configuration")
+    chosen = load_config(config)
+    return chosen if seed is None else dataclasses.replace(chosen, seed=seed)
 
 
 def _console() -> Console:
@@ -103,8 +127,8 @@ def transplant_command(
     Args:
         checkpoint: a TensorFlow checkpoint (prefix, directory or .index), a SavedModel directory, or a Keras .h5 file.
         out: folder for model.safetensors, config.json, transplant.json and the training state.
-        config: JSON file with constructor arguments. Without it the sizes are inferred from the checkpoint and
-            everything else has the original's defaults.
+        config: JSON file with constructor arguments. What it leaves out is inferred from the checkpoint's shapes or
+            has the original's default.
         seed: seed of the projection matrix, which the checkpoint does not tell; overrides the configuration's.
         constants: where projection matrix and rotary table come from; auto is TensorFlow if installed, else philox.
         overwrite: replace an earlier result in the folder.
@@ -116,15 +140,7 @@ def transplant_command(
         CheckpointError: anything that keeps the result from being complete; then nothing is written.
     """
     opened = open_checkpoint(checkpoint)
-    if config is not None:
-        chosen = load_config(config)
-        if seed is not None:
-            chosen = dataclasses.replace(chosen, seed=seed)
-    else:
-        inferred = _infer(opened)
-        if inferred is None:
-            raise ConfigurationError(f"{checkpoint} does not say what its tensors are: give a configuration")
-        chosen = inferred.config(**({} if seed is None else {"seed": seed}))
+    chosen = choose_configuration(opened, config, seed)
     model = EpiBERT(chosen)
     record = transplant(opened, model, constants=constants)
     record.save(out, model, overwrite=overwrite)

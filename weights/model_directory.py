@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from torch_impl import EpiBERT, EpiBERTConfig
-from weights.errors import ConfigurationError, CorruptCheckpointError, NotACheckpointError
+from weights.errors import CheckpointError, ConfigurationError, CorruptCheckpointError, NotACheckpointError
 from weights.training_state import TrainingState, load_training_state
 from weights.transplant import CONFIG_FILE, MODEL_FILE, RECORD_FILE
 
@@ -20,12 +20,12 @@ def is_model_directory(path: str | os.PathLike[str]) -> bool:
     return (Path(path) / MODEL_FILE).is_file()
 
 
-def load_config(path: str | os.PathLike[str]) -> EpiBERTConfig:
-    """Read a configuration from a JSON file with the constructor's arguments.
+def read_arguments(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Constructor arguments in a JSON file, as they stand there.
 
     Raises:
         NotACheckpointError: the file cannot be read.
-        ConfigurationError: it is no JSON object, or its arguments are unknown or impossible.
+        ConfigurationError: it is no JSON object.
     """
     try:
         arguments = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -35,9 +35,21 @@ def load_config(path: str | os.PathLike[str]) -> EpiBERTConfig:
         raise ConfigurationError(f"{path} is no JSON: {error}") from None
     if not isinstance(arguments, dict):
         raise ConfigurationError(f"{path} holds no JSON object")
+    return arguments
+
+
+def load_config(path: str | os.PathLike[str]) -> EpiBERTConfig:
+    """Read a whole configuration from a JSON file with the constructor's arguments.
+
+    Raises:
+        NotACheckpointError: the file cannot be read.
+        ConfigurationError: it is no JSON object, or its arguments are unknown or impossible.
+    """
     try:
-        return EpiBERTConfig(**arguments)
+        return EpiBERTConfig(**read_arguments(path))
     except (TypeError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise ConfigurationError(f"{path}: {error}") from None
 
 

@@ -17,11 +17,10 @@ from parity.records import Comparison, KnownDifference, NotCompared, Result, Wei
 from parity.reference import LiveReference, read_recording
 from parity.tolerances import table
 from torch_impl import EpiBERT, EpiBERTConfig
-from weights import CheckpointError, transplant
+from weights import transplant
 from weights.checkpoint import Checkpoint, read_checkpoint
-from weights.configuration import infer_configuration
-from weights.mapping import canonical_shapes, locate
-from weights.model_directory import load_config
+from weights.command import choose_configuration
+from weights.mapping import locate
 from weights.table import rows as weight_rows
 
 GOLDENS = ROOT / "goldens"
@@ -208,7 +207,7 @@ def _own_checkpoint(
 ) -> None:
     say("reading the checkpoint")
     checkpoint = read_checkpoint(path)
-    config = resolve_configuration(checkpoint, config_file)
+    config = choose_configuration(checkpoint, config_file)
     if bins < 1 or batch < 1:
         raise UsageError("bins and batch must be positive")
     if bins < config.output_length:
@@ -232,24 +231,6 @@ def _own_checkpoint(
     findings.not_compared += epibert.unmapped_modules(port, epibert.layer_map(config))
     inputs = epibert.synthetic_inputs(config, batch=batch, seed=INPUT_SEED)
     _live_case(findings, wanted, Path(path).name, port, stored, inputs, say)
-
-
-def resolve_configuration(checkpoint: Checkpoint, config_file: str | None) -> EpiBERTConfig:
-    """The configuration that the shapes determine, with a file's arguments for what they leave open.
-
-    Raises:
-        CheckpointError: The shapes are not a model's, or the file contradicts them.
-    """
-    shapes = {path: shape for path, shape in canonical_shapes(checkpoint).items() if path.startswith("model/")}
-    overrides: dict[str, Any] = {}
-    if config_file is not None:
-        load_config(config_file)
-        overrides = json.loads(Path(config_file).read_text(encoding="utf-8"))
-    if not shapes:
-        if config_file is None:
-            raise CheckpointError("this checkpoint's keys do not tell the model's shape: give --config")
-        return load_config(config_file)
-    return infer_configuration(shapes).config(**overrides)
 
 
 def _live_case(
