@@ -94,18 +94,20 @@ def _files(out: str) -> Iterator[Path]:
 def bench(
     config: Literal["full", "tiny"] = "full",
     repeats: int = 3,
-    out: str | None = "out/bench",
+    rounds: int = 1,
+    out: str = "out/bench",
 ) -> int:
-    """Measure one forward pass of reference and port, and a transplant, in one run on this machine.
+    """Measure reference and port in one run on this machine, and the transplant of a full checkpoint.
 
     Args:
-        config: Size of the model: the published one, or a tiny one to try the command out.
-        repeats: Timed passes of each; the median counts.
+        config: Size of the model: the published one (needs 12 GB), or a tiny one to try the command out.
+        repeats: Timed forward passes in each process.
+        rounds: Fresh processes of each kind.
         out: Folder for bench.json.
     """
     from benchmarks.command import run_benchmarks
 
-    return run_benchmarks(config=config, repeats=repeats, out=out)
+    return run_benchmarks(config, repeats, rounds, out)
 
 
 def commands() -> dict[str, Any]:
