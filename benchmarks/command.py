@@ -14,8 +14,8 @@ def run_benchmarks(config: Literal["full", "tiny"], repeats: int, rounds: int, o
     """Measures, prints ratios, writes bench.json.
 
     Args:
-        config: ``full`` measures the published model and the transplant of its checkpoint with optimizer slots; ``tiny``
-            only tries the measurement out.
+        config: ``full`` measures the published model and the transplant of its checkpoint with optimizer slots;
+            ``tiny`` only tries the measurement out.
         repeats: Timed passes in each process.
         rounds: Processes of each kind.
         out: Folder for bench.json.
@@ -41,8 +41,8 @@ def run_benchmarks(config: Literal["full", "tiny"], repeats: int, rounds: int, o
         transplant = found["transplant"]
         console.print(
             f"transplant with slots: {transplant['time_ratio']:.2f}x the time of reading the file "
-            f"(limit {transplant['time_limit']:g}x), {transplant['memory_ratio']:.2f}x the model's size in extra memory "
-            f"(limit {transplant['memory_limit']:g}x)"
+            f"(limit {transplant['time_limit']:g}x), {transplant['memory_ratio']:.2f}x the model's size in extra "
+            f"memory (limit {transplant['memory_limit']:g}x)"
         )
         no_worse = (summary["port_is_no_worse"] for summary in found["forward"]["precisions"].values())
         good = transplant["within_limits"] and all(no_worse)
