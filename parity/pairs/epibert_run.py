@@ -47,6 +47,7 @@ class Findings:
     references: list[str] = dataclasses.field(default_factory=list)
     configuration: dict[str, Any] = dataclasses.field(default_factory=dict)
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def result(self, gates: Sequence[str]) -> Result:
@@ -67,7 +68,11 @@ class Findings:
             weights=tuple(self.weights),
             tolerances=table(),
             configuration=self.configuration,
-            environment={**describe_environment(), "checkpoints": self.sources},
+            environment={
+                **describe_environment(),
+                "content": self.sources,
+                "constants of attention": self.origins,
+            },
             seconds=self.seconds,
         )
 
@@ -163,7 +168,7 @@ def _recorded_case(
     config, checkpoint = load_case(folder)
     stored = model_tensors(checkpoint, config)
     findings.configuration[name] = dataclasses.asdict(config)
-    findings.weights += epibert.weight_map(config, stored)
+    findings.weights += [dataclasses.replace(row, note=name) for row in epibert.weight_map(config, stored)]
     findings.sources |= {f"{name}/{path.name}": hash_file(path) for path in checkpoint.files}
     original = json.loads((folder.parent / "environment.json").read_text(encoding="utf-8"))
     recording = read_recording(folder / "forward.h5", name=f"recorded TensorFlow {original['tensorflow']}")
@@ -175,6 +180,7 @@ def _recorded_case(
             projection, rotary = epibert.recorded_constants(recording)
             port = EpiBERT(config)
             transplant(checkpoint, port, constants=(projection, rotary, recording.name))
+            findings.origins[case] = port.constants_origin
             _prepare(port, prepare_port)
             findings.references.append(f"numbers of the original, TensorFlow {original['tensorflow']}")
             rows = [
@@ -243,6 +249,7 @@ def _live_case(
     say: Say,
 ) -> None:
     with _timed(findings, case, say):
+        findings.origins[case] = port.constants_origin
         mapped = epibert.layer_map(port.config)
         models = {
             precision: epibert.build_reference(port.config, stored, precision)
