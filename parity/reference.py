@@ -15,7 +15,7 @@ from parity.trace import Call, Sample, Trace
 
 
 class LiveReference:
-    """Keras models of one function in several precisions, run on demand and remembered.
+    """Keras models of one function in several precisions, run on demand.
 
     Args:
         models: {precision: built tf_keras model}; ``float64`` decides semantics and should be among them.
@@ -31,7 +31,7 @@ class LiveReference:
         self.inputs = inputs
         self.sides = {precision: KerasSide(model, layer_map.ignored) for precision, model in models.items()}
         self.blocks = frozenset(pair.reference for pair in layer_map if pair.block)
-        self._traces: dict[tuple[str, bool, Reading], Trace] = {}
+        self._truths: dict[bool, Trace] = {}
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -44,15 +44,21 @@ class LiveReference:
         return tuple(next(iter(self.sides.values())).layers)
 
     def trace(self, precision: str, *, training: bool, reading: Reading) -> Trace:
-        """The reference's own pass; isolated and block readings are fed from its most precise trace."""
-        key = (precision, training, reading)
-        if key not in self._traces:
-            truth = fed = None
-            if reading is not Reading.ACCUMULATED:
-                truth = self.trace(self.precisions[0], training=training, reading=Reading.ACCUMULATED)
-                fed = self.blocks if reading is Reading.BLOCK else None
-            self._traces[key] = self.sides[precision].trace(self.inputs, training=training, truth=truth, fed=fed)
-        return self._traces[key]
+        """The reference's own pass; isolated and block readings are fed from its most precise end-to-end trace.
+
+        That one is remembered, because every comparison needs it; the others are large and needed once.
+        """
+        remembered = precision == self.precisions[0] and reading is Reading.ACCUMULATED
+        if remembered and training in self._truths:
+            return self._truths[training]
+        truth = fed = None
+        if reading is not Reading.ACCUMULATED:
+            truth = self.trace(self.precisions[0], training=training, reading=Reading.ACCUMULATED)
+            fed = self.blocks if reading is Reading.BLOCK else None
+        trace = self.sides[precision].trace(self.inputs, training=training, truth=truth, fed=fed)
+        if remembered:
+            self._truths[training] = trace
+        return trace
 
     def graph_output(self, precision: str, *, training: bool) -> tuple[np.ndarray | Sample, ...]:
         """The final output of the same pass as a ``tf.function``."""
