@@ -1,0 +1,242 @@
+"""Random numbers and constants without TensorFlow: published vectors, recordings of the original, live TensorFlow."""
+
+import functools
+import re
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import tensorflow as tf
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import tf_reference.constants
+from tests.assertions import Disagreement, assert_same
+from torch_impl.random import (
+    _philox_4x32,
+    projection_matrix,
+    rotary_table,
+    round_to_bfloat16,
+    stateless_bits,
+    stateless_normal,
+    stateless_uniform,
+)
+
+GOLDENS = Path(__file__).parents[3] / "goldens"
+with h5py.File(GOLDENS / "functions.h5") as _file:
+    MATRICES: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
+        name: (dataset[()], dict(dataset.attrs)) for name, dataset in _file["create_projection_matrix"].items()
+    }
+    NORMALS = {
+        name: dataset[()]
+        for name, dataset in _file["create_projection_matrix_parts/seed3_m256_d100"].items()
+        if name.endswith("normal")
+    }
+with np.load(GOLDENS / "golden_P_rotary.npz") as _arrays:
+    MATRICES |= {name: (array, {}) for name, array in _arrays.items() if name.startswith("P_")}
+    TABLES = {
+        int(re.findall(r"rotary_d(\d+)", name)[0]): (array.astype(np.uint32) << 16).view(np.float32)
+        for name, array in _arrays.items()
+        if name.startswith("rotary")
+    }
+
+# TensorFlow takes the two halves as signed 64-bit integers.
+seeds = st.tuples(*[st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 30)] * 2)
+
+
+def sizes_of(name: str) -> tuple[int, int, int]:
+    """(m, d, seed) from a name like seed3_m256_d100 or P_256_128_seed19."""
+    numbers = [int(number) for number in re.findall(r"\d+", name)]
+    return (numbers[1], numbers[2], numbers[0]) if name.startswith("seed") else (numbers[0], numbers[1], numbers[2])
+
+
+# --- bits, uniforms, normals
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ([0] * 4, (0, 0), "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ([0xFFFFFFFF] * 4, (0xFFFFFFFF, 0xFFFFFFFF), "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        (
+            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+            (0xA4093822, 0x299F31D0),
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
+    ],
+)
+def test_philox_by_the_known_answers_of_its_authors(counter, key, words):
+    result = _philox_4x32(np.array([counter], np.uint32), key)
+    assert " ".join(f"{word:08x}" for word in result[0]) == words
+
+
+def test_bits_of_the_specification():
+    assert stateless_bits(4, (19, 2)).tolist() == [3592725764, 983165640, 3458338795, 169962056]
+
+
+def test_normals_of_the_specification():
+    expected = np.array([1.5116376, 0.4652749, 1.6232464, -0.11294301])
+    assert_same(stateless_normal((4,), (19, 2)), expected, "own_projection")
+    assert_same(stateless_normal((3,), (25, 6)), np.array([-0.37047553, -0.11064485, 0.6871005]), "own_projection")
+
+
+@given(seed=seeds, count=st.integers(1, 70))
+def test_bits_are_tensorflows(seed, count):
+    expected = tf.random.stateless_uniform([count], seed=seed, minval=None, maxval=None, dtype=tf.uint32)  # type: ignore[arg-type]  None means all bits
+    assert_same(stateless_bits(count, seed), expected, "exact")
+
+
+@given(seed=seeds, shape=st.lists(st.integers(1, 7), min_size=1, max_size=3).map(tuple))
+def test_uniforms_are_tensorflows_to_the_bit(seed, shape):
+    assert_same(stateless_uniform(shape, seed), tf.random.stateless_uniform(shape, seed=seed), "exact")
+
+
+@given(seed=seeds, limit=st.floats(1e-3, 1e3))
+def test_symmetric_uniforms_are_tensorflows_to_the_bit(seed, limit):
+    expected = tf.random.stateless_uniform([5, 3], seed=seed, minval=-limit, maxval=limit)
+    assert_same(stateless_uniform((5, 3), seed, -limit, limit), expected, "exact")
+
+
+@given(seed=seeds, low=st.floats(-1e3, 1e3, width=32), extent=st.floats(0.125, 1e3, width=32))
+def test_any_uniforms_are_tensorflows_to_the_bit(seed, low, extent):
+    high = float(np.float32(low + extent))
+    expected = tf.random.stateless_uniform([5, 3], seed=seed, minval=low, maxval=high)
+    assert_same(stateless_uniform((5, 3), seed, low, high), expected, "exact")
+
+
+# Thirty-two and more, so that no small number stands alone: errors are relative to the typical size, 1.
+@given(seed=seeds, shape=st.lists(st.integers(1, 4), min_size=1, max_size=3).map(lambda sizes: (32, *sizes)))
+def test_normals_are_tensorflows(seed, shape):
+    expected = tf.random.stateless_normal(shape, seed=seed)
+    assert_same(stateless_normal(shape, seed), expected, "own_projection")
+
+
+@pytest.mark.parametrize(
+    ("name", "seed"),
+    [("block0_normal", (3, 2)), ("block1_normal", (4, 2)), ("rest_normal", (5, 5)), ("multiplier_normal", (9, 6))],
+)
+def test_normals_are_the_originals(name, seed):
+    normals = stateless_normal(NORMALS[name].shape, seed)
+    assert_same(normals, NORMALS[name], "own_projection")
+    with pytest.raises(Disagreement):
+        assert_same(stateless_normal(normals.shape, (seed[0], seed[1] + 1)), NORMALS[name], "own_projection")
+
+
+def test_a_longer_stream_begins_like_a_shorter_one():
+    bits = stateless_bits(4000, (7, 1))
+    assert all(np.array_equal(stateless_bits(count, (7, 1)), bits[:count]) for count in (1, 2, 3, 4, 5, 255, 256, 257))
+
+
+# --- projection matrix
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_projection_matrix_is_the_originals(name):
+    expected, attributes = MATRICES[name]
+    matrix = projection_matrix(*sizes_of(name))
+    assert matrix.dtype == np.float32
+    if "axis" in attributes:
+        assert matrix.shape == tuple(attributes["full_shape"])
+        assert_same(matrix.mean(axis=int(attributes["axis"])), attributes["axis_mean"], "own_projection")
+        matrix = matrix.take(attributes["positions"], axis=int(attributes["axis"]))
+    assert_same(matrix, expected, "own_projection")
+
+
+# d = 100 leaves a rest of 56 rows, d = 300 has more columns than rows.
+@pytest.mark.parametrize("name", ["seed3_m256_d100", "seed3_m256_d300", "seed3_m256_d16"])
+def test_projection_matrix_of_another_seed_is_another(name):
+    expected, attributes = MATRICES[name]
+    m, d, seed = sizes_of(name)
+    matrix = projection_matrix(m, d, seed + 1)
+    if "axis" in attributes:
+        matrix = matrix.take(attributes["positions"], axis=int(attributes["axis"]))
+    with pytest.raises(Disagreement):
+        assert_same(matrix, expected, "own_projection")
+
+
+# The sizes of real models. A small Gaussian matrix may be close to singular, and TensorFlow's float32 QR then far off.
+@pytest.mark.parametrize("seed", [0, 3, 19, 21])
+@pytest.mark.parametrize(("m", "d"), [(256, 12), (256, 16), (256, 48), (256, 128), (16, 48)])
+def test_projection_matrix_is_live_tensorflows(m, d, seed):
+    assert_same(projection_matrix(m, d, seed), tf_reference.constants.projection_matrix(m, d, seed), "own_projection")
+
+
+def test_a_seed_beyond_32_bits_is_refused():
+    with pytest.raises(OverflowError):
+        projection_matrix(8, 4, 2**31)
+
+
+def test_projection_rows_are_orthogonal_block_by_block():
+    matrix = projection_matrix(256, 100, 3).astype(np.float64)
+    unit = matrix / np.linalg.norm(matrix, axis=1, keepdims=True)
+    for block in np.split(unit, [100, 200]):
+        assert_same(block @ block.T, np.eye(len(block)), "float32_only")
+
+
+# --- rotary table
+
+
+@pytest.mark.parametrize("d", TABLES)
+def test_rotary_table_is_the_originals(d):
+    assert_same(rotary_table(4097, d), TABLES[d], "own_rotary_table")
+
+
+def test_rotary_table_with_cosines_first_is_another():
+    with pytest.raises(Disagreement):
+        assert_same(np.roll(rotary_table(4097, 128), 64, axis=1), TABLES[128], "own_rotary_table")
+
+
+@pytest.mark.parametrize("case", ["P1", "P2"])
+def test_rotary_tables_of_the_recorded_models(case):
+    with h5py.File(GOLDENS / case / "forward.h5") as file:
+        rounded, exact = (file[f"constants/rotary_table_{kind}"][()] for kind in ("bfloat16", "float32"))
+    assert_same(rotary_table(*rounded.shape), rounded, "exact")
+    assert_same(rotary_table(*exact.shape, bfloat16=False), exact, "float32_only")
+
+
+@pytest.mark.parametrize("d", [2, 12, 128])
+def test_rotary_table_is_live_tensorflows(d):
+    assert_same(rotary_table(4097, d), tf_reference.constants.rotary_table(4097, d), "own_rotary_table")
+
+
+@given(values=arrays(np.float32, st.integers(1, 20), elements=st.floats(width=32, allow_nan=False)))
+def test_rounding_to_bfloat16_is_pytorchs(values):
+    expected = torch.from_numpy(values).bfloat16().float().numpy()
+    assert round_to_bfloat16(values).tobytes() == expected.tobytes()
+
+
+def test_rounding_to_bfloat16_takes_ties_to_even():
+    halfway = np.array([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8], np.float32)
+    assert round_to_bfloat16(halfway).tolist() == [1, 1 + 2**-6, -1]
+
+
+# --- the original's initialisation
+
+
+@functools.cache
+def initial_query_kernel(hidden: int, heads: int) -> np.ndarray:
+    model = tf_reference.EpiBERT(
+        filter_list_seq=[hidden],
+        filter_list_atac=[1],
+        num_heads=heads,
+        num_transformer_layers=1,
+        output_length=2,
+        final_output_length=2,
+        max_seq_length=2,
+        final_point_scale=1,
+        num_motifs=1,
+        motif_units_fc=4,
+        dtype="float32",
+    ).build_weights()
+    return model.performer.layers[0].self_attention.query_dense_layer.kernel.numpy()
+
+
+@pytest.mark.parametrize(("hidden", "heads"), [(12, 3), (16, 1)])
+def test_identical_attention_init_is_the_references(hidden, heads):
+    expected = initial_query_kernel(hidden, heads)
+    limit = (6 / (2 * hidden)) ** 0.5
+    assert_same(stateless_uniform(expected.shape, (5, 0), -limit, limit), expected, "exact")
