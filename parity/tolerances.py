@@ -78,7 +78,7 @@ TABLE: dict[str, Tolerance] = {
         limit=1e-5,
         peak=4e-5,
         reason="Projection matrix from our own Philox and a float64 QR: the original's float32 QR amplifies rounding "
-        "by the condition of the Gaussian draw. Measured on the recorded matrices: up to 1.2e-5 of the largest entry.",
+        "by the condition of the Gaussian draw. Measured on the recorded matrices: up to 1.5e-5 of the largest entry.",
     ),
     "own_rotary_table": Tolerance(
         limit=5e-4,

@@ -532,12 +532,16 @@ class BatchNorm(nn.Module):
         self.update_rate = float(np.float32(1 - momentum))
 
     def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
+        dtype = torch.promote_types(torch.promote_types(x.dtype, self.weight.dtype), torch.float32)
         if self.training:
-            return self._normalize_batch(x.to(self.running_var.dtype)).to(x.dtype)
+            return self._normalize_batch(x.to(dtype)).to(x.dtype)
+        statistics = (self.running_mean.to(dtype), self.running_var.to(dtype))
+        # The fused kernel widens bfloat16 to float32 by itself, without a copy.
+        wide = x if dtype == torch.float32 else x.to(dtype)
         normalized = F.batch_norm(
-            _image(x), self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.epsilon
+            _image(wide), *statistics, self.weight.to(dtype), self.bias.to(dtype), training=False, eps=self.epsilon
         )
-        return _positions(normalized)
+        return _positions(normalized).to(x.dtype)
 
     def _normalize_batch(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
         # PyTorch's fused training kernel sums half a million positions one after the other: in float32 and channels
