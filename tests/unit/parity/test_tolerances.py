@@ -1,0 +1,187 @@
+"""The table of tolerances: every row has its reason, and no limit stands anywhere else."""
+
+import ast
+import math
+import re
+
+import pytest
+
+from parity.tolerances import TABLE, UNIT_ROUNDOFF, Tolerance, table
+from tests.unit.sources import ROOT
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_every_row_has_a_reason_and_usable_numbers(name):
+    row = TABLE[name]
+    assert len(row.reason.split()) >= 10
+    assert all(math.isfinite(number) and number >= 0 for number in (row.limit, row.floor, row.largest_peak))
+
+
+def test_rows_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        TABLE["float64"].limit = 1.0  # type: ignore[misc]
+
+
+def test_only_the_rows_that_judge_by_distance_exceed_one_thousandth():
+    assert {name for name, row in TABLE.items() if row.limit > 0.001} == {"float32", "bfloat16"}
+
+
+def test_the_limits_that_were_promised():
+    """The numbers that the project states in public: whoever changes one has to change them here, knowingly."""
+    assert TABLE["exact"].limit == 0
+    assert TABLE["float64"].limit == 10.0**-12
+    assert (TABLE["float32"].limit, TABLE["bfloat16"].limit) == (2.0, 1.5)
+    assert TABLE["own_constants"].limit == 10.0**-5
+    assert TABLE["rounded_constant"].limit <= 5 * 10.0**-9
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_floor_is_the_error_of_rounding_once(precision):
+    """Measured: a million numbers rounded to nearest have at most this relative rms error."""
+    import torch
+
+    exact = 1 + torch.rand(1_000_000, dtype=torch.float64)
+    rounded = exact.to(getattr(torch, precision)).double()
+    error = float((rounded - exact).norm() / exact.norm())
+    assert TABLE[precision].floor / 2 < error <= TABLE[precision].floor
+
+
+def test_unit_roundoffs_are_those_of_the_formats():
+    import torch
+
+    assert {name: torch.finfo(getattr(torch, name)).eps / 2 for name in UNIT_ROUNDOFF} == UNIT_ROUNDOFF
+
+
+def test_a_bound_without_the_references_error_is_the_limit():
+    assert Tolerance(limit=0.5, reason="").bound() == 0.5
+
+
+def test_a_ratio_grows_with_the_references_error_and_never_falls_below_the_floor():
+    row = Tolerance(limit=2.0, floor=0.25, reason="")
+    assert [row.bound(error) for error in (0.0, 0.1, 0.125, 1.0)] == [0.25, 0.25, 0.25, 2.0]
+
+
+def test_the_peak_is_the_limit_unless_it_is_given():
+    assert Tolerance(limit=0.5, reason="").largest_peak == 0.5
+    assert Tolerance(limit=0.5, peak=0.75, reason="").largest_peak == 0.75
+
+
+def test_the_table_as_plain_data_is_complete():
+    assert table().keys() == TABLE.keys()
+    assert all(
+        table()[name]["reason"] == row.reason and table()[name]["limit"] == row.limit for name, row in TABLE.items()
+    )
+
+
+# --- no other limit anywhere ------------------------------------------------------------------------------------------
+
+CLOSE_ENOUGH = re.compile(
+    r"^(?:assert_)?(?:all_?close|is_?close|array_almost_equal.*|almost_equal.*)$|^assert_close$|^approx$"
+)
+SLACK = {"rtol", "atol", "rel", "abs", "rel_tol", "abs_tol", "tol", "tolerance"}
+SMALL = 0.01
+
+
+def _number(node: ast.expr) -> float | None:
+    """The value of a literal, also of a product, quotient or power of literals."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, int | float):
+        return float(node.value)
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        inner = _number(node.operand)
+        return None if inner is None else -inner
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult | ast.Div | ast.Pow):
+        left, right = _number(node.left), _number(node.right)
+        if left is None or right is None:
+            return None
+        if isinstance(node.op, ast.Mult):
+            return left * right
+        return left / right if isinstance(node.op, ast.Div) else left**right
+    return None
+
+
+def _is_small(node: ast.expr) -> bool:
+    number = _number(node)
+    return number is not None and 0 < number < SMALL
+
+
+def own_limits(source: str) -> list[int]:
+    """Lines that compare with a small literal, call something named close, or hand a literal to a tolerance."""
+    lines = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare) and any(_is_small(side) for side in (node.left, *node.comparators)):
+            lines.add(node.lineno)
+        if isinstance(node, ast.Call):
+            slack = [
+                keyword for keyword in node.keywords if keyword.arg in SLACK and _number(keyword.value) is not None
+            ]
+            if slack or CLOSE_ENOUGH.match(ast.unparse(node.func).rpartition(".")[2]):
+                lines.add(node.lineno)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None and _is_small(node.value):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if any(re.search(r"(?i)limit|toleran|bound", ast.unparse(target)) for target in targets):
+                lines.add(node.lineno)
+    return sorted(lines)
+
+
+@pytest.mark.parametrize(
+    "offender",
+    [
+        "assert error < 1e-12",
+        "assert 1e-6 > error",
+        "assert error <= 2 * 1e-7",
+        "assert error <= 2**-24",
+        "assert error <= 1 / 1000",
+        "assert np.allclose(a, b)",
+        "torch.testing.assert_close(a, b)",
+        "np.testing.assert_allclose(a, b, rtol=0)",
+        "np.testing.assert_array_almost_equal(a, b)",
+        "assert a == pytest.approx(b)",
+        "assert math.isclose(a, b)",
+        "check(a, b, atol=1)",
+        "FLOAT64_LIMIT = 1e-12",
+        "tolerance: float = 1e-3",
+    ],
+)
+def test_the_scan_sees_a_limit_of_ones_own(offender):
+    assert own_limits(offender)
+
+
+@pytest.mark.parametrize(
+    "innocent",
+    [
+        "assert error <= TABLE['float64'].limit",
+        "norm.epsilon = 1e-3",
+        "assert count > 0",
+        "assert ratio < 2",
+        "x = x + 1e-6",
+        "verify(a, b, tolerance='float64')",
+        "assert 'error 1e-12' in text",
+        "file.close",
+    ],
+)
+def test_the_scan_leaves_the_rest_alone(innocent):
+    assert own_limits(innocent) == []
+
+
+EXEMPT = {
+    "parity/tolerances.py": "the table itself",
+    "tests/unit/parity/test_tolerances.py": "the numbers that were promised, so that the table cannot drift from them",
+    "tests/unit/test_strategies.py": "sizes that the drawn numbers must have",
+    "tests/unit/tf_reference/test_model.py": "the reference held against formulas, without the harness",
+    "tests/unit/tf_reference/test_recorded.py": "the reference held against the original, without the harness",
+    "tests/unit/tf_reference/test_constants.py": "the reference held against formulas, without the harness",
+    "tests/unit/weights/test_table.py": "what a changed row of the weight map does to the output",
+}
+"""Files with limits of their own, and why. An entry that is no longer needed fails."""
+
+
+def test_no_limit_stands_outside_the_table():
+    paths = [ROOT / "conftest.py", *(ROOT / "parity").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    assert len(paths) > 30
+    found = {
+        path.relative_to(ROOT).as_posix(): lines for path in sorted(paths) if (lines := own_limits(path.read_text()))
+    }
+    found.pop("tests/unit/parity/report/results.py", None)  # invents results to show; it judges nothing
+    assert {name: lines for name, lines in found.items() if name not in EXEMPT} == {}
+    unneeded = sorted(EXEMPT.keys() - found.keys() - {"parity/tolerances.py"})
+    assert unneeded == []
