@@ -1,0 +1,230 @@
+"""``epibert parity`` as a user meets it: exit statuses, one clear error, files complete or not there at all."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from parity import command
+from parity.pairs import epibert_run
+from parity.report import page
+from torch_impl import EpiBERT
+
+FILES = ("junit.xml", "parity.json", "report.html")
+QUICK = ("--reference", "recorded", "--gates", "weights,constants")
+
+
+@pytest.fixture(autouse=True)
+def _one_case(monkeypatch):
+    """One recorded case is enough to see what the command does with it."""
+    monkeypatch.setattr(epibert_run, "CASES", ("P1",))
+
+
+def status_of(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["parity", *map(str, arguments)])
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a wrong use prints."""
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("epibert: error: ")
+    return lines[0]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def break_port(monkeypatch, fault) -> None:
+    """Every port that the command builds has the fault."""
+    plain = epibert_run._prepare
+    monkeypatch.setattr(epibert_run, "_prepare", lambda port, prepare: (plain(port, prepare), fault(port)))
+
+
+def flip_a_bit(port: EpiBERT) -> None:
+    port.stem_conv.weight.data.view(torch.int32).view(-1)[7] ^= 1
+
+
+# --- proven -----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_proven_exits_with_0_and_writes_three_complete_files(tmp_path, capsys):
+    out = tmp_path / "new" / "folder"
+    assert status_of(*QUICK, "--out", out) == command.PROVEN == 0
+    assert sorted(content(out)) == sorted(FILES)
+    result = json.loads((out / "parity.json").read_text())
+    assert result["passed"] is True
+    assert result["requested"] == ["weights", "constants"]
+    statuses = {name: gate["status"] for name, gate in result["gates"].items()}
+    assert statuses == {
+        "weights": "passed",
+        "constants": "passed",
+        "layers": "not_run",
+        "blocks": "not_run",
+        "model": "not_run",
+    }
+    assert ElementTree.parse(out / "junit.xml").getroot().tag == "testsuites"
+    assert (out / "report.html").read_text().rstrip().endswith("</html>")
+    assert str(out) in capsys.readouterr().out.replace("\n", "")
+
+
+def test_files_of_an_earlier_run_are_replaced_and_others_are_left(tmp_path):
+    for name in (*FILES, "notes.txt"):
+        (tmp_path / name).write_text("earlier")
+    assert status_of(*QUICK, "--out", tmp_path) == 0
+    found = content(tmp_path)
+    assert found.pop("notes.txt") == b"earlier"
+    assert sorted(found) == sorted(FILES)
+    assert b"earlier" not in found.values()
+
+
+# --- not proven -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_not_proven_exits_with_1_and_writes_the_files_that_say_so(tmp_path, monkeypatch, capsys):
+    break_port(monkeypatch, flip_a_bit)
+    assert status_of(*QUICK, "--out", tmp_path) == command.NOT_PROVEN == 1
+    assert sorted(content(tmp_path)) == sorted(FILES)
+    result = json.loads((tmp_path / "parity.json").read_text())
+    assert result["passed"] is False
+    assert result["culprits"] == ["stem_conv"]
+    assert result["gates"]["constants"]["status"] == "blocked"
+    suites = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert suites.findall(".//failure")
+    assert "stem_conv" in capsys.readouterr().out
+
+
+# --- wrong use --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [["--no-such-option"], ["--reference", "nothing"], ["--bins", "many"]], ids=str)
+def test_an_argument_that_does_not_exist_exits_with_2(tmp_path, capsys, arguments):
+    assert status_of(*arguments, "--out", tmp_path / "out") == 2
+    assert capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("reference", ["both", "live"])
+def test_without_tensorflow_a_living_reference_exits_with_2_and_says_what_to_do(
+    tmp_path, monkeypatch, capsys, reference
+):
+    monkeypatch.setattr(epibert_run, "tensorflow_installed", lambda: False)
+    assert status_of("--reference", reference, "--out", tmp_path / "out") == 2
+    message = error_of(capsys)
+    assert "install the extra 'reference'" in message
+    assert "--reference recorded" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_tensorflow_the_recorded_numbers_can_still_be_met(tmp_path, monkeypatch):
+    monkeypatch.setattr(epibert_run, "tensorflow_installed", lambda: False)
+    assert status_of(*QUICK, "--out", tmp_path) == 0
+
+
+@pytest.mark.parametrize("out", ["file", "file/folder"])
+def test_a_folder_that_cannot_be_written_exits_with_2_before_any_work(tmp_path, monkeypatch, capsys, out):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(epibert_run, "run", lambda **_: pytest.fail("the work began"))
+    assert status_of(*QUICK, "--out", tmp_path / out) == 2
+    assert f"cannot write to {tmp_path / out}" in error_of(capsys)
+    assert content(tmp_path) == {"file": b"in the way"}
+
+
+def test_a_folder_without_recordings_exits_with_2(tmp_path, capsys):
+    assert status_of(*QUICK, "--goldens", tmp_path, "--out", tmp_path / "out") == 2
+    assert f"no recorded numbers in {tmp_path / 'P1'}" in error_of(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def truncated(folder: Path) -> None:
+    file = folder / "P1" / "forward.h5"
+    file.write_bytes(file.read_bytes()[:100_000])
+
+
+def without_configuration(folder: Path) -> None:
+    (folder / "P1" / "config.json").unlink()
+
+
+def with_a_broken_configuration(folder: Path) -> None:
+    (folder / "P1" / "config.json").write_text("{")
+
+
+def without_environment(folder: Path) -> None:
+    (folder / "environment.json").unlink()
+
+
+def without_constants(folder: Path) -> None:
+    import h5py
+
+    with h5py.File(folder / "P1" / "forward.h5", "a") as file:
+        del file["constants"]
+
+
+def without_a_shard(folder: Path) -> None:
+    next((folder / "P1" / "ckpt_before").glob("*.data-*")).unlink()
+
+
+# --- whole files or none ----------------------------------------------------------------------------------------------
+
+
+def test_an_error_while_writing_leaves_the_earlier_files_as_they_were(tmp_path, monkeypatch):
+    assert status_of(*QUICK, "--out", tmp_path) == 0
+    before = content(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the report broke")
+
+    monkeypatch.setattr(page, "write_html", fail)
+    with pytest.raises(RuntimeError, match="the report broke"):
+        command.main(["parity", *QUICK, "--out", str(tmp_path)])
+    assert content(tmp_path) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_an_existing_empty_folder_is_kept_after_an_error(tmp_path):
+    assert status_of("--gates", "nothing", "--out", tmp_path / "") == 2
+    assert tmp_path.is_dir()
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- the program itself -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["parity", "--help"], ["weights", "--help"], ["bench", "--help"]], ids=str
+)
+def test_help_is_complete_and_exits_with_0(capsys, arguments):
+    with pytest.raises(SystemExit) as exit_:
+        command.main(arguments)
+    assert exit_.value.code == 0
+    assert "--help" in capsys.readouterr().out
+
+
+def test_every_argument_of_the_command_is_explained(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["parity", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name in ("checkpoint", "config", "gates", "out", "reference", "bins", "batch", "goldens"):
+        assert f"--{name}" in text
+    for word in ("Rungs to prove", "Folder for the three files", "128-bp bins"):
+        assert word in text
+
+
+def test_the_command_without_a_subcommand_exits_with_2(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command.main([])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err
+
+
+def test_the_module_runs_the_same_command(tmp_path):
+    with pytest.raises(SystemExit) as exit_:
+        command.main([*QUICK, "--out", str(tmp_path)], components=command.parity, program="python -m parity")
+    assert exit_.value.code == 0
+    assert sorted(content(tmp_path)) == sorted(FILES)
