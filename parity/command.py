@@ -4,14 +4,15 @@ Exit status 0: proven, or done. 1: not proven, or different. 2: wrong use or bad
 """
 
 import contextlib
+import inspect
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import auto_cli
+from jsonargparse import Namespace, auto_parser
 from rich.console import Console
 
 PROVEN, NOT_PROVEN, WRONG_USE = 0, 1, 2
@@ -75,7 +76,7 @@ def _files(out: str) -> Iterator[Path]:
     """A folder to write into; its files are moved to ``out`` when all are there, replacing those of an earlier run."""
     from parity.pairs.epibert_run import UsageError
 
-    new = not Path(out).exists()
+    new = [folder for folder in (Path(out), *Path(out).parents) if not folder.exists()]
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(dir=out, prefix=".writing-")
@@ -87,8 +88,10 @@ def _files(out: str) -> Iterator[Path]:
             for path in sorted(Path(name).iterdir()):
                 path.replace(Path(out) / path.name)
     finally:
-        if new and not any(Path(out).iterdir()):
-            Path(out).rmdir()
+        for folder in new:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
 
 
 def bench(
@@ -124,6 +127,14 @@ def commands() -> dict[str, Any]:
     return {"parity": parity, "weights": weights, "bench": bench}
 
 
+def _call(component: Any, arguments: Namespace) -> int:
+    """Calls the command that was named; the call of jsonargparse itself drops an argument named ``config``."""
+    if isinstance(component, Mapping):
+        name = arguments["subcommand"]
+        return _call(component[name], arguments[name])
+    return component(**{name: arguments[name] for name in inspect.signature(component).parameters})
+
+
 def main(arguments: Sequence[str] | None = None, components: Any = None, program: str = "epibert") -> None:
     """Runs the command line and exits with its status.
 
@@ -137,12 +148,14 @@ def main(arguments: Sequence[str] | None = None, components: Any = None, program
     from weights import CheckpointError
 
     try:
-        status = auto_cli(
-            commands() if components is None else components,
-            args=None if arguments is None else list(arguments),
+        components = commands() if components is None else components
+        parser = auto_parser(
+            components,
             prog=program,
-            description="EpiBERT in PyTorch, with proof that it computes what the TensorFlow original computes.",
+            description="EpiBERT in PyTorch, with proof that it computes what the TensorFlow original computes. "
+            "Exit status: 0 proven or done, 1 not proven or different, 2 wrong use or bad input.",
         )
+        status = _call(components, parser.parse_args(None if arguments is None else list(arguments)))
     except (CheckpointError, UsageError) as error:
         Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"{program}: error: {error}")
         status = WRONG_USE

@@ -116,6 +116,8 @@ def compare(
         if array is not None and not np.all(np.isfinite(array)):
             index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
             return record(Status.NON_FINITE, f"the {side} has {float(array[index])} at {index}")
+    if row.ratio and reference_same_precision is None:
+        return record(Status.MISSING, f"the reference has no such array in {precision} to measure its own error by")
     error, peak = distance(port, reference, scale)
     own = None
     if reference_same_precision is not None:
@@ -124,13 +126,21 @@ def compare(
                 Status.FAIL, f"the reference changes its shape to {reference_same_precision.shape} in {precision}"
             )
         own, _ = distance(reference_same_precision, reference, scale)
+        if not math.isfinite(own):
+            return record(Status.FAIL, f"the reference's own error in {precision} is not finite, so it bounds nothing")
     limit = row.bound(own)
     # A ratio of norms is a stable number; a ratio of two single worst elements is not, so peaks are only bounded
     # absolutely.
     passed = error <= limit and (own is not None or peak <= row.largest_peak)
+    differs = np.zeros(reference.shape, dtype=bool)
+    if limit == 0.0:
+        # A quotient may underflow, and -0.0 equals 0.0, but neither is the same bits.
+        differs = (port != reference) | (np.signbit(port) != np.signbit(reference))
+        passed = not np.any(differs)
     if not passed and not detail:
-        worst = np.unravel_index(int(np.argmax(np.abs(port - reference))), reference.shape)
-        index = tuple(int(i) for i in worst)
+        with np.errstate(over="ignore"):
+            apart = np.abs(port - reference) if limit > 0.0 else differs
+        index = tuple(int(i) for i in np.unravel_index(int(np.argmax(apart)), reference.shape))
         detail = f"largest difference at {index}: expected {float(reference[index])!r}, got {float(port[index])!r}"
     return record(
         Status.PASS if passed else Status.FAIL,

@@ -119,6 +119,9 @@ def layers_by_path(model: Any) -> dict[str, Any]:
             for name, value in vars(layer).items():
                 if not name.startswith(_BOOKKEEPING):
                     visit(f"{start}{name}", value)
+            # What hides behind a name of Keras' own bookkeeping or in another container goes by its own name.
+            for child in layer._flatten_layers(recursive=False, include_self=False):
+                visit(f"{start}{child.name}", child)
 
     descend("", model)
     return found
@@ -154,7 +157,7 @@ def _watched(path: str, layer: Any, recorder: Recorder, truth: Trace | None) -> 
     """Records every call of one layer and, with a truth, feeds it."""
     import tensorflow as tf
 
-    call = layer.call
+    call, own_call = layer.call, vars(layer).get("call")
 
     def watched_call(*args: Any, **kwargs: Any) -> Any:
         key = recorder.begin(path)
@@ -175,7 +178,10 @@ def _watched(path: str, layer: Any, recorder: Recorder, truth: Trace | None) -> 
     try:
         yield
     finally:
-        del vars(layer)["call"]
+        if own_call is None:
+            del vars(layer)["call"]
+        else:
+            vars(layer)["call"] = own_call
 
 
 def _fed_outputs(reference: Call, returned: list[Any]) -> list[Any]:
@@ -189,6 +195,8 @@ def _short_name(variable: Any) -> str:
 def _arrays(tensors: list[Any]) -> tuple[np.ndarray, ...]:
     import tensorflow as tf
 
+    if any(tensor.dtype.is_complex for tensor in tensors):
+        raise TypeError("complex activations cannot be compared: let the layer return real and imaginary part")
     return tuple(tf.cast(tensor, tf.float64).numpy() for tensor in tensors)
 
 
@@ -201,14 +209,14 @@ def _tensor(array: np.ndarray | Sample, like: Any) -> Any:
 
 
 def variables_by_path(model: Any) -> dict[str, np.ndarray]:
-    """Every variable by layer path and own name, ``conv/kernel``, in float64."""
-    return {
-        f"{path}/{_short_name(variable)}" if path else _short_name(variable): np.asarray(
-            variable.numpy(), dtype=np.float64
-        )
-        for path, layer in layers_by_path(model).items()
-        for variable in (*layer._trainable_weights, *layer._non_trainable_weights)
-    }
+    """Every variable by layer path and own name, ``conv/kernel``, in float64; a name given twice gets a number."""
+    found: dict[str, np.ndarray] = {}
+    for path, layer in layers_by_path(model).items():
+        for variable in (*layer._trainable_weights, *layer._non_trainable_weights):
+            name = f"{path}/{_short_name(variable)}" if path else _short_name(variable)
+            earlier = sum(1 for key in found if key == name or key.startswith(f"{name}@"))
+            found[f"{name}@{earlier}" if earlier else name] = np.asarray(variable.numpy(), dtype=np.float64)
+    return found
 
 
 def lift(model: Any, precisions: Sequence[str]) -> tuple[dict[str, Any], tuple[NotCompared, ...]]:
@@ -227,27 +235,39 @@ def lift(model: Any, precisions: Sequence[str]) -> tuple[dict[str, Any], tuple[N
         raise ValueError(f"unknown precisions {unknown}; there are {', '.join(POLICIES)}")
     ordered = [precision for precision in POLICIES if precision in precisions]
     if not isinstance(model, tf_keras.Sequential) and not model._is_graph_network:
-        own = model.compute_dtype
         reason = "a subclassed Keras model cannot be rebuilt in another precision; build it under the policy float64"
-        left_out = tuple(
-            NotCompared(side="reference", name=f"{precision} readings", reason=reason)
-            for precision in ordered
-            if precision != own
-        )
-        return {own: model}, left_out
+        return _as_it_is(model, ordered, reason)
     models = {}
     for precision in ordered:
         config = _with_policy(model.get_config(), POLICIES[precision])
-        models[precision] = type(model).from_config(config)
+        try:
+            models[precision] = type(model).from_config(config)
+        except (TypeError, ValueError) as error:
+            # Layers of the user's own that are not registered, lambdas.
+            return _as_it_is(model, ordered, f"Keras cannot rebuild this model: {' '.join(str(error).split())}")
+        # The configuration of a whole model has no dtype; inputs are cast to the one that it ends up with.
+        models[precision]._set_dtype_policy(POLICIES[precision])
         if not models[precision].built:
             models[precision].build(model.input_shape)
         models[precision].set_weights(model.get_weights())
     return models, ()
 
 
+def _as_it_is(model: Any, ordered: Sequence[str], reason: str) -> tuple[dict[str, Any], tuple[NotCompared, ...]]:
+    own = model.compute_dtype
+    return {own: model}, tuple(
+        NotCompared(side="reference", name=f"{precision} readings", reason=reason)
+        for precision in ordered
+        if precision != own
+    )
+
+
 def _with_policy(config: Any, policy: str) -> Any:
     """A Keras configuration with every floating dtype replaced."""
     if isinstance(config, Mapping):
+        if config.get("class_name") == "InputLayer":
+            # An input has a plain dtype; that of the variables, as under a policy set by Keras.
+            policy = policy.replace("mixed_bfloat16", "float32")
         return {
             key: policy if key == "dtype" and _is_floating_policy(value) else _with_policy(value, policy)
             for key, value in config.items()

@@ -1,7 +1,7 @@
 """The ladder: comparisons in, gates and culprits out."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,9 @@ def compare_live(
         truth = reference.trace(first, training=training, reading=Reading.ACCUMULATED)
         if "layers" in gates:
             yield from _unmapped(truth, layer_map, case=case, mode=mode)
+            if training:
+                before = reference.trace(first, training=False, reading=Reading.ACCUMULATED)
+                yield from _unmapped_state(before, truth, layer_map, case=case)
         for precision in reference.precisions:
             for reading, gate in GATE_OF_READING.items():
                 if gate not in gates:
@@ -84,6 +87,7 @@ def compare_recorded(
     inputs: tuple[np.ndarray, ...],
     state: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],
     *,
+    absent: Collection[str] = (),
     case: str = "",
 ) -> Iterator[Comparison]:
     """Every recorded array against a port that runs end to end.
@@ -98,6 +102,7 @@ def compare_recorded(
         layer_map: Which layer answers to which.
         inputs: The recorded inputs.
         state: {precision: {reference path: {variable: value}}} after one training pass.
+        absent: Reference paths that the recorded model does not have; every other layer of the map must be there.
         case: Name of the case.
     """
     position = {pair.reference: index for index, pair in enumerate(layer_map)}
@@ -116,7 +121,7 @@ def compare_recorded(
         observed = port.trace(inputs, precision=precision, training=False)
         own = None if exact else with_output(recording.traces[precision], recording.finals[precision, "eager"])
         for pair in layer_map:
-            if pair.reference not in position or not truth.count(pair.reference):
+            if pair.reference in absent:
                 continue
             contains_others = any(name.startswith(f"{pair.port}.") for name in ports)
             gate = "model" if pair.port == "" else "blocks" if contains_others else "layers"
@@ -153,8 +158,8 @@ def compare_recorded(
             yield from training.state(pair)
 
 
-def unrecorded(recording: Recording, layer_map: LayerMap, *, case: str = "") -> tuple[NotCompared, ...]:
-    """What a recording cannot say, by name."""
+def unrecorded(absent: Iterable[str], *, case: str = "") -> tuple[NotCompared, ...]:
+    """What a recording cannot say, by name; ``absent`` as in ``compare_recorded``."""
     rows = [
         NotCompared(
             side=case or "recording",
@@ -173,12 +178,9 @@ def unrecorded(recording: Recording, layer_map: LayerMap, *, case: str = "") -> 
             reason="the recording keeps the final output and the statistics of a training pass",
         ),
     ]
-    calls = recording.traces["float64"].calls
-    known = {path for path, _ in calls}
     rows += [
-        NotCompared(side=case or "recording", name=pair.reference, reason="the original has no such layer to record")
-        for pair in layer_map
-        if pair.reference and pair.reference not in known
+        NotCompared(side=case or "recording", name=path, reason="the original has no such layer to record")
+        for path in absent
     ]
     return tuple(rows)
 
@@ -208,6 +210,32 @@ def _unmapped(truth: Trace, layer_map: LayerMap, *, case: str, mode: str) -> Ite
                 case=case,
                 mode=mode,
                 detail="the layer map names no counterpart for this layer of the reference",
+            )
+
+
+def _unmapped_state(before: Trace, after: Trace, layer_map: LayerMap, *, case: str) -> Iterator[Comparison]:
+    """Statistics that a training pass of the reference changes and that no row of the map mentions."""
+    mapped = {(pair.reference, name) for pair in layer_map for _, name in pair.state}
+    port_of = {pair.reference: pair.port for pair in layer_map}
+    for path, variables in after.state.items():
+        for name, value in variables.items():
+            named = (path, name) in mapped or f"{path}/{name}" in layer_map.ignored
+            if named or np.array_equal(value, before.state[path][name]):
+                continue
+            yield compare(
+                None,
+                value,
+                gate="layers",
+                reading=Reading.STATE,
+                precision="float64",
+                tolerance="float64",
+                reference_path=path,
+                port_path=port_of.get(path, ""),
+                layer=port_of.get(path, ""),
+                quantity=name,
+                case=case,
+                mode="training",
+                detail="a training pass changes this statistic, and the layer map names no counterpart for it",
             )
 
 
@@ -334,6 +362,8 @@ def _farther(
     """Whichever of two runs of the reference is farther from the truth: its own spread counts as its own error."""
     if isinstance(first, Sample) or isinstance(second, Sample) or isinstance(truth, Sample):
         return first
+    if not np.all(np.isfinite(second)):
+        return second
     return max(first, second, key=lambda array: float(np.linalg.norm(array - truth)))
 
 
@@ -421,12 +451,13 @@ def find_culprits(comparisons: Iterable[Comparison], layer_map: LayerMap, *, mod
     failures = [row for row in comparisons if row.status is not Status.PASS]
     own = [row for row in failures if row.reading in OWN_READINGS]
     certain = bool(own)
+    own = own or [row for row in failures if row.reading is Reading.BLOCK]
     if not own:
         accumulated = sorted(
             (row for row in failures if row.reading is Reading.ACCUMULATED), key=_finish_order(layer_map)
         )
         own = accumulated[:1]
-    position = {pair.port: index for index, pair in enumerate(layer_map)}
+    position = {pair.port: index for index, pair in enumerate(layer_map) if not pair.alias}
     reference_of = {pair.port: pair.reference for pair in layer_map if not pair.alias}
     by_layer: dict[str, list[Comparison]] = {}
     for row in own:
@@ -439,18 +470,18 @@ def find_culprits(comparisons: Iterable[Comparison], layer_map: LayerMap, *, mod
             worst=max(rows, key=_excess),
             certain=certain,
         )
-        for layer, rows in sorted(by_layer.items(), key=lambda item: position.get(item[0], len(position)))
+        for layer, rows in sorted(by_layer.items(), key=lambda item: position.get(item[0], len(layer_map.pairs)))
     ]
     return tuple(culprits)
 
 
 def _finish_order(layer_map: LayerMap) -> Callable[[Comparison], tuple[int, int]]:
     """Layers finish after what they contain: children before parents, else in order of execution."""
-    position = {pair.port: index for index, pair in enumerate(layer_map)}
+    position = {pair.port: index for index, pair in enumerate(layer_map) if not pair.alias}
 
     def key(row: Comparison) -> tuple[int, int]:
         if row.layer == "":
-            return len(position), 0
+            return len(layer_map.pairs), 0
         last_child = max((index for port, index in position.items() if port.startswith(f"{row.layer}.")), default=-1)
         return max(last_child, position.get(row.layer, 0)), -row.layer.count(".")
 

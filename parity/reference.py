@@ -112,6 +112,10 @@ def read_recording(path: str | Path, *, name: str, output: str = "final_atac") -
             training = _group(group["training_true"])
             finals[precision, "training"] = _values(training[output])
             state[precision] = _leaves(_group(training["bn"]))
+        for precision, trace in traces.items():
+            uneven = sorted({path for path, _ in trace.calls.keys() ^ traces["float64"].calls.keys()})
+            if uneven:
+                raise KeyError(f"{path}: float64 and {precision} do not record the same layers: {', '.join(uneven)}")
         inputs = _leaves(_group(file["inputs"]))
         constants = _leaves(_group(file["constants"]))
     return Recording(name=name, traces=traces, finals=finals, state=state, inputs=inputs, constants=constants)

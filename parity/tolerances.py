@@ -15,12 +15,14 @@ class Tolerance:
         limit: Largest relative L2 error, or for ratios the factor on the reference's own distance to float64.
         peak: Largest difference over largest value; the same number as the limit when None. Ratios have none.
         floor: For ratios: errors below this always pass.
+        ratio: The limit is a factor on the reference's own error, so it says nothing without one.
         reason: Where the number comes from.
     """
 
     limit: float
     peak: float | None = None
     floor: float = 0.0
+    ratio: bool = False
     reason: str
 
     @property
@@ -52,12 +54,14 @@ TABLE: dict[str, Tolerance] = {
     ),
     "float32": Tolerance(
         limit=2.0,
+        ratio=True,
         floor=_rounding_floor("float32"),
         reason="Distance to the float64 result, at most twice the reference's own: two correct summation orders differ "
         "by a random walk each. Floor: the rms error of rounding the exact result once.",
     ),
     "bfloat16": Tolerance(
         limit=1.5,
+        ratio=True,
         floor=_rounding_floor("bfloat16"),
         reason="As float32; rounding to 8 bits dominates the order of summation, so the two come closer. The spread "
         "between the reference's eager and graph execution counts as its own. Floor: the rms error of rounding the "

@@ -76,7 +76,11 @@ class TorchSide:
 
     def _state(self) -> dict[str, dict[str, np.ndarray]]:
         return {
-            pair.port: {name: _array(getattr(self.modules[pair.port], name)) for name, _ in pair.state}
+            pair.port: {
+                name: _array(getattr(self.modules[pair.port], name))
+                for name, _ in pair.state
+                if torch.is_tensor(getattr(self.modules[pair.port], name, None))
+            }
             for pair in self.layer_map
             if pair.state and pair.port in self.modules
         }
@@ -92,18 +96,22 @@ def cast_module(module: nn.Module, precision: str) -> Iterator[None]:
 @contextlib.contextmanager
 def _kept_state(module: nn.Module) -> Iterator[None]:
     """Puts the very tensors back that the module had, with the values that they had."""
-    parameters = [(parameter, parameter.data) for parameter in module.parameters()]
+    parameters = [(parameter, parameter.data, parameter.grad) for parameter in module.parameters()]
     buffers = [
         (owner, name, buffer, buffer.clone())
         for owner in module.modules()
         for name, buffer in owner._buffers.items()
         if buffer is not None
     ]
+    # A cast of the module would cast the gradients as well.
+    for parameter, _, _ in parameters:
+        parameter.grad = None
     try:
         yield
     finally:
-        for parameter, data in parameters:
+        for parameter, data, gradient in parameters:
             parameter.data = data
+            parameter.grad = gradient
         for owner, name, buffer, value in buffers:
             owner._buffers[name] = buffer
             buffer.copy_(value)
@@ -133,7 +141,8 @@ def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Trac
     Our hook sees the arguments before the module's own hooks do, and the result after them, so a hook of the module
     counts as part of it.
     """
-    open_calls: list[tuple[tuple[str, int], list[Tensor]]] = []
+    # Key, tensors as given, and their values then: the module may overwrite them.
+    open_calls: list[tuple[tuple[str, int], list[Tensor], tuple[np.ndarray, ...]]] = []
     own_forward = vars(module).get("forward")
     forward = module.forward
 
@@ -143,7 +152,7 @@ def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Trac
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         key = recorder.begin(pair.port)
         given = flatten((args, kwargs), torch.is_tensor)[: pair.inputs]
-        open_calls.append((key, given))
+        open_calls.append((key, given, _arrays(pair, given)))
         reference = counterpart(key)
         if reference is None or reference.inputs is None or not given:
             return None
@@ -158,19 +167,19 @@ def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Trac
         try:
             return forward(*args, **kwargs)
         except Exception as exception:
-            key, given = open_calls[-1]
+            key, given, values = open_calls[-1]
             reference = counterpart(key)
-            recorder.end(key, _arrays(pair, given), (), describe(exception))
+            recorder.end(key, values, (), describe(exception))
             if reference is None or not given or any(isinstance(array, Sample) for array in reference.outputs):
                 raise
             results = [_tensor(pair.to_port(_whole(array)), given[0]) for array in reference.outputs]
             return results[0] if len(results) == 1 else tuple(results)
 
     def after(_: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
-        key, given = open_calls.pop()
+        key, _given, values = open_calls.pop()
         returned = flatten(result, torch.is_tensor)
         if key not in recorder.calls:
-            recorder.end(key, _arrays(pair, given), _arrays(pair, returned))
+            recorder.end(key, values, _arrays(pair, returned))
         reference = counterpart(key)
         if reference is None or any(isinstance(array, Sample) for array in reference.outputs):
             return None
@@ -203,6 +212,8 @@ def describe(exception: Exception) -> str:
 
 
 def _array(tensor: Tensor) -> np.ndarray:
+    if tensor.is_complex():
+        raise TypeError("complex activations cannot be compared: let the layer return real and imaginary part")
     # Widening to float64 is exact, so one dtype serves all comparisons; the copy outlives in-place changes of the
     # tensor.
     return tensor.detach().to(device="cpu", dtype=torch.float64, copy=True).numpy()

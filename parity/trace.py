@@ -111,6 +111,8 @@ def replace(structure: Any, is_tensor: Callable[[Any], bool], substitutes: list[
         return substitutes.pop(0)
     if isinstance(structure, Mapping):
         return {key: replace(item, is_tensor, substitutes) for key, item in structure.items()}
+    if isinstance(structure, tuple) and hasattr(structure, "_fields"):
+        return type(structure)(*(replace(item, is_tensor, substitutes) for item in structure))
     if isinstance(structure, list | tuple):
         return type(structure)(replace(item, is_tensor, substitutes) for item in structure)
     return structure

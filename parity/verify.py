@@ -85,6 +85,9 @@ def verify(
         unavailable = {"constants": "this pair names no constants"}
         if weight_map is None:
             unavailable["weights"] = "no weight_map was given: weights are proven only by what the layers compute"
+        if not any(pair.block for pair in mapped):
+            unavailable["blocks"] = "the layer map marks no blocks"
+        left_out = (*left_out, *_unmapped_modules(port, mapped), *map(_left_out_counter, _batch_counters(port)))
         name, configuration, weights = f"{type(reference).__name__} and {type(port).__name__}", {}, ()
         side, lent = TorchSide(port, mapped), None
     described = f"living model, TensorFlow {version('tensorflow')}, tf_keras {version('tf_keras')}"
@@ -118,6 +121,28 @@ def ignored_layers(layer_map: LayerMap) -> tuple[NotCompared, ...]:
     return tuple(NotCompared(side="reference", name=path, reason=why) for path, why in layer_map.ignored.items())
 
 
+def _unmapped_modules(port: nn.Module, layer_map: LayerMap) -> tuple[NotCompared, ...]:
+    """Modules of the port without a row of their own, by name."""
+    names = {pair.port for pair in layer_map}
+    return tuple(
+        NotCompared(
+            side="port",
+            name=name,
+            reason=f"at most compared as a part of {layer_map.owner(name) or type(port).__name__}",
+        )
+        for name, _ in port.named_modules()
+        if name not in names
+    )
+
+
+def _batch_counters(port: nn.Module) -> list[str]:
+    return [name for name, _ in port.named_buffers() if name.rpartition(".")[2] == "num_batches_tracked"]
+
+
+def _left_out_counter(name: str) -> NotCompared:
+    return NotCompared(side="port", name=name, reason="PyTorch counts batches here; Keras has no such variable")
+
+
 def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
     if isinstance(given, str) or not given:
         raise ValueError(f"{what} must be a sequence of names out of {', '.join(known)}")
@@ -139,6 +164,8 @@ def _compare_weights(reference: Any, port: nn.Module, weight_map: WeightMap, cas
     """Every parameter and buffer of the port and every variable of the reference, bit for bit, none left over."""
     variables = variables_by_path(reference)
     tensors = {**dict(port.named_parameters()), **dict(port.named_buffers())}
+    for name in _batch_counters(port):
+        del tensors[name]
     rows = [(name, key, axes) for name, (key, axes) in weight_map.items()]
     rows += [(name, "", None) for name in tensors if name not in weight_map]
     used = {key for key, _ in weight_map.values()}

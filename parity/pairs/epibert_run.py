@@ -17,7 +17,7 @@ from parity.records import Comparison, KnownDifference, NotCompared, Result, Wei
 from parity.reference import LiveReference, read_recording
 from parity.tolerances import table
 from torch_impl import EpiBERT, EpiBERTConfig
-from weights import transplant
+from weights import CheckpointError, transplant
 from weights.checkpoint import Checkpoint, read_checkpoint
 from weights.command import choose_configuration
 from weights.mapping import locate
@@ -165,15 +165,20 @@ def _recorded_case(
     prepare_port: Callable[[EpiBERT], None] | None,
     say: Say,
 ) -> None:
-    config, checkpoint = load_case(folder)
+    try:
+        config, checkpoint = load_case(folder)
+        original = json.loads((folder.parent / "environment.json").read_text(encoding="utf-8"))
+        recording = read_recording(folder / "forward.h5", name=f"recorded TensorFlow {original['tensorflow']}")
+        inputs = epibert.recorded_inputs(recording)
+    except CheckpointError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError) as error:
+        raise UsageError(f"the recorded numbers in {folder} cannot be read: {error}") from None
     stored = model_tensors(checkpoint, config)
     findings.configuration[name] = dataclasses.asdict(config)
     findings.weights += [dataclasses.replace(row, note=name) for row in epibert.weight_map(config, stored)]
     findings.sources |= {f"{name}/{path.name}": hash_file(path) for path in checkpoint.files}
-    original = json.loads((folder.parent / "environment.json").read_text(encoding="utf-8"))
-    recording = read_recording(folder / "forward.h5", name=f"recorded TensorFlow {original['tensorflow']}")
     findings.sources[f"{name}/forward.h5"] = hash_file(folder / "forward.h5")
-    inputs = epibert.recorded_inputs(recording)
     if reference != "live":
         case = f"{name} recorded"
         with _timed(findings, case, say):
@@ -186,13 +191,16 @@ def _recorded_case(
             rows = [
                 *epibert.compare_weights(port, stored, case=case),
                 *epibert.compare_constants(port, projection, rotary, case=case),
-                *epibert.compare_with_recording(port, recording, case=case),
-                *epibert.compare_own_constants(port, inputs, recording.finals["float64", "eager"], case=case),
             ]
-            differences, effects = epibert.measure_known_differences(port, inputs, case=case)
-            findings.known_differences += differences
-            findings.comparisons += [row for row in (*rows, *effects) if row.gate in wanted]
-            findings.not_compared += unrecorded(recording, epibert.layer_map(config), case=case)
+            if "layers" in wanted:
+                rows += epibert.compare_with_recording(port, recording, case=case)
+                findings.not_compared += unrecorded(epibert.absent_layers(epibert.layer_map(config)), case=case)
+            if "model" in wanted:
+                rows += epibert.compare_own_constants(port, inputs, recording.finals["float64", "eager"], case=case)
+                differences, effects = epibert.measure_known_differences(port, inputs, case=case)
+                findings.known_differences += differences
+                rows += effects
+            findings.comparisons += [row for row in rows if row.gate in wanted]
             findings.not_compared += epibert.unmapped_modules(port, epibert.layer_map(config))
     if reference != "recorded":
         port = EpiBERT(config)

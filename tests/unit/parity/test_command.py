@@ -1,6 +1,7 @@
 """``epibert parity`` as a user meets it: exit statuses, one clear error, files complete or not there at all."""
 
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -100,7 +101,39 @@ def test_what_is_not_proven_exits_with_1_and_writes_the_files_that_say_so(tmp_pa
     assert "stem_conv" in capsys.readouterr().out
 
 
+def test_a_port_that_raises_is_not_proven_rather_than_an_error_of_the_command(tmp_path, monkeypatch):
+    def raising(port: EpiBERT) -> None:
+        def boom(*_: object) -> None:
+            raise RuntimeError("boom")
+
+        port.crop_final.forward = boom  # type: ignore[assignment]
+
+    break_port(monkeypatch, raising)
+    assert status_of("--reference", "recorded", "--out", tmp_path) == 1
+    result = json.loads((tmp_path / "parity.json").read_text())
+    assert result["culprits"] == ["crop_final"]
+
+
 # --- wrong use --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--gates", "weights,gradients"], "unknown gates ['gradients']"),
+        (["--gates", ""], "unknown gates []"),
+        (["--gates", ","], "unknown gates []"),
+        (["--config", "config.json"], "--config belongs to --checkpoint"),
+        (["--checkpoint", "c", "--reference", "recorded"], "nothing is recorded for a checkpoint of your own"),
+        (["--checkpoint", "no/such/checkpoint"], "no/such/checkpoint"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_use_exits_with_2_says_what_and_leaves_nothing_behind(tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(epibert_run, "tensorflow_installed", lambda: True)
+    assert status_of(*arguments, "--out", tmp_path / "new" / "folder") == command.WRONG_USE == 2
+    assert message in error_of(capsys)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("arguments", [["--no-such-option"], ["--reference", "nothing"], ["--bins", "many"]], ids=str)
@@ -170,6 +203,26 @@ def without_a_shard(folder: Path) -> None:
     next((folder / "P1" / "ckpt_before").glob("*.data-*")).unlink()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        truncated,
+        without_configuration,
+        with_a_broken_configuration,
+        without_environment,
+        without_constants,
+        without_a_shard,
+    ],
+    ids=lambda damage: damage.__name__,
+)
+def test_damaged_recordings_exit_with_2_and_leave_nothing_behind(goldens, tmp_path, capsys, damage):
+    copy = shutil.copytree(goldens, tmp_path / "goldens")
+    damage(copy)
+    assert status_of(*QUICK, "--goldens", copy, "--out", tmp_path / "out") == 2
+    assert str(copy) in error_of(capsys)
+    assert not (tmp_path / "out").exists()
+
+
 # --- whole files or none ----------------------------------------------------------------------------------------------
 
 
@@ -185,6 +238,15 @@ def test_an_error_while_writing_leaves_the_earlier_files_as_they_were(tmp_path, 
         command.main(["parity", *QUICK, "--out", str(tmp_path)])
     assert content(tmp_path) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FILES)
+
+
+def test_an_error_in_the_middle_leaves_no_new_folder(tmp_path, monkeypatch):
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(epibert_run, "run", interrupted)
+    assert status_of(*QUICK, "--out", tmp_path / "a" / "b") == 130
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_empty_folder_is_kept_after_an_error(tmp_path):
@@ -228,3 +290,35 @@ def test_the_module_runs_the_same_command(tmp_path):
         command.main([*QUICK, "--out", str(tmp_path)], components=command.parity, program="python -m parity")
     assert exit_.value.code == 0
     assert sorted(content(tmp_path)) == sorted(FILES)
+
+
+def test_every_argument_reaches_the_work(tmp_path, monkeypatch):
+    """One of them, ``--config``, has a meaning of its own to the library that reads the command line."""
+    seen: dict[str, object] = {}
+
+    def run(**given: object) -> None:
+        seen.update(given)
+        raise epibert_run.UsageError("seen")
+
+    monkeypatch.setattr(epibert_run, "run", run)
+    given = ("--checkpoint", "c", "--config", "f.json", "--bins", "8", "--batch", "3", "--goldens", "g")
+    assert status_of(*given, "--gates", "weights layers", "--reference", "live", "--out", tmp_path / "out") == 2
+    assert {name: value for name, value in seen.items() if name != "say"} == {
+        "checkpoint": "c",
+        "config": "f.json",
+        "bins": 8,
+        "batch": 3,
+        "goldens": "g",
+        "gates": ["weights", "layers"],
+        "reference": "live",
+    }
+
+
+def test_the_configuration_of_a_transplant_reaches_the_work(goldens, tmp_path, capsys):
+    checkpoint = goldens / "P1" / "ckpt_before" / "ckpt-1"
+    with pytest.raises(SystemExit) as exit_:
+        command.main(
+            ["weights", "transplant", str(checkpoint), str(tmp_path / "out"), "--config", str(tmp_path / "none.json")]
+        )
+    assert exit_.value.code == 2
+    assert "none.json" in error_of(capsys)

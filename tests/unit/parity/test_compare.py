@@ -252,6 +252,24 @@ def test_a_shift_by_one_position_fails():
     assert_fails(np.roll(reference, 1, axis=0), reference)
 
 
+@pytest.mark.parametrize("size", [10.0**300, 10.0**-300, 5e-324, np.finfo(np.float64).max])
+def test_huge_and_tiny_values_are_judged_like_any_other(size):
+    reference = np.array([1.0, -1.0, 0.0, 1.0]) * size
+    assert check(reference.copy(), reference).status is Status.PASS
+    wrong = reference.copy()
+    wrong[2] = size
+    row = check(wrong, reference)
+    assert row.status is Status.FAIL
+    assert math.isfinite(row.error)  # type: ignore[arg-type]
+    assert_fails(-reference, reference)
+
+
+def test_a_difference_too_large_to_represent_is_infinite_and_fails():
+    largest = np.finfo(np.float64).max
+    row = check(np.array([-largest, 1.0]), np.array([largest, 1.0]))
+    assert (row.status, row.error) == (Status.FAIL, math.inf)
+
+
 def test_a_huge_port_against_a_subnormal_reference_fails():
     assert_fails(np.array([10.0**300]), np.array([5e-324]))
 
@@ -275,6 +293,18 @@ def test_one_flipped_bit_is_not_exact():
     port[123] = np.nextafter(port[123], np.inf)
     assert check(port, reference, "exact").status is Status.FAIL
     assert check(port, reference, "float64").status is Status.PASS
+
+
+def test_a_subnormal_beside_a_huge_value_is_not_exact():
+    row = check(np.array([10.0**10, 5e-324]), np.array([10.0**10, 0.0]), "exact")
+    assert row.status is Status.FAIL
+    assert "(1,)" in row.detail
+
+
+def test_minus_zero_is_not_exactly_zero():
+    row = check(np.array([1.0, -0.0]), np.array([1.0, 0.0]), "exact")
+    assert row.status is Status.FAIL
+    assert "(1,)" in row.detail
 
 
 # --- ratios -----------------------------------------------------------------------------------------------------------
@@ -322,6 +352,22 @@ def test_a_reference_without_error_leaves_the_floor_and_no_more(tolerance):
 def test_agreeing_with_the_references_own_rounding_is_no_excuse_for_the_wrong_size(tolerance):
     truth = normal(1000)
     assert check(2 * truth, truth, tolerance, reference_same_precision=off_by(truth, 0.01)).status is Status.FAIL
+
+
+@pytest.mark.parametrize("tolerance", RATIOS)
+def test_a_ratio_without_the_references_own_array_decides_nothing(tolerance):
+    truth = normal(1000)
+    row = check(truth.copy(), truth, tolerance)
+    assert row.status is Status.MISSING
+    assert tolerance in row.detail
+    assert check(-truth, truth, tolerance).status is Status.MISSING
+
+
+@pytest.mark.parametrize("tolerance", RATIOS)
+def test_an_infinite_error_of_the_reference_bounds_nothing(tolerance):
+    row = check(np.full(4, 1000.0), np.zeros(4), tolerance, reference_same_precision=np.full(4, 0.001))
+    assert row.status is Status.FAIL
+    assert "reference's own error" in row.detail
 
 
 @pytest.mark.parametrize("tolerance", RATIOS)

@@ -46,6 +46,13 @@ def test_a_layer_reachable_in_two_ways_has_one_path():
     assert [path for path, layer in layers_by_path(model).items() if layer is model.stem] == ["stem"]
 
 
+def test_a_layer_behind_a_name_of_keras_own_is_found_all_the_same():
+    model = models.hidden()
+    layers = layers_by_path(model)
+    assert set(map(id, model.layers)) <= set(map(id, layers.values()))
+    assert len(variables_by_path(model)) == len(model.variables)
+
+
 # --- variables --------------------------------------------------------------------------------------------------------
 
 
@@ -63,6 +70,11 @@ def test_every_variable_has_a_name_of_its_own(build):
 def test_variables_go_by_layer_path_and_own_name():
     assert {"conv/kernel", "norm/moving_variance", "tail/0/bias"} <= set(variables_by_path(models.functional()))
     assert {"tower/1/gamma", "heads/b/bias"} <= set(variables_by_path(models.subclassed()))
+
+
+def test_two_variables_of_one_name_in_one_layer_are_both_there():
+    model = models.two_variables_of_one_name()
+    assert len(variables_by_path(model)) == len(model.variables) == 2
 
 
 # --- what is recorded -------------------------------------------------------------------------------------------------
@@ -108,6 +120,11 @@ def test_a_reference_that_raises_is_an_error_and_left_as_it_was_found():
     with pytest.raises(ValueError, match="expected shape"):
         passes(model, (np.ones((2, 6, 5), np.float32),), training=True)
     assert snapshot(model) == before
+
+
+def test_complex_activations_are_refused_rather_than_cut_to_their_real_part():
+    with pytest.raises(TypeError, match="complex activations cannot be compared"):
+        passes(models.spectrum())
 
 
 # --- feeding ----------------------------------------------------------------------------------------------------------
@@ -163,6 +180,17 @@ def test_the_model_is_left_as_it_was_found(build, graph, training):
     assert snapshot(model) == before
 
 
+def test_a_call_patched_on_the_instance_is_used_and_kept():
+    model = models.functional()
+    layer = model.get_layer("conv")
+    own = layer.call
+    patched = lambda inputs: own(inputs) + 1  # noqa: E731  an attribute, not a definition
+    plain = passes(model).calls["conv", 0].outputs[0]
+    vars(layer)["call"] = patched
+    assert np.array_equal(np.float32(passes(model).calls["conv", 0].outputs[0]), np.float32(plain) + 1)  # type: ignore[arg-type]
+    assert vars(layer)["call"] is patched
+
+
 def test_statistics_are_those_after_a_training_pass_without_dropout():
     model = models.functional()
     first, second = passes(model, training=True), passes(model, training=True)
@@ -179,6 +207,23 @@ def test_statistics_are_those_after_a_training_pass_without_dropout():
 LIFTED = {"float64": "float64", "float32": "float32", "bfloat16": "bfloat16"}
 
 
+@pytest.mark.parametrize(
+    "build", [models.sequential, models.functional, models.embedding], ids=lambda build: build.__name__
+)
+@pytest.mark.parametrize("precision", LIFTED)
+def test_a_lifted_copy_computes_in_its_precision_with_the_same_weights(build, precision):
+    model = build()
+    copies, left_out = lift(model, [precision])
+    assert left_out == ()
+    copy = copies[precision]
+    assert copy is not model
+    assert variables_by_path(copy).keys() == variables_by_path(model).keys()
+    for name, value in variables_by_path(model).items():
+        assert np.array_equal(variables_by_path(copy)[name], value)
+    output = copy(models.input_of(model))
+    assert output.dtype.name == LIFTED[precision]
+
+
 def test_copies_come_most_precise_first_whatever_the_order_asked_for():
     copies, _ = lift(models.sequential(), ["float32", "float64"])
     assert list(copies) == ["float64", "float32"]
@@ -187,6 +232,25 @@ def test_copies_come_most_precise_first_whatever_the_order_asked_for():
 def test_integer_inputs_of_a_lifted_copy_stay_integers():
     copies, _ = lift(models.embedding(), ["float64"])
     assert copies["float64"].inputs[0].dtype == "int32"
+
+
+@pytest.mark.parametrize("build", [models.sequential, models.functional], ids=lambda build: build.__name__)
+def test_inputs_that_only_float64_can_hold_reach_a_lifted_copy_unrounded(build):
+    inputs = (GENERATOR.standard_normal((2, 6, 3)),)
+    assert not np.array_equal(np.float64(np.float32(inputs[0])), inputs[0])
+    copies, _ = lift(build(), ["float64"])
+    trace = passes(copies["float64"], inputs)
+    first = next(call for call in trace.calls.values() if call.path)
+    assert np.array_equal(first.inputs[0], inputs[0])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("build", [models.subclassed, models.unregistered], ids=lambda build: build.__name__)
+def test_a_model_that_keras_cannot_rebuild_is_compared_as_it_is_and_the_rest_named(build):
+    model = build()
+    copies, left_out = lift(model, ["float64", "float32", "bfloat16"])
+    assert copies == {"float32": model}
+    assert [row.name for row in left_out] == ["float64 readings", "bfloat16 readings"]
+    assert all(row.side == "reference" and "rebui" in row.reason for row in left_out)
 
 
 @pytest.mark.parametrize("precisions", [["float16"], ["float64", "half"], []])

@@ -148,6 +148,23 @@ def test_of_end_to_end_readings_only_the_first_layer_to_finish_is_named_and_as_u
         assert (found.port, found.certain) == ("tower.norm", False)
 
 
+def test_the_last_layer_finishes_before_the_model_also_where_other_rows_are_aliases():
+    aliases = (
+        LayerPair(port="stem", reference="r/a", alias=True),
+        LayerPair(port="tower", reference="r/b", alias=True),
+    )
+    layer_map = LayerMap(pairs=(MAP.pairs[0], MAP.pairs[1], *aliases, *MAP.pairs[2:]))
+    for arrangement in itertools.permutations(("head", "")):
+        failing = [row("model", Status.FAIL, name, reading=Reading.ACCUMULATED) for name in arrangement]
+        (found,) = find_culprits(failing, layer_map, model_name="Model")
+        assert found.port == "head"
+
+
+def test_a_block_that_fails_alone_is_named_as_uncertain():
+    (found,) = find_culprits([row("blocks", Status.FAIL, "tower", reading=Reading.BLOCK)], MAP, model_name="Model")
+    assert (found.port, found.certain) == ("tower", False)
+
+
 def test_the_model_itself_goes_by_its_name():
     (found,) = find_culprits([row(status=Status.FAIL, layer="", reference="")], MAP, model_name="Model")
     assert (found.port, found.reference) == ("Model", "r/")
@@ -334,6 +351,29 @@ def test_a_fault_of_the_statistics_shows_in_training_mode_only_and_names_the_lay
     assert named(found) == ("norm",)
 
 
+def test_a_statistic_that_no_row_of_the_map_mentions_fails():
+    bare = LayerMap(pairs=tuple(dataclasses.replace(pair, state=()) for pair in NET))
+
+    class Stateful(Reference):
+        def trace(self, precision: str, *, training: bool, reading: Reading) -> Trace:
+            return super().trace(precision, training=training, reading=reading)
+
+    living = Stateful(Net(), NET)
+    found = failures(list(compare_live(TorchSide(Net(), bare), living, bare)))  # type: ignore[arg-type]
+    assert {(c.reference, c.quantity, c.status) for c in found} == {("norm", "mean", Status.MISSING)}
+    assert "names no counterpart" in found[0].detail
+    ignored = dataclasses.replace(bare, ignored={"norm/mean": "of no consequence"})
+    assert failures(list(compare_live(TorchSide(Net(), ignored), living, ignored))) == []  # type: ignore[arg-type]
+
+
+def test_a_statistic_that_the_port_lacks_is_missing():
+    port: Any = Net()
+    del port.norm.mean
+    port.norm.forward = lambda x: x - x.mean(dim=(0, 1)) if port.norm.training else x
+    found = failures(compared(port))
+    assert {(c.port, c.quantity, c.status) for c in found} == {("norm", "mean", Status.MISSING)}
+
+
 def test_a_layer_of_the_reference_that_no_row_mentions_fails():
     fewer = LayerMap(pairs=tuple(pair for pair in NET if pair.port != "norm"))
     found = failures(compared(Net(), layer_map=fewer))
@@ -499,6 +539,15 @@ def without(path: str):
         return dataclasses.replace(found, traces=traces)
 
     return change
+
+
+def test_a_layer_that_the_recording_lost_is_missing():
+    found = failures(against_recording(Net(), without("norm")))
+    assert {(c.port, c.status) for c in found} == {("norm", Status.MISSING)}
+
+
+def test_a_layer_that_the_recorded_model_does_not_have_is_left_out():
+    assert failures(against_recording(Net(), without("norm"), absent=("norm",))) == []
 
 
 def test_a_recorded_layer_that_no_row_mentions_fails():

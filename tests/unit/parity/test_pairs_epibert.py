@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from parity import Comparison, Status
 from parity.keras_side import layers_by_path
@@ -85,6 +85,16 @@ def test_every_recorded_tap_has_a_row(cases, name):
     mapped = {pair.reference for pair in epibert.layer_map(found.config)}
     for trace in found.recording.traces.values():
         assert {path for path, _ in trace.calls} <= mapped
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_row_has_a_recorded_tap_but_those_of_layers_that_the_original_lacks(cases, name):
+    found = cases[name]
+    mapped = epibert.layer_map(found.config)
+    recorded = {path for path, _ in found.recording.traces["float64"].calls}
+    lacking = {pair.reference for pair in mapped} - recorded - {""}
+    assert lacking == set(epibert.absent_layers(mapped))
+    assert len(lacking) == 2 * found.config.num_transformer_layers
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
@@ -422,6 +432,18 @@ def test_the_constants_are_put_back_after_measuring(small, monkeypatch):
     before = held(port)
     measured(small, monkeypatch)
     assert held(port) == before
+
+
+def test_a_port_that_raises_is_a_failure_of_the_measurement_not_of_the_harness(small, monkeypatch):
+    port, _ = small
+
+    def boom(x: Tensor) -> Tensor:
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(port.crop_final, "forward", boom)
+    rows = measured(small, monkeypatch)
+    assert {row.status for row in rows[:2]} == {Status.MISSING}
+    assert all("boom" in row.detail for row in rows[:2])
 
 
 def test_our_own_constants_are_put_back_and_a_missing_output_is_missing(small, monkeypatch):

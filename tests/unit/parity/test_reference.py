@@ -119,6 +119,13 @@ def test_a_missing_part_is_an_error(copy, path):
         read(copy)
 
 
+def test_a_layer_recorded_in_one_precision_alone_is_an_error(copy):
+    with h5py.File(copy, "a") as file:
+        del file["modes/f32/taps/stem_conv"]
+    with pytest.raises(KeyError, match="float64 and float32 do not record the same layers: stem_conv"):
+        read(copy)
+
+
 def test_an_array_of_an_unknown_name_is_an_error(copy):
     with h5py.File(copy, "a") as file:
         file["modes/f64/taps/stem_conv/gradient"] = np.zeros(1)

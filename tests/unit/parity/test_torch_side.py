@@ -1,5 +1,7 @@
 """Watching a PyTorch module: what is recorded, how a fed pass isolates, and that the module is left as it was found."""
 
+import collections
+
 import numpy as np
 import pytest
 import torch
@@ -148,6 +150,12 @@ def test_an_output_overwritten_later_is_recorded_as_it_was():
     assert np.array_equal(trace.calls["0", 0].outputs[0], -np.ones((1, 2)))  # type: ignore[arg-type]
 
 
+def test_an_input_overwritten_by_the_layer_is_recorded_as_it_was():
+    net = nn.Sequential(nn.Identity(), nn.ReLU(inplace=True))
+    trace = passes(net, LayerMap.from_names({"0": "0", "1": "1"}), inputs=(-np.ones((1, 2)),))
+    assert np.array_equal(trace.calls["1", 0].inputs[0], -np.ones((1, 2)))  # type: ignore[index]
+
+
 def test_modules_that_the_map_does_not_mention_are_not_recorded(net):
     assert {path for path, _ in passes(net, LayerMap.from_names({"stem": "s"})).calls} == {"", "stem"}
 
@@ -177,6 +185,16 @@ def test_nested_outputs_are_flattened():
 
     outputs = passes(Nested(), LayerMap.from_names({"": ""})).calls["", 0].outputs
     assert [np.array_equal(array, INPUT[0] + step) for step, array in enumerate(outputs)] == [True] * 3  # type: ignore[arg-type]
+
+
+def test_complex_activations_are_refused_rather_than_cut_to_their_real_part():
+    class Spectrum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.fft.rfft(x)
+
+    trace = passes(Spectrum(), LayerMap.from_names({"": ""}))
+    assert "complex activations cannot be compared" in trace.error
+    assert not trace.calls
 
 
 def test_the_users_own_hooks_count_as_part_of_the_module(net):
@@ -312,6 +330,27 @@ def test_a_missing_output_of_a_tuple_is_recorded_as_missing():
     assert len(trace.calls["inner", 0].outputs) == 1
 
 
+def test_a_named_tuple_of_a_layer_stays_one_when_fed():
+    result = collections.namedtuple("result", "mean spread")
+
+    class Inner(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return result(x, x + 1)
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Inner()
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = self.inner(x)
+            return found.mean + found.spread
+
+    layer_map = LayerMap.from_names({"inner": "inner"})
+    truth = passes(Outer(), layer_map)
+    assert passes(Outer(), layer_map, truth=truth).error == ""
+
+
 def test_further_arguments_stay_the_ports_own():
     class Scale(nn.Module):
         def forward(self, x: Tensor, factor: Tensor) -> Tensor:
@@ -381,6 +420,15 @@ def test_the_module_is_left_as_it_was_found(net, training, precision, fed, mode)
     assert snapshot(net) == before
 
 
+@pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16"])
+def test_gradients_are_left_as_they_were_found(net, precision):
+    net(torch.from_numpy(INPUT[0]).float()).sum().backward()
+    before = snapshot(net)
+    assert net.stem.weight.grad is not None
+    passes(net, precision=precision, training=True)
+    assert snapshot(net) == before
+
+
 @pytest.mark.parametrize("training", [False, True])
 def test_a_module_that_raises_is_left_as_it_was_found(net, training):
     net.head = nn.Linear(5, 1)
@@ -428,6 +476,13 @@ def test_statistics_are_those_after_the_pass_and_then_put_back(net):
     assert np.array_equal(np.float32(trace.state["norm"]["running_mean"]), np.float32(0.1 * batch.mean(axis=0)))
     assert not net.norm.running_mean.any()
     assert passes(net).state["norm"]["running_mean"].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_statistics_that_the_port_lacks_are_absent_not_an_error(net):
+    net.norm = nn.Identity()
+    trace = passes(net, training=True)
+    assert trace.error == ""
+    assert trace.state["norm"] == {}
 
 
 def test_an_exception_is_described_in_one_line():

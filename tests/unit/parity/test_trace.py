@@ -62,6 +62,14 @@ def test_leaves_come_in_the_order_in_which_they_stand():
     assert flatten((a, {"z": b, "a": [c]}, None, "text", d), is_leaf) == [a, b, c, d]
 
 
+def test_a_named_tuple_stays_one():
+    a, b = Leaf(), Leaf()
+    structure = {"out": Pair(Leaf(), [Leaf()])}
+    replaced = replace(structure, is_leaf, [a, b])
+    assert replaced == {"out": Pair(a, [b])}
+    assert isinstance(replaced["out"], Pair)
+
+
 def record(recorder: Recorder, path: str, *inside: str) -> None:
     key = recorder.begin(path)
     for name in inside:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import parity
 from parity import GateStatus, Reading, Result, Status
+from tests.unit.parity import keras_models
 from tests.unit.parity.foreign_pair import INPUT, LAYER_MAP, WEIGHT_MAP, Port, port_of, reference
 
 ALL = ("weights", "layers", "blocks", "model")
@@ -57,6 +58,16 @@ def test_a_right_port_is_proven_on_every_gate(keras_model, port):
     assert {row.mode for row in result.comparisons} == {"", "evaluation", "training"}
 
 
+def test_bfloat16_is_compared_when_it_is_asked_for_and_a_port_that_rounds_its_parameters_shows(keras_model, port):
+    """The Keras model keeps float32 variables; a port cast as a whole does not, and that is not hidden."""
+    result = verified(keras_model, port, precisions=("float64", "bfloat16"))
+    rounded = [row for row in result.gates["layers"].comparisons if row.precision == "bfloat16"]
+    assert {row.port for row in rounded} == {pair.port for pair in LAYER_MAP}
+    assert all(row.reference_error is not None for row in rounded)
+    assert "norm" in {row.layer for row in failures(result)}
+    assert {row.precision for row in failures(result)} == {"bfloat16"}
+
+
 def test_every_variable_and_every_layer_is_compared(keras_model, port):
     result = verified(keras_model, port)
     assert len(result.gates["weights"].comparisons) == len(keras_model.variables) == len(WEIGHT_MAP)
@@ -70,6 +81,27 @@ def test_what_is_not_compared_is_named(keras_model, port):
     assert [(row.side, row.name) for row in result.not_compared] == [("reference", "flatten")]
 
 
+def test_a_module_of_the_port_without_a_row_is_named(keras_model, port):
+    port.leftover = nn.Linear(2, 2)
+    result = verified(keras_model, port, weight_map=None, gates=("layers",))
+    assert ("port", "leftover") in [(row.side, row.name) for row in result.not_compared]
+
+
+def test_the_default_gates_can_be_proven_by_a_map_of_names(tensorflow):
+    model = keras_models.dense()
+    twin: Any = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    with torch.no_grad():
+        twin[0].weight.copy_(torch.from_numpy(model.layers[0].kernel.numpy().T))
+        twin[0].bias.copy_(torch.from_numpy(model.layers[0].bias.numpy()))
+    result = parity.verify(model, twin, INPUT[:, :6], layer_map={"0": "0", "1": "1"})
+    assert failures(result) == []
+    assert result.passed is True
+    assert result.gates["blocks"].status is GateStatus.NOT_RUN
+    assert "marks no blocks" in result.gates["blocks"].reason
+    asked = parity.verify(model, twin, INPUT[:, :6], gates=("blocks",), layer_map={"0": "0", "1": "1"})
+    assert asked.passed is False
+
+
 def test_both_models_are_left_as_they_were_found(keras_model, port):
     port.train()
     keras_before = [variable.numpy().tobytes() for variable in keras_model.variables]
@@ -81,6 +113,32 @@ def test_both_models_are_left_as_they_were_found(keras_model, port):
     after = {name: value.numpy().tobytes() for name, value in port.state_dict().items()}
     assert after == {name: value for name, (_, value) in port_before.items()}
     assert port.training
+
+
+def test_a_reference_that_cannot_be_lifted_is_compared_in_its_own_precision(tensorflow):
+    model = keras_models.hidden()
+
+    class Twin(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(3, 3), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.stem(x))
+
+    twin = Twin()
+    with torch.no_grad():
+        for ours, theirs in ((twin.stem, model._layers_of_mine), (twin.head, model.head)):
+            ours.weight.copy_(torch.from_numpy(theirs.kernel.numpy().T))
+            ours.bias.copy_(torch.from_numpy(theirs.bias.numpy()))
+    names = {"stem": model._layers_of_mine.name, "head": "head"}
+    result = parity.verify(model, twin, INPUT, layer_map=names)
+    assert failures(result) == []
+    assert {row.tolerance for row in result.comparisons} == {"float32_only", "float32_only_accumulated"}
+    assert [row.name for row in result.not_compared] == ["float64 readings"]
+    with torch.no_grad():
+        twin.head.bias[0] *= 1.001
+    assert parity.verify(model, twin, INPUT, layer_map=names).culprits == ("head",)
 
 
 # --- ports that are wrong ---------------------------------------------------------------------------------------------
@@ -187,6 +245,19 @@ def test_a_fault_outside_the_gates_asked_for_still_blocks_them(keras_model, port
     assert result.gates["model"].status is GateStatus.BLOCKED
 
 
+def test_statistics_that_the_map_forgets_are_found(keras_model, port):
+    torch_momentum(port)
+    forgetful = dataclasses.replace(
+        LAYER_MAP, pairs=tuple(dataclasses.replace(pair, state=()) for pair in LAYER_MAP.pairs)
+    )
+    result = verified(keras_model, port, layer_map=forgetful)
+    assert result.passed is False
+    assert {(row.reference, row.quantity) for row in failures(result)} == {
+        ("norm", "moving_mean"),
+        ("norm", "moving_variance"),
+    }
+
+
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +354,11 @@ def test_another_layout_is_not_guessed(keras_model, port):
     result = verified(keras_model, port, layer_map=dataclasses.replace(LAYER_MAP, pairs=wrong))
     assert result.passed is False
     assert "conv" in result.culprits
+
+
+def test_inputs_that_only_float64_can_hold_are_no_failure(keras_model, port):
+    inputs = np.random.default_rng(12).standard_normal(INPUT.shape)
+    assert failures(verified(keras_model, port, inputs=inputs)) == []
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
