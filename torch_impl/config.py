@@ -7,6 +7,23 @@ RELU_KERNEL = "relu_kernel_transformation"
 RELU_QUARTIC_KERNEL = "relu_kernel_transformation_q"
 
 
+_SIZES = (
+    "output_length",
+    "final_output_length",
+    "num_heads",
+    "max_seq_length",
+    "final_point_scale",
+    "num_motifs",
+    "motif_units_fc",
+    "num_random_features",
+)
+
+
+def _check_size(name: str, value: object, *, smallest: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+        raise ValueError(f"{name} must be a whole number from {smallest} up, not {value!r}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpiBERTConfig:
     """Shape and behaviour of an EpiBERT pre-training model.
@@ -87,14 +104,31 @@ class EpiBERTConfig:
     identical_attention_init: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "filter_list_seq", tuple(self.filter_list_seq))
-        object.__setattr__(self, "filter_list_atac", tuple(self.filter_list_atac))
-        if not self.filter_list_seq or not self.filter_list_atac:
-            raise ValueError("filter_list_seq and filter_list_atac need at least one width each")
+        for name in ("filter_list_seq", "filter_list_atac"):
+            widths = getattr(self, name)
+            if isinstance(widths, str) or not isinstance(widths, Sequence) or not widths:
+                raise ValueError(f"{name} must be a sequence of at least one width, not {widths!r}")
+            object.__setattr__(self, name, tuple(widths))
+            for width in widths:
+                _check_size(f"{name} entry", width)
+        for name in _SIZES:
+            _check_size(name, getattr(self, name))
+        _check_size("num_transformer_layers", self.num_transformer_layers, smallest=0)
+        for name in ("dropout_rate", "pointwise_dropout_rate", "motif_dropout_rate", "BN_momentum"):
+            rate = getattr(self, name)
+            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+                raise ValueError(f"{name} must be a number from 0 to 1, not {rate!r}")
+        if not isinstance(self.kernel_transformation, str):
+            raise ValueError(f"kernel_transformation must be a text, not {self.kernel_transformation!r}")
+        # The original casts its seed to int32, which NaN and larger numbers are not.
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int | float) or not abs(self.seed) < 2**31:
+            raise ValueError(f"seed must be a number that fits 32 bits, not {self.seed!r}")
         if self.hidden_size % self.num_heads:
             raise ValueError(f"num_heads={self.num_heads} does not divide the hidden size {self.hidden_size}")
         if self.use_rot_emb and self.head_size % 2:
             raise ValueError(f"rotary position encoding needs an even head size, not {self.head_size}")
+        if self.final_point_scale > self.hidden_size:
+            raise ValueError(f"final_point_scale={self.final_point_scale} leaves no width of {self.hidden_size}")
         if self.crop < 0:
             raise ValueError(
                 f"final_output_length={self.final_output_length} is longer than output_length={self.output_length}"

@@ -98,7 +98,7 @@ class EpiBERT(nn.Module):
             atac: Masked accessibility in 4-bp bins; masked bins are 0. A = ``config.atac_length``.
             motif_activity: Motif enrichment of the cell type, scaled to [0, 1].
             return_features: Also return the attention features of every layer, as ``predict_on_batch`` of the
-                original does.
+                original does in evaluation mode (in training mode that leaves out the second motif dropout).
 
         Returns:
             Predicted accessibility, cropped, non-negative. With ``return_features`` also a dictionary
@@ -474,6 +474,11 @@ class _Heads(nn.Linear):
         self.identical_init = identical_init
         super().__init__(hidden, hidden, bias=False)
 
+    def reset_parameters(self) -> None:
+        kernel = self._draw((self.in_features, self.out_features))
+        with torch.no_grad():
+            self.weight.copy_(kernel.T)
+
     def _draw(self, kernel_shape: tuple[int, ...]) -> Tensor:
         """Uniform within sqrt(6 / (fan_in + fan_out)), in the shape of the Keras kernel."""
         limit = math.sqrt(6 / (self.in_features + self.out_features))
@@ -485,22 +490,12 @@ class _Heads(nn.Linear):
 class HeadsIn(_Heads):
     """Query, key or value projection. The Keras kernel (C, H, D) is the transposed weight."""
 
-    def reset_parameters(self) -> None:
-        kernel = self._draw((self.in_features, self.out_features))
-        with torch.no_grad():
-            self.weight.copy_(kernel.T)
-
     def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L H D"]:
         return F.linear(x, self.weight.to(x.dtype)).unflatten(-1, (self.heads, -1))
 
 
 class HeadsOut(_Heads):
     """Output projection of attention. The Keras kernel (H, D, C) is the transposed weight."""
-
-    def reset_parameters(self) -> None:
-        kernel = self._draw((self.in_features, self.out_features))
-        with torch.no_grad():
-            self.weight.copy_(kernel.T)
 
     def forward(self, x: Float[Tensor, "B L H D"]) -> Float[Tensor, "B L C"]:
         return F.linear(x.flatten(-2), self.weight.to(x.dtype))

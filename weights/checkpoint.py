@@ -240,6 +240,8 @@ def open_checkpoint(path: PathLike) -> Checkpoint:
     """
     from weights.keras_weights import KerasWeights  # it builds on the classes above
 
+    if not os.fspath(path):
+        raise NotACheckpointError("an empty path names no checkpoint")
     path = Path(path)
     if path.is_dir():
         return _open_directory(path)
