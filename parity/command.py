@@ -109,7 +109,10 @@ def bench(
         out: Folder for bench.json.
     """
     from benchmarks.command import run_benchmarks
+    from parity.pairs.epibert_run import UsageError
 
+    if repeats < 1 or rounds < 1:
+        raise UsageError("--repeats and --rounds must be at least 1")
     return run_benchmarks(config, repeats, rounds, out)
 
 

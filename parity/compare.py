@@ -119,19 +119,19 @@ def compare(
     if row.ratio and reference_same_precision is None:
         return record(Status.MISSING, f"the reference has no such array in {precision} to measure its own error by")
     error, peak = distance(port, reference, scale)
-    own = None
+    own, largest_peak = None, row.largest_peak
     if reference_same_precision is not None:
         if reference_same_precision.shape != reference.shape:
             return record(
                 Status.FAIL, f"the reference changes its shape to {reference_same_precision.shape} in {precision}"
             )
-        own, _ = distance(reference_same_precision, reference, scale)
-        if not math.isfinite(own):
-            return record(Status.FAIL, f"the reference's own error in {precision} is not finite, so it bounds nothing")
+        own, own_peak = distance(reference_same_precision, reference, scale)
+        if not own <= row.largest_own:
+            return record(Status.FAIL, f"the reference's own error in {precision} is {own:.2g}: too large to decide by")
+        # Norms are stable numbers, single worst elements are not: their bound only has to find an element gone astray.
+        largest_peak = row.peak_ratio * max(own_peak, row.floor)
     limit = row.bound(own)
-    # A ratio of norms is a stable number; a ratio of two single worst elements is not, so peaks are only bounded
-    # absolutely.
-    passed = error <= limit and (own is not None or peak <= row.largest_peak)
+    passed = error <= limit and peak <= largest_peak
     differs = np.zeros(reference.shape, dtype=bool)
     if limit == 0.0:
         # A quotient may underflow, and -0.0 equals 0.0, but neither is the same bits.

@@ -32,7 +32,8 @@ def compare_live(
 ) -> Iterator[Comparison]:
     """Every layer of a port against a living reference, in every precision of the reference.
 
-    Isolated and block readings are fed from the reference's first precision, which should be float64.
+    Isolated and block readings are fed from the reference's first precision, which should be float64. In that precision
+    both are also run once on other inputs, because a port that remembers its first results would agree with itself.
 
     Yields:
         The comparisons of the gates asked for.
@@ -48,36 +49,86 @@ def compare_live(
                 yield from _unmapped_state(before, truth, layer_map, case=case)
         for precision in reference.precisions:
             for reading, gate in GATE_OF_READING.items():
-                if gate not in gates:
-                    continue
-                pairs = [pair for pair in layer_map if reading is not Reading.BLOCK or pair.block]
-                observed = port.trace(
-                    reference.inputs,
-                    precision=precision,
-                    training=training,
-                    truth=None if reading is Reading.ACCUMULATED else truth,
-                    fed=frozenset(pair.port for pair in pairs) if reading is Reading.BLOCK else None,
-                )
-                own = None if precision == first else reference.trace(precision, training=training, reading=reading)
-                graph = None
-                if own is not None and reading is Reading.ACCUMULATED:
-                    graph = reference.graph_output(precision, training=training)
-                comparison = _Comparer(
-                    gate=gate,
-                    case=case,
-                    reading=reading,
-                    precision=precision,
-                    mode=mode,
-                    tolerance=tolerance_of(precision, first, reading),
-                    layer_map=layer_map,
-                    observed=observed,
-                    truth=truth,
-                    own=own,
-                    graph=graph,
-                )
-                for pair in pairs:
-                    yield from comparison.calls(pair)
-                    yield from comparison.state(pair)
+                if gate in gates:
+                    yield from _pass(
+                        port, reference, layer_map, precision=precision, mode=mode, reading=reading, case=case
+                    )
+        if "model" in gates:
+            yield _unwatched(port, reference, layer_map, precision=first, mode=mode, case=case)
+    others = reference.on_other_inputs()
+    label = f"{case}, other inputs" if case else "other inputs"
+    for reading, gate in GATE_OF_READING.items():
+        if gate in gates and reading is not Reading.BLOCK:
+            yield from _pass(port, others, layer_map, precision=first, mode=modes[0], reading=reading, case=label)
+
+
+def _pass(
+    port: TorchSide,
+    reference: LiveReference,
+    layer_map: LayerMap,
+    *,
+    precision: str,
+    mode: str,
+    reading: Reading,
+    case: str,
+) -> Iterator[Comparison]:
+    """One pass of the port in one reading, and of the reference where it has to show its own error."""
+    first = reference.precisions[0]
+    training = mode == "training"
+    truth = reference.trace(first, training=training, reading=Reading.ACCUMULATED)
+    pairs = [pair for pair in layer_map if reading is not Reading.BLOCK or pair.block]
+    observed = port.trace(
+        reference.inputs,
+        precision=precision,
+        training=training,
+        truth=None if reading is Reading.ACCUMULATED else truth,
+        fed=frozenset(pair.port for pair in pairs) if reading is Reading.BLOCK else None,
+    )
+    own = None if precision == first else reference.trace(precision, training=training, reading=reading)
+    graph = None
+    if own is not None and reading is Reading.ACCUMULATED:
+        graph = reference.graph_output(precision, training=training)
+    comparer = _Comparer(
+        gate=GATE_OF_READING[reading],
+        case=case,
+        reading=reading,
+        precision=precision,
+        mode=mode,
+        tolerance=tolerance_of(precision, first, reading),
+        layer_map=layer_map,
+        observed=observed,
+        truth=truth,
+        own=own,
+        graph=graph,
+    )
+    for pair in pairs:
+        yield from comparer.calls(pair)
+        yield from comparer.state(pair)
+
+
+def _unwatched(
+    port: TorchSide, reference: LiveReference, layer_map: LayerMap, *, precision: str, mode: str, case: str
+) -> Comparison:
+    """The final output of a port that nobody watches: being watched must not change what it computes."""
+    training = mode == "training"
+    truth = reference.trace(precision, training=training, reading=Reading.ACCUMULATED).calls["", 0]
+    output, error = port.output(reference.inputs, precision=precision, training=training)
+    return compare(
+        output,
+        _values(truth.outputs[0]) if truth.outputs else None,
+        gate="model",
+        reading=Reading.ACCUMULATED,
+        precision=precision,
+        tolerance=tolerance_of(precision, reference.precisions[0], Reading.ACCUMULATED),
+        reference_path="",
+        port_path="",
+        layer="",
+        quantity="output, unwatched",
+        case=case,
+        mode=mode,
+        order=truth.order,
+        detail=error,
+    )
 
 
 def compare_recorded(
@@ -288,7 +339,9 @@ class _Comparer:
                 if self.observed.error:
                     detail = f"{detail}; the pass ended with {self.observed.error}"
                 order = truth.order if truth else 0
-                blamed = where | {"layer": self.layer_map.owner(pair.port) if observed is None else pair.port}
+                # Of a pass that ended early, what was not reached is nobody's fault but that of the model itself.
+                owner = "" if self.observed.error else self.layer_map.owner(pair.port)
+                blamed = where | {"layer": owner if observed is None else pair.port}
                 yield compare(None, None, order=order, detail=detail, **blamed, **self.common)
                 continue
             own = None if self.own is None else self.own.calls[pair.reference, index]
@@ -317,7 +370,9 @@ class _Comparer:
     def _outputs(
         self, pair: LayerPair, where: Mapping[str, str], truth: Call, observed: Call, own: Call | None
     ) -> Iterator[Comparison]:
-        for index in range(max(len(truth.outputs), len(pair.outputs))):
+        # A recording names only what it recorded; a living reference returns all that there is.
+        extra = len(observed.outputs) if truth.inputs is not None else 0
+        for index in range(max(len(truth.outputs), len(pair.outputs), extra)):
             quantity = pair.outputs[index] if index < len(pair.outputs) else f"output_{index}"
             expected = truth.outputs[index] if index < len(truth.outputs) else None
             found = observed.outputs[index] if index < len(observed.outputs) else None
@@ -349,7 +404,7 @@ class _Comparer:
                 reference_same_precision=None if self.own is None else self.own.state[pair.reference][reference_name],
                 reference_path=pair.reference,
                 port_path=pair.port,
-                layer=pair.port,
+                layer="" if self.observed.error else pair.port,
                 quantity=port_name,
                 order=next((c.order for c in self.truth.calls.values() if c.path == pair.reference), 0),
                 **common,

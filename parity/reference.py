@@ -1,5 +1,6 @@
 """What the port is held against: a living Keras model, or numbers that one left behind."""
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,9 +61,23 @@ class LiveReference:
             self._truths[training] = trace
         return trace
 
+    def on_other_inputs(self) -> "LiveReference":
+        """The same models on inputs that no layer has seen: examples in reverse order, longest axes turned by one."""
+        other = copy.copy(self)
+        other.inputs = tuple(_turned(array) for array in self.inputs)
+        other._truths = {}
+        return other
+
     def graph_output(self, precision: str, *, training: bool) -> tuple[np.ndarray | Sample, ...]:
         """The final output of the same pass as a ``tf.function``."""
         return self.sides[precision].trace(self.inputs, training=training, graph=True).calls[("", 0)].outputs
+
+
+def _turned(array: np.ndarray) -> np.ndarray:
+    reversed_examples = array[::-1]
+    if array.ndim < 2:
+        return reversed_examples
+    return np.roll(reversed_examples, 1, axis=1 + int(np.argmax(array.shape[1:])))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

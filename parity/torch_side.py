@@ -54,25 +54,45 @@ class TorchSide:
             The trace, in the reference's activation layout. An exception ends the pass and stands in ``error``.
         """
         recorder = Recorder()
-        device = next((tensor.device for tensor in (*self.module.parameters(), *self.module.buffers())), None)
-        dtype = DTYPES[precision]
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(_kept_state(self.module))
-            stack.enter_context(_mode(self.module, training))
-            stack.enter_context(self.set_precision(self.module, precision))
+        with self._prepared(precision, training) as stack:
             for pair in self.layer_map:
                 if not pair.alias and pair.port in self.modules:
                     feed = truth if fed is None or pair.port in fed else None
                     stack.enter_context(_watched(self.modules[pair.port], pair, recorder, feed))
-            tensors = [torch.from_numpy(np.array(array)).to(device) for array in inputs]
-            tensors = [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors]
-            error = ""
-            try:
-                self.module(*tensors)
-            except Exception as exception:  # noqa: BLE001  whatever the port raises is a finding, not our failure
-                error = describe(exception)
+            _, error = self._run(inputs, precision)
             return recorder.trace(self._state(), error)
+
+    def output(
+        self, inputs: tuple[np.ndarray, ...], *, precision: str, training: bool
+    ) -> tuple[np.ndarray | None, str]:
+        """The first tensor that an unwatched pass returns, and what ended the pass early, if anything did."""
+        pair = next(
+            (pair for pair in self.layer_map if pair.port == "" and not pair.alias), LayerPair(port="", reference="")
+        )
+        with self._prepared(precision, training):
+            result, error = self._run(inputs, precision)
+            returned = flatten(result, torch.is_tensor)
+            return (pair.to_reference(_array(returned[0])) if returned else None), error
+
+    @contextlib.contextmanager
+    def _prepared(self, precision: str, training: bool) -> Iterator[contextlib.ExitStack]:
+        """The module in a mode and a precision, and afterwards as it was found."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_kept_state(self.module))
+            stack.enter_context(_mode(self.module, training))
+            stack.enter_context(self.set_precision(self.module, precision))
+            # Training is watched as it is used: with a graph for gradients.
+            stack.enter_context(torch.set_grad_enabled(training))
+            yield stack
+
+    def _run(self, inputs: tuple[np.ndarray, ...], precision: str) -> tuple[Any, str]:
+        device = next((tensor.device for tensor in (*self.module.parameters(), *self.module.buffers())), None)
+        tensors = [torch.from_numpy(np.array(array)).to(device) for array in inputs]
+        tensors = [tensor.to(DTYPES[precision]) if tensor.is_floating_point() else tensor for tensor in tensors]
+        try:
+            return self.module(*tensors), ""
+        except Exception as exception:  # noqa: BLE001  whatever the port raises is a finding, not our failure
+            return None, describe(exception)
 
     def _state(self) -> dict[str, dict[str, np.ndarray]]:
         return {
@@ -114,7 +134,8 @@ def _kept_state(module: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
         for owner, name, buffer, value in buffers:
             owner._buffers[name] = buffer
-            buffer.copy_(value)
+            with torch.no_grad():
+                buffer.copy_(value)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """One call: does this port compute what this reference computes, and if not, which layer does not?"""
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from torch import nn
 
 from parity.compare import compare
 from parity.environment import describe_environment, version
-from parity.keras_side import lift, variables_by_path
+from parity.keras_side import POLICIES, KerasSide, layers_by_path, lift, variables_by_path
 from parity.ladder import GATES, compare_live, find_culprits, judge
 from parity.layer_map import LayerMap
 from parity.records import Comparison, NotCompared, Reading, Result
@@ -68,12 +69,14 @@ def verify(
     wanted = GATES[: max(GATES.index(gate) for gate in gates) + 1]
     started = time.perf_counter()
     if pair is not None:
+        if weight_map is not None:
+            raise ValueError(f"the weight map of {pair.NAME} is known: leave weight_map= out")
         mapped = _as_layer_map(layer_map) or pair.layer_map(port.config)
         prepared = pair.prepare(reference, port, precisions, case=case)
         models, comparisons, left_out = prepared.models, prepared.comparisons, prepared.not_compared
         unavailable: dict[str, str] = {}
         name, configuration, weights = pair.NAME, prepared.configuration, prepared.weights
-        side, lent = pair.watch(port), prepared.lent
+        side, lent = TorchSide(port, mapped, pair.set_precision), prepared.lent
     else:
         mapped = _as_layer_map(layer_map)
         if mapped is None:
@@ -96,11 +99,17 @@ def verify(
     rows = [row for row in comparisons if row.gate in wanted]
     readings = [gate for gate in wanted if gate in ("layers", "blocks", "model")]
     if readings:
-        if lent is None:
+        rows += compare_dropout(reference, port, mapped, case=case)
+        rows += _compare_copy(reference, live, case=case)
+        with contextlib.nullcontext() if lent is None else lent:
             rows += compare_live(side, live, mapped, gates=readings, modes=modes, case=case)
-        else:
-            with lent:
-                rows += compare_live(side, live, mapped, gates=readings, modes=modes, case=case)
+            if pair is not None and live.precisions[0] == "float64":
+                label = f"{case}, drawn weights" if case else "drawn weights"
+                with pair.drawn_weights(port, models["float64"]):
+                    drawn = LiveReference({"float64": models["float64"]}, arrays, mapped, described)
+                    rows += compare_live(side, drawn, mapped, gates=["layers"], modes=["evaluation"], case=label)
+    left_out = (*left_out, *_unasked(modes, live.precisions))
+    rows = [row for row in rows if row.gate in wanted]
     return Result(
         pair=name,
         reference=described,
@@ -114,6 +123,72 @@ def verify(
         environment=describe_environment(),
         seconds={"preparation": prepared_at - started, "comparison": time.perf_counter() - prepared_at},
     )
+
+
+def compare_dropout(reference: Any, port: nn.Module, layer_map: LayerMap, *, case: str = "") -> list[Comparison]:
+    """Kind and rate of every dropout; the masks themselves are random and switched off while layers are compared."""
+    import tf_keras
+
+    layers, modules = layers_by_path(reference), dict(port.named_modules())
+    comparisons = []
+    for pair in layer_map:
+        layer, module = layers.get(pair.reference), modules.get(pair.port)
+        is_dropout = isinstance(layer, tf_keras.layers.Dropout)
+        if pair.alias or not (is_dropout or isinstance(module, nn.modules.dropout._DropoutNd)):
+            continue
+        found = float(module.p) if type(module) is nn.Dropout else None
+        detail = "" if found is not None else f"a {type(module).__name__} is no element-wise dropout"
+        comparisons.append(
+            compare(
+                None if found is None else np.asarray([found]),
+                np.asarray([float(layer.rate)]) if is_dropout else None,
+                gate="layers",
+                reading=Reading.VALUE,
+                precision="exact",
+                tolerance="exact",
+                reference_path=pair.reference,
+                port_path=pair.port,
+                layer=pair.port,
+                quantity="dropout rate",
+                case=case,
+                detail=detail,
+            )
+        )
+    return comparisons
+
+
+def _compare_copy(reference: Any, live: LiveReference, *, case: str) -> list[Comparison]:
+    """The reference as it was given against the copy that is compared, which has no patches of an instance."""
+    own = "bfloat16" if reference.compute_dtype == "bfloat16" else reference.compute_dtype
+    if own not in live.sides or live.sides[own].model is reference:
+        return []
+    with_rates = KerasSide(reference)
+    given = with_rates.trace(live.inputs, training=False).calls["", 0].outputs
+    copied = live.trace(own, training=False, reading=Reading.ACCUMULATED).calls["", 0].outputs
+    return [
+        compare(
+            np.asarray(found),
+            np.asarray(expected),
+            gate="layers",
+            reading=Reading.VALUE,
+            precision=own,
+            tolerance=f"copy_{own}",
+            reference_path="",
+            port_path="(the reference as it was given)",
+            layer="",
+            quantity="output of the reference",
+            case=case,
+            mode="evaluation",
+        )
+        for found, expected in zip(given, copied, strict=True)
+    ]
+
+
+def _unasked(modes: Sequence[str], precisions: Sequence[str]) -> tuple[NotCompared, ...]:
+    """Modes and precisions that were not asked for."""
+    rows = [("mode", name) for name in MODES if name not in modes]
+    rows += [("precision", name) for name in POLICIES if name not in precisions]
+    return tuple(NotCompared(side="both", name=f"{kind} {name}", reason="not asked for") for kind, name in rows)
 
 
 def ignored_layers(layer_map: LayerMap) -> tuple[NotCompared, ...]:

@@ -331,21 +331,96 @@ def prepare(reference: Any, port: EpiBERT, precisions: Sequence[str] | None = No
     """
     stored = {key: variable.numpy() for key, variable in reference.checkpoint_variables().items()}
     projection, table = reference.get_constants()
-    if not port.config.use_rot_emb:
-        table = None
     comparisons = [
         *compare_weights(port, stored, case=case),
         *compare_constants(port, projection, table, case=case),
+        *compare_configurations(port.config, reference.get_config(), case=case),
     ]
-    own = port.constants_origin == OWN_CONSTANTS
+    lent = None
+    if port.constants_origin == OWN_CONSTANTS and _fit(port, projection, table):
+        lent = constants(port, projection, table if port.config.use_rot_emb else None, "lent by the reference")
     return Prepared(
         models=lift(reference, stored, precisions or tuple(POLICIES)),
         comparisons=comparisons,
-        lent=constants(port, projection, table, "lent by the reference") if own else None,
+        lent=lent,
         not_compared=unmapped_modules(port, layer_map(port.config)),
         configuration=reference.get_config(),
         weights=weight_map(port.config, stored),
     )
+
+
+def _fit(port: EpiBERT, projection: np.ndarray, table: np.ndarray | None) -> bool:
+    """Whether constants have the port's shapes; if not, the rung of constants says so."""
+    rotary = port.performer.rotary_table
+    if rotary is not None and (table is None or table.shape != tuple(rotary.table.shape)):
+        return False
+    return projection.shape == tuple(port.performer.projection_matrix.shape)
+
+
+DEAD_ARGUMENTS = ("input_length", "numerical_stabilizer", "normalize", "num_motifs", "name", "dtype")
+"""Arguments of the original that change nothing, or that the weights tell already."""
+
+
+def compare_configurations(
+    config: EpiBERTConfig, arguments: Mapping[str, Any], *, case: str = ""
+) -> Iterator[Comparison]:
+    """Every constructor argument that has an effect, the port's against the reference's."""
+    for name, expected in arguments.items():
+        if name in DEAD_ARGUMENTS:
+            continue
+        found = getattr(config, name)
+        same = tuple(found) == tuple(expected) if isinstance(expected, list | tuple) else found == expected
+        yield Comparison(
+            gate="constants",
+            case=case,
+            reading=Reading.VALUE,
+            precision="exact",
+            reference=name,
+            port=name,
+            quantity="argument",
+            layer="",
+            status=Status.PASS if same else Status.FAIL,
+            tolerance="exact",
+            detail="" if same else f"expected {expected!r}, got {found!r}",
+        )
+
+
+@contextlib.contextmanager
+def drawn_weights(port: EpiBERT, reference: Any, seed: int = 0) -> Iterator[None]:
+    """Gives port and reference the same drawn weights for a while.
+
+    A fresh model's weights hide mistakes: its query, key and value projections are equal, its norms do nothing. Drawn
+    ones have no two tensors alike, no unit scales and no default statistics.
+    """
+    kept = {key: variable.numpy() for key, variable in reference.checkpoint_variables().items()}
+    state = {name: tensor.clone() for name, tensor in port.state_dict().items()}
+    generator = np.random.default_rng(seed)
+    drawn = {key: _draw(key, value.shape, generator) for key, value in sorted(kept.items())}
+    reference.assign(drawn)
+    filled = port.state_dict()
+    with torch.no_grad():
+        for row in weight_rows(port.config):
+            if row.name in filled and row.path in drawn:
+                values = torch.from_numpy(np.array(row.layout.to_port(drawn[row.path])))
+                if filled[row.name].shape == values.shape:
+                    filled[row.name].copy_(values)
+    try:
+        yield
+    finally:
+        reference.assign(kept)
+        port.load_state_dict(state)
+
+
+def _draw(key: str, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    name = key.rpartition("/")[2]
+    if name == "kernel":
+        # Of query, key and value kernels (C, H, D) only the first axis is summed over.
+        heads_in = any(f"/{part}_dense_layer/" in key for part in ("query", "key", "value"))
+        fan_in = shape[0] if heads_in else int(np.prod(shape[:-1]))
+        return (generator.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32)
+    if name in ("gamma", "moving_variance"):
+        return generator.uniform(0.5, 1.5, shape).astype(np.float32)
+    return generator.normal(0.0, 0.2, shape).astype(np.float32)
 
 
 def lift(reference: Any, stored: Mapping[str, np.ndarray], precisions: Sequence[str]) -> dict[str, Any]:

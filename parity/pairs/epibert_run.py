@@ -27,6 +27,14 @@ GOLDENS = ROOT / "goldens"
 CASES = ("P1", "P2")
 SHORT_WINDOW = 64
 INPUT_SEED = 2026
+UNTOLD_ARGUMENTS = (
+    "seed",
+    "kernel_transformation",
+    "use_rot_emb",
+    "max_seq_length",
+    "final_output_length",
+    "BN_momentum",
+)
 
 References = Literal["both", "live", "recorded"]
 Say = Callable[[str], None]
@@ -222,8 +230,20 @@ def _own_checkpoint(
     say("reading the checkpoint")
     checkpoint = read_checkpoint(path)
     config = choose_configuration(checkpoint, config_file)
-    if bins < 1 or batch < 1:
-        raise UsageError("bins and batch must be positive")
+    trimmed = config.output_length - config.final_output_length
+    if batch < 1 or not trimmed < bins <= config.output_length:
+        raise UsageError(
+            f"--batch must be at least 1 and --bins more than the {trimmed} that are cropped and at most "
+            f"{config.output_length}"
+        )
+    if config_file is None:
+        findings.not_compared.append(
+            NotCompared(
+                side="both",
+                name="arguments that shapes do not tell: " + ", ".join(UNTOLD_ARGUMENTS),
+                reason="no --config was given; reference and port both have the original's defaults",
+            )
+        )
     if bins < config.output_length:
         findings.not_compared.append(
             NotCompared(
@@ -233,8 +253,7 @@ def _own_checkpoint(
                 "is compared whole",
             )
         )
-        kept = max(bins - 2 * config.crop, 1)
-        config = dataclasses.replace(config, output_length=bins, final_output_length=kept)
+        config = dataclasses.replace(config, output_length=bins, final_output_length=bins - trimmed)
     findings.configuration["checkpoint"] = dataclasses.asdict(config)
     findings.sources |= {file.name: hash_file(file) for file in checkpoint.files}
     port = EpiBERT(config)
@@ -272,8 +291,14 @@ def _live_case(
         ]
         readings = [gate for gate in wanted if gate in ("layers", "blocks", "model")]
         if readings:
+            side = epibert.watch(port)
             live = LiveReference(models, inputs, mapped, described)
-            rows += compare_live(epibert.watch(port), live, mapped, gates=readings, case=case)
+            rows += compare_live(side, live, mapped, gates=readings, case=case)
+            with epibert.drawn_weights(port, models["float64"]):
+                drawn = LiveReference({"float64": models["float64"]}, inputs, mapped, described)
+                rows += compare_live(
+                    side, drawn, mapped, gates=["layers"], modes=["evaluation"], case=f"{case}, drawn weights"
+                )
         findings.comparisons += [row for row in rows if row.gate in wanted]
 
 
