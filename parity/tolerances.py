@@ -1,7 +1,6 @@
 """Every limit of the harness, with its reason. No other module and no test holds a tolerance."""
 
 import dataclasses
-import math
 from typing import Any
 
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8}
@@ -40,9 +39,9 @@ class Tolerance:
 
 
 def _rounding_floor(precision: str) -> float:
-    # Rounding a number to nearest moves it by a uniform error of up to u relative to the start of its binade: rms u /
-    # sqrt(3).
-    return UNIT_ROUNDOFF[precision] / math.sqrt(3)
+    # Rounding to nearest moves a number by at most u of itself, and an array by at most u of its norm. A layer rounds
+    # what goes in and what comes out.
+    return 2 * UNIT_ROUNDOFF[precision]
 
 
 TABLE: dict[str, Tolerance] = {
@@ -63,7 +62,7 @@ TABLE: dict[str, Tolerance] = {
         largest_own=1e-2,
         floor=_rounding_floor("float32"),
         reason="Distance to the float64 result, at most twice the reference's own: two correct summation orders differ "
-        "by a random walk each. Floor: the rms error of rounding the exact result once. Peak: the worst of up to 1e6 "
+        "by a random walk each. Floor: rounding the input once and the exact result once. Peak: the worst of up to 1e6 "
         "elements is five standard deviations out and that of two draws differs by less than a factor of 16. A "
         "reference off by 1 % decides nothing.",
     ),
@@ -74,8 +73,8 @@ TABLE: dict[str, Tolerance] = {
         largest_own=0.25,
         floor=_rounding_floor("bfloat16"),
         reason="As float32; rounding to 8 bits dominates the order of summation, so the two come closer. The spread "
-        "between the reference's eager and graph execution counts as its own. Floor: the rms error of rounding the "
-        "exact result once. Peak as for float32; a reference off by a quarter decides nothing.",
+        "between the reference's eager and graph execution counts as its own. Floor: rounding the input "
+        "once and the exact result once. Peak as for float32; a reference off by a quarter decides nothing.",
     ),
     "copy_float64": Tolerance(
         limit=1e-12,

@@ -78,11 +78,10 @@ class TorchSide:
     def _prepared(self, precision: str, training: bool) -> Iterator[contextlib.ExitStack]:
         """The module in a mode and a precision, and afterwards as it was found."""
         with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
             stack.enter_context(_kept_state(self.module))
             stack.enter_context(_mode(self.module, training))
             stack.enter_context(self.set_precision(self.module, precision))
-            # Training is watched as it is used: with a graph for gradients.
-            stack.enter_context(torch.set_grad_enabled(training))
             yield stack
 
     def _run(self, inputs: tuple[np.ndarray, ...], precision: str) -> tuple[Any, str]:
@@ -134,8 +133,7 @@ def _kept_state(module: nn.Module) -> Iterator[None]:
             parameter.grad = gradient
         for owner, name, buffer, value in buffers:
             owner._buffers[name] = buffer
-            with torch.no_grad():
-                buffer.copy_(value)
+            buffer.copy_(value)
 
 
 @contextlib.contextmanager

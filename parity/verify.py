@@ -20,6 +20,7 @@ from parity.torch_side import TorchSide
 
 WeightMap = Mapping[str, tuple[str, Sequence[int] | None]]
 MODES = ("evaluation", "training")
+FOREIGN_PRECISIONS = ("float64", "float32")
 
 
 def verify(
@@ -83,7 +84,7 @@ def verify(
             raise ValueError(
                 f"no layer map is known for {type(reference).__name__} and {type(port).__name__}: give layer_map="
             )
-        models, left_out = lift(reference, precisions or ("float64", "float32"))
+        models, left_out = lift(reference, precisions or FOREIGN_PRECISIONS)
         comparisons = [] if weight_map is None else _compare_weights(reference, port, weight_map, case)
         unavailable = {"constants": "this pair names no constants"}
         if weight_map is None:
@@ -108,7 +109,8 @@ def verify(
                 with pair.drawn_weights(port, models["float64"]):
                     drawn = LiveReference({"float64": models["float64"]}, arrays, mapped, described)
                     rows += compare_live(side, drawn, mapped, gates=["layers"], modes=["evaluation"], case=label)
-    left_out = (*left_out, *_unasked(modes, live.precisions))
+    usual = tuple(POLICIES) if pair is not None else FOREIGN_PRECISIONS
+    left_out = (*left_out, *_unasked(modes, usual if precisions is None else precisions, usual))
     rows = [row for row in rows if row.gate in wanted]
     return Result(
         pair=name,
@@ -133,15 +135,15 @@ def compare_dropout(reference: Any, port: nn.Module, layer_map: LayerMap, *, cas
     comparisons = []
     for pair in layer_map:
         layer, module = layers.get(pair.reference), modules.get(pair.port)
-        is_dropout = isinstance(layer, tf_keras.layers.Dropout)
-        if pair.alias or not (is_dropout or isinstance(module, nn.modules.dropout._DropoutNd)):
+        rate = float(layer.rate) if isinstance(layer, tf_keras.layers.Dropout) else None
+        if pair.alias or (rate is None and not isinstance(module, nn.modules.dropout._DropoutNd)):
             continue
         found = float(module.p) if type(module) is nn.Dropout else None
         detail = "" if found is not None else f"a {type(module).__name__} is no element-wise dropout"
         comparisons.append(
             compare(
                 None if found is None else np.asarray([found]),
-                np.asarray([float(layer.rate)]) if is_dropout else None,
+                None if rate is None else np.asarray([rate]),
                 gate="layers",
                 reading=Reading.VALUE,
                 precision="exact",
@@ -184,11 +186,11 @@ def _compare_copy(reference: Any, live: LiveReference, *, case: str) -> list[Com
     ]
 
 
-def _unasked(modes: Sequence[str], precisions: Sequence[str]) -> tuple[NotCompared, ...]:
-    """Modes and precisions that were not asked for."""
-    rows = [("mode", name) for name in MODES if name not in modes]
-    rows += [("precision", name) for name in POLICIES if name not in precisions]
-    return tuple(NotCompared(side="both", name=f"{kind} {name}", reason="not asked for") for kind, name in rows)
+def _unasked(modes: Sequence[str], precisions: Sequence[str], usual: Sequence[str]) -> tuple[NotCompared, ...]:
+    """Modes and precisions that are compared unless somebody asks for fewer."""
+    rows = [f"mode {name}" for name in MODES if name not in modes]
+    rows += [f"precision {name}" for name in usual if name not in precisions]
+    return tuple(NotCompared(side="both", name=name, reason="not asked for") for name in rows)
 
 
 def ignored_layers(layer_map: LayerMap) -> tuple[NotCompared, ...]:

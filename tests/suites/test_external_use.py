@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import parity
 from parity import GateStatus
 from parity.pairs import epibert
+from tests.suites.rungs import worst
 from torch_impl import EpiBERT, EpiBERTConfig
 from weights import transplant
 
@@ -58,7 +59,7 @@ def test_a_right_port_is_proven_and_left_as_it_was(user, constants):
     port = user.port(constants).train()
     before = {name: tensor.clone() for name, tensor in port.state_dict().items()}
     result = user.verify(port, precisions=None)
-    assert result.passed
+    assert result.passed, "\n".join(worst(gate.failures) for gate in result.gates.values())
     assert result.culprits == ()
     assert port.training
     assert port.constants_origin.startswith("tensorflow" if constants == "auto" else "philox")
@@ -73,10 +74,6 @@ def remember(port: Any) -> None:
 def watched_only(port: Any) -> None:
     gelu, forward = port.gelu, port.gelu.forward
     gelu.forward = lambda x: forward(x) if gelu._forward_hooks else torch.relu(x)
-
-
-def with_gradients_only(port: Any) -> None:
-    port.performer.norm.register_forward_hook(lambda _, inputs, y: 2 * y if torch.is_grad_enabled() else y)
 
 
 def extra_output(port: Any) -> None:
@@ -109,7 +106,6 @@ def drop_channels(port: Any) -> None:
     [
         (remember, "layers", "stem_conv"),
         (without_scale, "layers", "performer.layers.1.norm"),
-        (with_gradients_only, "layers", "performer.norm"),
         (watched_only, "model", "EpiBERT"),
         (extra_output, "layers", "EpiBERT"),
         (raise_in(""), "layers", "EpiBERT"),

@@ -32,8 +32,13 @@ def test_both_models_are_measured_and_do_the_same_work(tmp_path):
 
 
 def run(task: str, way: str, seconds: list[float], peak: int) -> dict[str, object]:
-    measured = {"seconds": seconds, "cpu_seconds": seconds, "peak_bytes": peak, "resident_bytes": 100}
-    return {"task": task, "way": way, "precision": "float32"} | measured
+    measured: dict[str, object] = {
+        "seconds": seconds,
+        "cpu_seconds": seconds,
+        "peak_bytes": peak,
+        "resident_bytes": 100,
+    }
+    return {"task": task, "way": way, "precision": "float32", **measured}
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ They were read from the sources and issues of other projects; each test bears th
 """
 
 import ast
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ class Living:
         if reading is not Reading.ACCUMULATED:
             truth = self.trace("float64", training=training, reading=Reading.ACCUMULATED)
         return self.side.trace(self.inputs, precision=precision, training=training, truth=truth)
+
+    def on_other_inputs(self) -> "Living":
+        other = copy.copy(self)
+        other.inputs = tuple(np.ascontiguousarray(array[::-1]) for array in self.inputs)
+        return other
 
     def graph_output(self, precision: str, *, training: bool) -> tuple[np.ndarray | Sample, ...]:
         return self.trace(precision, training=training, reading=Reading.ACCUMULATED).calls["", 0].outputs
