@@ -134,7 +134,8 @@ def compare_dropout(reference: Any, port: nn.Module, layer_map: LayerMap, *, cas
     layers, modules = layers_by_path(reference), dict(port.named_modules())
     comparisons = []
     for pair in layer_map:
-        layer, module = layers.get(pair.reference), modules.get(pair.port)
+        layer: Any = layers.get(pair.reference)
+        module = modules.get(pair.port)
         rate = float(layer.rate) if isinstance(layer, tf_keras.layers.Dropout) else None
         if pair.alias or (rate is None and not isinstance(module, nn.modules.dropout._DropoutNd)):
             continue
