@@ -621,7 +621,9 @@ def rotary(rows: int, head_size: int) -> Twins:
 
 @functools.cache
 def rotary_table(max_seq_length: int, head_size: int) -> Twins:
-    config = EpiBERTConfig(filter_list_seq=(head_size,), num_heads=1, max_seq_length=max_seq_length)
+    config = EpiBERTConfig(
+        filter_list_seq=(head_size,), num_heads=1, max_seq_length=max_seq_length, final_point_scale=1
+    )
     theirs = reference.RotaryTable(rotary_numbers(max_seq_length + 1, head_size), dtype=FLOAT64)
     return Twins(reference=theirs, port=port.RotaryTable(config).double())
 
