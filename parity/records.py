@@ -44,6 +44,7 @@ class Reading(enum.StrEnum):
     BLOCK = "block"  # the block's own inputs are the reference's, its children are the port's
     ACCUMULATED = "accumulated"  # end to end from the model's inputs
     STATE = "state"  # what a training forward left behind in the buffers
+    RUN = "run"  # whole training runs
 
 
 class _NoTruthValue:

@@ -76,6 +76,22 @@ TABLE: dict[str, Tolerance] = {
         "between the reference's eager and graph execution counts as its own. Floor: rounding the input "
         "once and the exact result once. Peak as for float32; a reference off by a quarter decides nothing.",
     ),
+    "gradient": Tolerance(
+        limit=1e-10,
+        reason="Against a recording: a backward pass sums as a forward pass does, over all positions at once, and "
+        "passes through every layer twice; the recording was made by another version of TensorFlow. Two digits more "
+        "than float64.",
+    ),
+    "gradient_live": Tolerance(
+        limit=1e-11,
+        reason="As gradient, on one machine and with one version: one digit more than float64.",
+    ),
+    "zero_gradient": Tolerance(
+        limit=1e-12,
+        peak=1e-10,
+        reason="Gradients that are zero in exact arithmetic, in units of the root mean square of all gradients: sums "
+        "of up to 1e4 terms of both signs leave 1e-14 of the terms' size, and single terms exceed the mean.",
+    ),
     "copy_float64": Tolerance(
         limit=1e-12,
         reason="A model and its copy in the same precision are one program run twice; see float64.",
@@ -130,6 +146,22 @@ TABLE: dict[str, Tolerance] = {
         reason="TensorFlow keeps the BatchNorm update rate at float32 precision in float64. The port does the same; "
         "the exact 0.1 differs by a relative 1.49e-8, and no statistic can move by a larger share of itself than the "
         "rate does.",
+    ),
+    "convergence": Tolerance(
+        limit=1.0,
+        reason="The 90 % confidence interval of the mean paired difference, in units of the reference's own standard "
+        "deviation from seed to seed: a port that is nearer to the reference than the reference's runs are to each "
+        "other is one more seed.",
+    ),
+    "convergence_power": Tolerance(
+        limit=0.1,
+        reason="Probability that a port without any difference fails the equivalence test, one minus its power: the "
+        "power of 0.9 that the gate promises.",
+    ),
+    "convergence_learned": Tolerance(
+        limit=0.5,
+        reason="Share of the reference's mean change from the first to the last validation that a run may lack: two "
+        "models that have not learned are equivalent too, and half of the way is far outside the spread of either.",
     ),
 }
 

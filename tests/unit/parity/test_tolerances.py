@@ -24,7 +24,11 @@ def test_rows_cannot_be_changed():
 
 def test_only_the_rows_that_judge_by_distance_exceed_one_thousandth():
     large = {name for name, row in TABLE.items() if row.limit > 0.001}
-    assert large == {"float32", "bfloat16", "copy_bfloat16"}
+    assert large - {name for name in TABLE if name.startswith("convergence")} == {
+        "float32",
+        "bfloat16",
+        "copy_bfloat16",
+    }
 
 
 def test_the_limits_that_were_promised():
