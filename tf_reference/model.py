@@ -1,5 +1,7 @@
 """EpiBERT, the pre-training model, in Keras 2: what its authors published, to the last rounding.
 
+Its trunk, everything before the head, is that of the fine-tuning model in `rampage.py` as well.
+
 Source of the semantics: the specification of the original TensorFlow implementation (naumanjaved/EpiBERT, MIT), its
 section 1, which sections below refer to; written from that text, not from the code. Published: Javed et al., "A
 multi-modal transformer for cell type-agnostic regulatory predictions" (Cell Genomics, 2025). FAVOR+ is from Choromanski
@@ -16,7 +18,7 @@ N motifs, O output bins. Activations are channels-last, (B, L, C), everywhere.
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
@@ -43,194 +45,92 @@ Inputs = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 Features = dict[str, tuple[tf.Tensor, tf.Tensor]]
 
 
-@tf_keras.utils.register_keras_serializable(package="tf_reference")
-class EpiBERT(tf_keras.Model):
-    """Accessibility from sequence, masked accessibility and motif activity.
+class Trunk(tf_keras.Model):
+    """What the two models share: everything before the heads, and what their heads have in common.
 
-    Arguments and defaults are the original's (section 1.1), dead ones included. Lengths follow from ``output_length``:
-    a sequence of ``2^(1 + len(filter_list_seq))`` base pairs per bin, and ``2 * 4^len(filter_list_atac)`` ATAC values.
+    A base class and not a layer, because the checkpoint keys of both have the trunk's attributes right below the model.
 
     Args:
-        kernel_transformation: FAVOR+ feature map: ``relu_kernel_transformation``, ``relu_kernel_transformation_q``, and
-            for any other text the softmax map.
-        dropout_rate: After the attention's output projection and twice in each feed-forward network.
-        pointwise_dropout_rate: Dropout in the head.
-        input_length: Dead.
-        output_length: Length to which the motif vector is tiled; with ``final_output_length`` it sets the crop.
-        final_output_length: Bins kept; an odd difference to ``output_length`` keeps one more.
-        num_heads: Attention heads.
-        numerical_stabilizer: Dead; the effective value is ``RELU_STABILIZER``.
-        num_transformer_layers: Transformer layers.
-        norm: LayerNorm after the last transformer layer; those inside the layers are unconditional.
-        max_seq_length: Longest sequence of bins; the rotary table has one row more.
-        BN_momentum: Keras momentum of every BatchNorm: the weight of the old statistics.
-        use_rot_emb: Rotary position encoding of queries and keys.
-        normalize: Dead.
-        seed: Seed of the projection matrix, truncated to int32; one matrix serves all layers.
-        filter_list_seq: Widths of the sequence tower; the first is also the stem's, the last the hidden size.
-        filter_list_atac: Widths of the accessibility tower; its stem is always 32 wide.
-        final_point_scale: The head is ``hidden // final_point_scale`` wide.
-        num_motifs: Dead in ``call``, which takes whatever width arrives; only ``build_weights`` reads it.
-        motif_dropout_rate: First motif dropout; the second has a quarter of this rate.
-        motif_units_fc: Width of the first motif layer; the second has a quarter of it.
-        name: Name of the Keras model.
-        dtype: Keras dtype policy or its name; the global policy when None. ``float64`` and ``float32`` compute in
-            that precision throughout; ``mixed_bfloat16`` is the precision of the original.
-
-    Raises:
-        ValueError: ``num_heads`` does not divide the hidden size, rotary positions meet an odd head size, or
-            ``final_output_length`` exceeds ``output_length``.
+        arguments: All constructor arguments of the model, see ``EpiBERT``; ``get_config`` returns them.
     """
 
-    def __init__(
-        self,
-        kernel_transformation: str = RELU_KERNEL,
-        dropout_rate: float = 0.20,
-        pointwise_dropout_rate: float = 0.10,
-        input_length: int = 524_288,
-        output_length: int = 4096,
-        final_output_length: int = 4092,
-        num_heads: int = 8,
-        numerical_stabilizer: float = 1e-7,
-        num_transformer_layers: int = 8,
-        norm: bool = True,
-        max_seq_length: int = 4096,
-        BN_momentum: float = 0.90,
-        use_rot_emb: bool = True,
-        normalize: bool = True,
-        seed: float = 19,
-        filter_list_seq: Sequence[int] = (512, 640, 640, 768, 896, 1024),
-        filter_list_atac: Sequence[int] = (32, 64),
-        final_point_scale: int = 6,
-        num_motifs: int = 693,
-        motif_dropout_rate: float = 0.25,
-        motif_units_fc: int = 32,
-        name: str = "epibert",
-        dtype: str | Policy | None = None,
-    ) -> None:
-        policy = _as_policy(dtype)
-        super().__init__(name=name, dtype=policy)
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        policy = _as_policy(arguments["dtype"])
+        super().__init__(name=arguments["name"], dtype=policy)
+        lists = {name: tuple(arguments[name]) for name in ("filter_list_seq", "filter_list_atac")}
         # Tuples, because Keras would track lists and dictionaries as parts of the checkpoint.
-        self._constructor_arguments = (
-            ("kernel_transformation", kernel_transformation),
-            ("dropout_rate", dropout_rate),
-            ("pointwise_dropout_rate", pointwise_dropout_rate),
-            ("input_length", input_length),
-            ("output_length", output_length),
-            ("final_output_length", final_output_length),
-            ("num_heads", num_heads),
-            ("numerical_stabilizer", numerical_stabilizer),
-            ("num_transformer_layers", num_transformer_layers),
-            ("norm", norm),
-            ("max_seq_length", max_seq_length),
-            ("BN_momentum", BN_momentum),
-            ("use_rot_emb", use_rot_emb),
-            ("normalize", normalize),
-            ("seed", seed),
-            ("filter_list_seq", tuple(filter_list_seq)),
-            ("filter_list_atac", tuple(filter_list_atac)),
-            ("final_point_scale", final_point_scale),
-            ("num_motifs", num_motifs),
-            ("motif_dropout_rate", motif_dropout_rate),
-            ("motif_units_fc", motif_units_fc),
-            ("name", name),
-            ("dtype", policy.name),
-        )
-        self.output_length = output_length
-        self.num_motifs = num_motifs
-        stem_width, hidden = filter_list_seq[0], filter_list_seq[-1]
+        self._constructor_arguments = tuple({**arguments, **lists, "dtype": policy.name}.items())
+        self.output_length = arguments["output_length"]
+        self.num_motifs = arguments["num_motifs"]
+        widths = arguments["filter_list_seq"]
+        stem_width, hidden = widths[0], widths[-1]
+        self.head_width = hidden // arguments["final_point_scale"]
+        self.BN_momentum = momentum = arguments["BN_momentum"]
+        motif_units, motif_rate = arguments["motif_units_fc"], arguments["motif_dropout_rate"]
 
         # Creation order is the order of trainable_variables, hence of the optimizer's slots (section 6.2).
         self.stem_conv = _conv(stem_width, STEM_KERNEL_SIZE, policy)
-        self.stem_res_conv = Residual(_conv_block(stem_width, 1, BN_momentum, policy), dtype=policy)
+        self.stem_res_conv = Residual(_conv_block(stem_width, 1, momentum, policy), dtype=policy)
         self.stem_pool = SoftmaxPool(name="stem_pool", dtype=policy)
 
         self.stem_conv_atac = _conv(ATAC_STEM_WIDTH, ATAC_STEM_KERNEL_SIZE, policy)
-        self.stem_res_conv_atac = Residual(_conv_block(ATAC_STEM_WIDTH, 1, BN_momentum, policy), dtype=policy)
+        self.stem_res_conv_atac = Residual(_conv_block(ATAC_STEM_WIDTH, 1, momentum, policy), dtype=policy)
         self.stem_pool_atac = tf_keras.layers.MaxPool1D(2, dtype=policy)
 
         self.conv_tower = tf_keras.Sequential(
             [
                 tf_keras.Sequential(
                     [
-                        _conv_block(width, TOWER_KERNEL_SIZE, BN_momentum, policy),
+                        _conv_block(width, TOWER_KERNEL_SIZE, momentum, policy),
                         SoftmaxPool(name=f"soft_max_pool_{index}", dtype=policy),
                     ]
                 )
-                for index, width in enumerate(filter_list_seq)
+                for index, width in enumerate(widths)
             ]
         )
         self.conv_tower_atac = tf_keras.Sequential(
             [
                 tf_keras.Sequential(
                     [
-                        _conv_block(width, TOWER_KERNEL_SIZE, BN_momentum, policy),
+                        _conv_block(width, TOWER_KERNEL_SIZE, momentum, policy),
                         tf_keras.layers.MaxPool1D(4, dtype=policy),
                     ]
                 )
-                for width in filter_list_atac
+                for width in arguments["filter_list_atac"]
             ]
         )
 
-        self.motif_activity_fc1 = _dense(motif_units_fc, policy, activation=gelu_erf)
-        self.motif_dropout1 = tf_keras.layers.Dropout(motif_dropout_rate, dtype=policy)
-        self.motif_activity_fc2 = _dense(motif_units_fc // 4, policy)
-        self.motif_dropout2 = tf_keras.layers.Dropout(motif_dropout_rate / 4, dtype=policy)
+        self.motif_activity_fc1 = _dense(motif_units, policy, activation=gelu_erf)
+        self.motif_dropout1 = tf_keras.layers.Dropout(motif_rate, dtype=policy)
+        self.motif_activity_fc2 = _dense(motif_units // 4, policy)
+        self.motif_dropout2 = tf_keras.layers.Dropout(motif_rate / 4, dtype=policy)
 
         self.pre_transformer_projection = _dense(hidden, policy, use_bias=False)
         self.performer = Performer(
-            num_layers=num_transformer_layers,
-            num_heads=num_heads,
+            num_layers=arguments["num_transformer_layers"],
+            num_heads=arguments["num_heads"],
             hidden_size=hidden,
-            dropout_rate=dropout_rate,
-            kernel_transformation=kernel_transformation,
-            seed=seed,
-            norm=norm,
-            use_rot_emb=use_rot_emb,
-            max_seq_length=max_seq_length,
+            dropout_rate=arguments["dropout_rate"],
+            kernel_transformation=arguments["kernel_transformation"],
+            seed=arguments["seed"],
+            norm=arguments["norm"],
+            use_rot_emb=arguments["use_rot_emb"],
+            max_seq_length=arguments["max_seq_length"],
             name="shared_transformer",
             dtype=policy,
         )
 
-        self.final_pointwise_conv = _conv_block(hidden // final_point_scale, 1, BN_momentum, policy)
-        self.dropout = tf_keras.layers.Dropout(pointwise_dropout_rate, dtype=policy)
+        # Of one head or of two: the fine-tuning model calls each of these twice.
+        self.dropout = tf_keras.layers.Dropout(arguments["pointwise_dropout_rate"], dtype=policy)
         self.gelu = TanhGELU(dtype=policy)
-        self.final_dense_profile = _dense(1, policy, activation="softplus")
-        self.crop_final = Crop(output_length, final_output_length, name="crop_final", dtype=policy)
+        self.crop_final = Crop(
+            arguments["output_length"], arguments["final_output_length"], name="crop_final", dtype=policy
+        )
 
-    def call(self, inputs: Inputs, training: bool | tf.Tensor = True) -> Float[tf.Tensor, "B O 1"]:
-        """Predict accessibility per 128-bp bin.
-
-        Args:
-            inputs: ``(sequence, atac, motif_activity)``: one-hot A, C, G, T of shape (B, L, 4), an unknown base being
-                a zero row; masked accessibility in 4-bp bins, (B, A, 1); motif enrichment in [0, 1], (B, 1, N).
-            training: True by default, as in the original: a plain ``model(inputs)`` uses batch statistics, updates the
-                moving ones and drops out. ``fit``, ``evaluate`` and ``predict`` pass their own value.
-
-        Returns:
-            Predicted accessibility, cropped, non-negative, in the compute dtype.
-        """
-        profile, _ = self._forward(inputs, training, drop_second_motif_layer=True)
-        return profile
-
-    def predict_on_batch(
-        self, inputs: Inputs, training: bool | tf.Tensor = False
-    ) -> tuple[Float[tf.Tensor, "B O 1"], Features]:
-        """The forward pass with the attention features of every layer (section 1.11); replaces Keras' own method.
-
-        Args:
-            inputs: As for ``call``.
-            training: As for ``call``, but False by default. The second motif dropout is left out in any case.
-
-        Returns:
-            The profile, and ``{"layer_0": (k', q'), ...}``, each (L, B, H, M).
-        """
-        sequence, atac, motifs = (tf.cast(value, tf.as_dtype(self.compute_dtype)) for value in inputs)
-        return self._forward((sequence, atac, motifs), training, drop_second_motif_layer=False)
-
-    def _forward(
-        self, inputs: Inputs, training: bool | tf.Tensor, drop_second_motif_layer: bool
-    ) -> tuple[tf.Tensor, Features]:
+    def _encode(
+        self, inputs: Inputs, training: bool | tf.Tensor, *, drop_second_motif_layer: bool = True
+    ) -> tuple[Float[tf.Tensor, "B L C"], Features]:
+        """All of the model before the heads, and the attention features."""
         sequence, atac, motifs = inputs
 
         x = self.stem_conv(sequence)
@@ -251,14 +151,26 @@ class EpiBERT(tf_keras.Model):
         motifs = tf.tile(motifs, [1, self.output_length, 1])
 
         x = self.pre_transformer_projection(tf.concat([x, accessibility, motifs], axis=2))
-        x, features = self.performer(x, training=training)
+        return self.performer(x, training=training)
 
-        x = self.final_pointwise_conv(x, training=training)
-        x = self.dropout(x, training=training)
-        x = self.gelu(x)
-        return self.crop_final(self.final_dense_profile(x)), features
+    def _as_computed(self, inputs: Inputs) -> Inputs:
+        """The inputs in the compute dtype, as Keras' own ``__call__`` hands them to ``call``."""
+        sequence, atac, motifs = (tf.cast(value, tf.as_dtype(self.compute_dtype)) for value in inputs)
+        return sequence, atac, motifs
 
-    def build_weights(self, num_motifs: int | None = None) -> "EpiBERT":
+    def _head(
+        self, x: tf.Tensor, pointwise: tf_keras.layers.Layer, profile: tf_keras.layers.Layer, training: bool | tf.Tensor
+    ) -> Float[tf.Tensor, "B O 1"]:
+        """One head: its own convolution block and profile layer, the common Dropout, GELU and crop."""
+        x = self.gelu(self.dropout(pointwise(x, training=training), training=training))
+        return self.crop_final(profile(x))
+
+    def _head_layers(self) -> tuple[tf_keras.Sequential, tf_keras.layers.Layer]:
+        """The two layers that a head has to itself."""
+        policy = self._dtype_policy
+        return _conv_block(self.head_width, 1, self.BN_momentum, policy), _dense(1, policy, activation="softplus")
+
+    def build_weights(self, num_motifs: int | None = None) -> Self:
         """Create every variable without computing anything, for inputs of any batch size and any legal length.
 
         Args:
@@ -341,14 +253,113 @@ class EpiBERT(tf_keras.Model):
         self.train_function = self.test_function = self.predict_function = None
 
     def get_config(self) -> dict[str, Any]:
-        """Constructor arguments: ``EpiBERT.from_config(model.get_config())`` is the same model with new weights."""
+        """Constructor arguments: ``from_config`` makes the same model of them, with new weights."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in self._constructor_arguments}
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> "EpiBERT":
+    def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
         """Inverse of ``get_config``."""
         del custom_objects
         return cls(**config)
+
+
+@tf_keras.utils.register_keras_serializable(package="tf_reference")
+class EpiBERT(Trunk):
+    """Accessibility from sequence, masked accessibility and motif activity.
+
+    Arguments and defaults are the original's (section 1.1), dead ones included. Lengths follow from ``output_length``:
+    a sequence of ``2^(1 + len(filter_list_seq))`` base pairs per bin, and ``2 * 4^len(filter_list_atac)`` ATAC values.
+
+    Args:
+        kernel_transformation: FAVOR+ feature map: ``relu_kernel_transformation``, ``relu_kernel_transformation_q``, and
+            for any other text the softmax map.
+        dropout_rate: After the attention's output projection and twice in each feed-forward network.
+        pointwise_dropout_rate: Dropout in the head.
+        input_length: Dead.
+        output_length: Length to which the motif vector is tiled; with ``final_output_length`` it sets the crop.
+        final_output_length: Bins kept; an odd difference to ``output_length`` keeps one more.
+        num_heads: Attention heads.
+        numerical_stabilizer: Dead; the effective value is ``RELU_STABILIZER``.
+        num_transformer_layers: Transformer layers.
+        norm: LayerNorm after the last transformer layer; those inside the layers are unconditional.
+        max_seq_length: Longest sequence of bins; the rotary table has one row more.
+        BN_momentum: Keras momentum of every BatchNorm: the weight of the old statistics.
+        use_rot_emb: Rotary position encoding of queries and keys.
+        normalize: Dead.
+        seed: Seed of the projection matrix, truncated to int32; one matrix serves all layers.
+        filter_list_seq: Widths of the sequence tower; the first is also the stem's, the last the hidden size.
+        filter_list_atac: Widths of the accessibility tower; its stem is always 32 wide.
+        final_point_scale: The head is ``hidden // final_point_scale`` wide.
+        num_motifs: Dead in ``call``, which takes whatever width arrives; only ``build_weights`` reads it.
+        motif_dropout_rate: First motif dropout; the second has a quarter of this rate.
+        motif_units_fc: Width of the first motif layer; the second has a quarter of it.
+        name: Name of the Keras model.
+        dtype: Keras dtype policy or its name; the global policy when None. ``float64`` and ``float32`` compute in
+            that precision throughout; ``mixed_bfloat16`` is the precision of the original.
+
+    Raises:
+        ValueError: ``num_heads`` does not divide the hidden size, rotary positions meet an odd head size, or
+            ``final_output_length`` exceeds ``output_length``.
+    """
+
+    def __init__(
+        self,
+        kernel_transformation: str = RELU_KERNEL,
+        dropout_rate: float = 0.20,
+        pointwise_dropout_rate: float = 0.10,
+        input_length: int = 524_288,
+        output_length: int = 4096,
+        final_output_length: int = 4092,
+        num_heads: int = 8,
+        numerical_stabilizer: float = 1e-7,
+        num_transformer_layers: int = 8,
+        norm: bool = True,
+        max_seq_length: int = 4096,
+        BN_momentum: float = 0.90,
+        use_rot_emb: bool = True,
+        normalize: bool = True,
+        seed: float = 19,
+        filter_list_seq: Sequence[int] = (512, 640, 640, 768, 896, 1024),
+        filter_list_atac: Sequence[int] = (32, 64),
+        final_point_scale: int = 6,
+        num_motifs: int = 693,
+        motif_dropout_rate: float = 0.25,
+        motif_units_fc: int = 32,
+        name: str = "epibert",
+        dtype: str | Policy | None = None,
+    ) -> None:
+        super().__init__(constructor_arguments(locals()))
+        self.final_pointwise_conv, self.final_dense_profile = self._head_layers()
+
+    def call(self, inputs: Inputs, training: bool | tf.Tensor = True) -> Float[tf.Tensor, "B O 1"]:
+        """Predict accessibility per 128-bp bin.
+
+        Args:
+            inputs: ``(sequence, atac, motif_activity)``: one-hot A, C, G, T of shape (B, L, 4), an unknown base being
+                a zero row; masked accessibility in 4-bp bins, (B, A, 1); motif enrichment in [0, 1], (B, 1, N).
+            training: True by default, as in the original: a plain ``model(inputs)`` uses batch statistics, updates the
+                moving ones and drops out. ``fit``, ``evaluate`` and ``predict`` pass their own value.
+
+        Returns:
+            Predicted accessibility, cropped, non-negative, in the compute dtype.
+        """
+        x, _ = self._encode(inputs, training)
+        return self._head(x, self.final_pointwise_conv, self.final_dense_profile, training)
+
+    def predict_on_batch(
+        self, inputs: Inputs, training: bool | tf.Tensor = False
+    ) -> tuple[Float[tf.Tensor, "B O 1"], Features]:
+        """The forward pass with the attention features of every layer (section 1.11); replaces Keras' own method.
+
+        Args:
+            inputs: As for ``call``.
+            training: As for ``call``, but False by default. The second motif dropout is left out in any case.
+
+        Returns:
+            The profile, and ``{"layer_0": (k', q'), ...}``, each (L, B, H, M).
+        """
+        x, features = self._encode(self._as_computed(inputs), training, drop_second_motif_layer=False)
+        return self._head(x, self.final_pointwise_conv, self.final_dense_profile, training), features
 
 
 class Residual(tf_keras.layers.Layer):
@@ -746,6 +757,11 @@ class Crop(tf_keras.layers.Layer):
     def call(self, inputs: Float[tf.Tensor, "B L C"]) -> Float[tf.Tensor, "B O C"]:
         """Trim both ends."""
         return inputs[:, self.trim : -self.trim] if self.trim else inputs
+
+
+def constructor_arguments(local_names: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor from its ``locals()``, before it has any other names."""
+    return {name: value for name, value in local_names.items() if name not in ("self", "__class__")}
 
 
 def _as_policy(dtype: str | Policy | None) -> Policy:
