@@ -10,15 +10,15 @@ from benchmarks.forward import describe, forward_benchmark
 from benchmarks.transplant import benchmark as transplant_benchmark
 
 
-def run_benchmarks(config: Literal["full", "tiny"], repeats: int, rounds: int, out: str) -> int:
-    """Measures, prints ratios, writes bench.json.
+def run_benchmarks(config: Literal["full", "tiny"], repeats: int, rounds: int, out: Path) -> int:
+    """Measures, prints ratios, writes everything measured.
 
     Args:
         config: ``full`` measures the published model and the transplant of its checkpoint with optimizer slots;
             ``tiny`` only tries the measurement out.
         repeats: Timed passes in each process.
         rounds: Processes of each kind.
-        out: Folder for bench.json.
+        out: JSON file to write.
 
     Returns:
         1 when, at full size, the port is slower or larger than the reference or the transplant exceeds its limits.
@@ -32,9 +32,7 @@ def run_benchmarks(config: Literal["full", "tiny"], repeats: int, rounds: int, o
         if config == "full":
             status.update("transplant of a full checkpoint")
             found["transplant"] = transplant_benchmark()
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "bench.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
+    out.write_text(json.dumps(found, indent=1), encoding="utf-8")
     console.print(describe(found["forward"]))
     good = True
     if "transplant" in found:
@@ -46,5 +44,4 @@ def run_benchmarks(config: Literal["full", "tiny"], repeats: int, rounds: int, o
         )
         no_worse = (summary["port_is_no_worse"] for summary in found["forward"]["precisions"].values())
         good = transplant["within_limits"] and all(no_worse)
-    console.print(f"written to {folder / 'bench.json'}")
     return 0 if good else 1

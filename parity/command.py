@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from jsonargparse import Namespace, auto_parser
 from rich.console import Console
+from rich.markup import escape
 
 PROVEN, NOT_PROVEN, WRONG_USE = 0, 1, 2
 
@@ -61,13 +62,13 @@ def parity(
                 goldens=GOLDENS if goldens is None else goldens,
                 bins=bins,
                 batch=batch,
-                say=lambda text: status.update(text),
+                say=lambda text: status.update(escape(text)),
             )
         result.to_json(scratch / "parity.json")
         write_junit(result, scratch / "junit.xml")
         write_html(result, scratch / "report.html")
     print_result(result, console)
-    console.print(f"written to {out}: report.html, parity.json, junit.xml", soft_wrap=True)
+    console.print(f"written to {out}: report.html, parity.json, junit.xml", soft_wrap=True, markup=False)
     return PROVEN if result.passed else NOT_PROVEN
 
 
@@ -113,7 +114,10 @@ def bench(
 
     if repeats < 1 or rounds < 1:
         raise UsageError("--repeats and --rounds must be at least 1")
-    return run_benchmarks(config, repeats, rounds, out)
+    with _files(out) as scratch:
+        status = run_benchmarks(config, repeats, rounds, scratch / "bench.json")
+    Console(markup=False, soft_wrap=True, highlight=False).print(f"written to {out}: bench.json")
+    return status
 
 
 def commands() -> dict[str, Any]:

@@ -64,8 +64,9 @@ def choose_configuration(checkpoint: Checkpoint, config: str | None = None, seed
 
 def _console() -> Console:
     """A console for tables. A pipe has no width, and a table cut to eighty columns would hide what it lists."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+    # Paths and keys may hold brackets, which rich would take for markup.
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(width=200, markup=False)
 
 
 def inspect(checkpoint: str) -> int:
@@ -110,7 +111,7 @@ def inspect(checkpoint: str) -> int:
         summary.add_row(name, str(value), "default, not in the checkpoint")
     console.print(summary)
     for complaint in inferred.complaints:
-        console.print(f"[red]{complaint}[/red]")
+        console.print(complaint, style="red")
     return 0
 
 
@@ -149,7 +150,7 @@ def transplant_command(
 
 
 def _report(record: Transplant, out: str, *, assumed: bool) -> None:
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False)
     roles: dict[str, int] = {}
     for tensor in record.tensors:
         roles[tensor.role] = roles.get(tensor.role, 0) + 1
@@ -185,7 +186,7 @@ def export_command(
     """
     model = load_transplanted(model_dir)
     prefix = export(model, out, training_state=load_saved_training_state(model_dir), dtype=dtype, overwrite=overwrite)
-    Console(soft_wrap=True).print(f"{model_dir} -> {prefix}")
+    Console(soft_wrap=True, markup=False).print(f"{model_dir} -> {prefix}")
     return 0
 
 

@@ -121,7 +121,7 @@ def run(
     """
     unknown = [gate for gate in gates if gate not in GATES]
     if unknown or not gates:
-        raise UsageError(f"unknown gates {unknown}; there are {', '.join(GATES)}")
+        raise UsageError(f"{f'unknown gates {unknown}' if unknown else 'no gates given'}; there are {', '.join(GATES)}")
     if reference != "recorded" and not tensorflow_installed():
         raise UsageError(
             "the living reference needs TensorFlow: install the extra 'reference', or compare with the recorded "

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
+import benchmarks.command
 from parity import command
 from parity.pairs import epibert_run
 from parity.report import page
@@ -56,7 +57,7 @@ def flip_a_bit(port: EpiBERT) -> None:
 
 
 def test_what_is_proven_exits_with_0_and_writes_three_complete_files(tmp_path, capsys):
-    out = tmp_path / "new" / "folder"
+    out = tmp_path / "new [/]" / "folder"
     assert status_of(*QUICK, "--out", out) == command.PROVEN == 0
     assert sorted(content(out)) == sorted(FILES)
     result = json.loads((out / "parity.json").read_text())
@@ -121,8 +122,8 @@ def test_a_port_that_raises_is_not_proven_rather_than_an_error_of_the_command(tm
     ("arguments", "message"),
     [
         (["--gates", "weights,gradients"], "unknown gates ['gradients']"),
-        (["--gates", ""], "unknown gates []"),
-        (["--gates", ","], "unknown gates []"),
+        (["--gates", ""], "no gates given"),
+        (["--gates", ","], "no gates given"),
         (["--config", "config.json"], "--config belongs to --checkpoint"),
         (["--checkpoint", "c", "--reference", "recorded"], "nothing is recorded for a checkpoint of your own"),
         (["--checkpoint", "no/such/checkpoint"], "no/such/checkpoint"),
@@ -167,6 +168,29 @@ def test_a_folder_that_cannot_be_written_exits_with_2_before_any_work(tmp_path, 
     assert status_of(*QUICK, "--out", tmp_path / out) == 2
     assert f"cannot write to {tmp_path / out}" in error_of(capsys)
     assert content(tmp_path) == {"file": b"in the way"}
+
+
+def test_a_benchmark_finds_out_that_its_folder_cannot_be_written_before_it_measures(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(benchmarks.command, "run_benchmarks", lambda *_: pytest.fail("the work began"))
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["bench", "--config", "tiny", "--out", str(tmp_path / "file")])
+    assert exit_.value.code == 2
+    assert f"cannot write to {tmp_path / 'file'}" in error_of(capsys)
+    assert content(tmp_path) == {"file": b"in the way"}
+
+
+def test_a_benchmark_passes_its_status_on_and_writes_its_numbers(tmp_path, monkeypatch, capsys):
+    def worse(config: str, repeats: int, rounds: int, out: Path) -> int:
+        out.write_text(json.dumps([config, repeats, rounds]))
+        return 1
+
+    monkeypatch.setattr(benchmarks.command, "run_benchmarks", worse)
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["bench", "--config", "tiny", "--repeats", "2", "--rounds", "4", "--out", str(tmp_path / "out")])
+    assert exit_.value.code == 1
+    assert content(tmp_path) == {"out/bench.json": b'["tiny", 2, 4]'}
+    assert str(tmp_path / "out") in capsys.readouterr().out.replace("\n", "")
 
 
 def test_a_folder_without_recordings_exits_with_2(tmp_path, capsys):

@@ -30,10 +30,13 @@ def test_inspect_shows_every_key_and_the_configuration(capsys):
 
 
 def test_transplant_and_export_and_diff_close_the_circle(tmp_path, capsys):
-    model_dir, exported = str(tmp_path / "model"), str(tmp_path / "tensorflow")
+    model_dir, exported = str(tmp_path / "model [/x]"), str(tmp_path / "[tensorflow]")
     assert transplant_command(PATH, model_dir, seed=21, constants="philox") == 0
     assert export_command(model_dir, exported) == 0
-    assert "ignored _CHECKPOINTABLE_OBJECT_GRAPH" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "ignored _CHECKPOINTABLE_OBJECT_GRAPH" in shown
+    assert model_dir in shown
+    assert exported in shown
     for left, right in ((PATH, exported), (exported, PATH), (model_dir, PATH), (model_dir, exported), (PATH, PATH)):
         assert diff(left, right) == 0
         assert "0 of 293 tensors differ" in capsys.readouterr().out
