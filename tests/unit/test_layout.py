@@ -90,12 +90,16 @@ BLOCKED_INTERPRETER = """
 import importlib, sys
 blocked, statement = set(sys.argv[1].split(",")), sys.argv[2]
 
-class Blocker:
+class Without:
+    # Finds nothing blocked, as if it were not installed: PyTorch asks for modules that it can do without.
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in blocked:
-            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
+        return None if name.partition(".")[0] in blocked else self.finder.find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocker())
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 exec(statement)
 present = blocked & {name.partition(".")[0] for name, module in sys.modules.items() if module is not None}
 assert not present, f"imported although blocked: {sorted(present)}"
@@ -113,7 +117,7 @@ def test_the_blocked_interpreter_blocks():
     for statement in ("import numpy", "import numpy.linalg", "import json, h5py", "importlib.import_module('numpy')"):
         result = run_with_blocked({"numpy"}, statement)
         assert result.returncode != 0
-        assert "blocked" in result.stderr, result.stderr
+        assert "No module named" in result.stderr, result.stderr
 
 
 @pytest.mark.parametrize("package", RULES)
