@@ -26,7 +26,7 @@ def _check_size(name: str, value: object, *, smallest: int = 1) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EpiBERTConfig:
-    """Shape and behaviour of an EpiBERT pre-training model.
+    """Shape and behaviour of an EpiBERT model, for pre-training or fine-tuning.
 
     The first group of fields has the names and defaults of the original's constructor (spec, section 1.1), so
     ``EpiBERTConfig(**arguments_of_the_original)`` works. Some of those are dead there and therefore dead here:
@@ -57,6 +57,7 @@ class EpiBERTConfig:
         motif_dropout_rate: First motif dropout; the second has a quarter of this rate.
         motif_units_fc: Width of the first motif layer; the second has a quarter of it.
         name: Name of the Keras model; kept so that configurations travel both ways.
+        predict_atac: Fine-tuning model only: whether it has an ATAC head beside the RNA head (spec, section 2.1).
 
         kernel_stabilizer: Added to the ReLU feature maps; the original never passes its own argument on, so this
             default of its feature map is what counts (spec, section 1.8).
@@ -93,6 +94,7 @@ class EpiBERTConfig:
     motif_dropout_rate: float = 0.25
     motif_units_fc: int = 32
     name: str = "epibert"
+    predict_atac: bool = True
 
     kernel_stabilizer: float = 1e-3
     num_random_features: int = 256
@@ -118,6 +120,8 @@ class EpiBERTConfig:
             rate = getattr(self, name)
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
                 raise ValueError(f"{name} must be a number from 0 to 1, not {rate!r}")
+        if not isinstance(self.predict_atac, bool):
+            raise ValueError(f"predict_atac must be true or false, not {self.predict_atac!r}")
         if not isinstance(self.kernel_transformation, str):
             raise ValueError(f"kernel_transformation must be a text, not {self.kernel_transformation!r}")
         # The original casts its seed to int32, which NaN and larger numbers are not.
@@ -163,6 +167,23 @@ class EpiBERTConfig:
     def pretrain(cls) -> "EpiBERTConfig":
         """The published pre-training model: the defaults of the original's constructor."""
         return cls()
+
+    @classmethod
+    def rampage(cls) -> "EpiBERTConfig":
+        """The fine-tuning model: the defaults of its original constructor (spec, section 2.1), made to run.
+
+        Its own ``max_seq_length`` of 1536 is shorter than its ``output_length`` of 4096, so that the model fails on
+        every input of full length; here the rotary table is as long as the output, as the training script has it.
+        """
+        return cls(
+            pointwise_dropout_rate=0.20,
+            num_heads=4,
+            numerical_stabilizer=1e-3,
+            num_transformer_layers=7,
+            max_seq_length=4096,
+            seed=3,
+            filter_list_seq=(768, 896, 1024, 1024, 1152, 1280),
+        )
 
     @classmethod
     def tiny(cls) -> "EpiBERTConfig":

@@ -1,5 +1,7 @@
 """EpiBERT, the pre-training model, as a plain PyTorch module.
 
+Its trunk, everything before the head, is that of the fine-tuning model in `rampage.py` as well.
+
 Source of the semantics: the specification of the original TensorFlow implementation (naumanjaved/EpiBERT, MIT), its
 section 1; sections are cited where a choice is not obvious. Published: Javed et al., "A multi-modal transformer for
 cell type-agnostic regulatory predictions" (Cell Genomics, 2025). FAVOR+ is from Choromanski et al., "Rethinking
@@ -34,18 +36,18 @@ SHORT_SUM = 256
 OWN_CONSTANTS = "philox"
 
 
-class EpiBERT(nn.Module):
-    """Accessibility from sequence, masked accessibility and motif activity.
+class Trunk(nn.Module):
+    """What the two models share: everything before the heads, and what their heads have in common.
+
+    A base class and not a module of its own, so that the names of the trunk's parameters are those of the original.
 
     Args:
-        config: Shape and behaviour; the published model by default.
-        compute_dtype: Dtype of the activations; that of the parameters when None. ``torch.bfloat16`` with float32
-            parameters rounds like the original under ``mixed_bfloat16``.
+        config: Shape and behaviour.
+        compute_dtype: Dtype of the activations; that of the parameters when None.
     """
 
-    def __init__(self, config: EpiBERTConfig | None = None, *, compute_dtype: torch.dtype | None = None) -> None:
+    def __init__(self, config: EpiBERTConfig, *, compute_dtype: torch.dtype | None) -> None:
         super().__init__()
-        config = EpiBERTConfig() if config is None else config
         self.config = config
         self.compute_dtype = compute_dtype
         hidden = config.hidden_size
@@ -77,11 +79,85 @@ class EpiBERT(nn.Module):
         joined = hidden + atac_widths[-1] + motif_units // 4
         self.pre_transformer_projection = Linear(joined, hidden, bias=False)
         self.performer = Performer(config)
-        self.final_pointwise_conv = ConvBlock(config, hidden, hidden // config.final_point_scale, 1)
+
+        # Of one head or of two: the fine-tuning model calls each of these twice.
         self.dropout = nn.Dropout(config.pointwise_dropout_rate)
         self.gelu = TanhGELU(config.gelu_cubic_coefficient)
-        self.final_dense_profile = Linear(hidden // config.final_point_scale, 1, activation=softplus)
         self.crop_final = Crop(config.crop)
+
+    def encode(
+        self, sequence: Float[Tensor, "B L 4"], atac: Float[Tensor, "B A 1"], motif_activity: Float[Tensor, "B 1 N"]
+    ) -> tuple[Float[Tensor, "B l C"], dict[str, tuple[Tensor, Tensor]]]:
+        """All of the model before the heads, and the attention features; arguments and errors as for ``EpiBERT``."""
+        dtype = self.compute_dtype or self.stem_conv.weight.dtype
+
+        x = self.stem_pool(self.stem_res_conv(self.stem_conv(sequence.to(dtype))))
+        for block in self.conv_tower:
+            x = block(x)
+
+        accessibility = self.stem_pool_atac(self.stem_res_conv_atac(self.stem_conv_atac(atac.to(dtype))))
+        for block in self.conv_tower_atac:
+            accessibility = block(accessibility)
+
+        motifs = self.motif_dropout1(self.motif_activity_fc1(motif_activity.to(dtype)))
+        motifs = self.motif_dropout2(self.motif_activity_fc2(motifs))
+
+        bins = self.config.output_length
+        if x.shape[1] != bins or accessibility.shape[1] != bins:
+            raise ValueError(
+                f"sequence of {sequence.shape[1]} and atac of {atac.shape[1]} positions pool to {x.shape[1]} and "
+                f"{accessibility.shape[1]} bins, not to output_length={bins}; the configuration expects "
+                f"{self.config.sequence_length} and {self.config.atac_length}"
+            )
+        x = torch.cat([x, accessibility, motifs.expand(-1, bins, -1)], dim=-1)
+        return self.performer(self.pre_transformer_projection(x))
+
+    def predict(self, x: Float[Tensor, "B l C"], pointwise: "ConvBlock", profile: "Linear") -> Float[Tensor, "B O 1"]:
+        """One head: its own convolution block and profile layer, the common Dropout, GELU and crop."""
+        return self.crop_final(profile(self.gelu(self.dropout(pointwise(x)))))
+
+    def new_head(self) -> tuple["ConvBlock", "Linear"]:
+        """The two layers that a head has to itself."""
+        hidden, width = self.config.hidden_size, self.config.hidden_size // self.config.final_point_scale
+        return ConvBlock(self.config, hidden, width, 1), Linear(width, 1, activation=softplus)
+
+    @property
+    def constants_origin(self) -> str:
+        """Where the constants come from: ``philox`` (our own) or what ``set_constants`` was told."""
+        return self.performer.constants_origin
+
+    def set_constants(self, projection: Tensor, table: Tensor | None, *, origin: str) -> None:
+        """Replace the constants of attention, which no checkpoint of the original holds.
+
+        Args:
+            projection: (M, D) projection matrix.
+            table: (max_seq_length + 1, D) rotary table; None for a model without rotary positions.
+            origin: Where they come from; travels in the state.
+
+        Raises:
+            ValueError: A shape differs from the model's, or a table is given or missing against the configuration.
+        """
+        self.performer.set_constants(projection, table, origin=origin)
+
+
+class EpiBERT(Trunk):
+    """Accessibility from sequence, masked accessibility and motif activity.
+
+    Args:
+        config: Shape and behaviour; the published model by default.
+        compute_dtype: Dtype of the activations; that of the parameters when None. ``torch.bfloat16`` with float32
+            parameters rounds like the original under ``mixed_bfloat16``.
+
+    Raises:
+        ValueError: The configuration is one without ATAC head.
+    """
+
+    def __init__(self, config: EpiBERTConfig | None = None, *, compute_dtype: torch.dtype | None = None) -> None:
+        config = EpiBERTConfig() if config is None else config
+        if not config.predict_atac:
+            raise ValueError("predict_atac=False leaves EpiBERT nothing to predict; it is for EpiBERTRampage")
+        super().__init__(config, compute_dtype=compute_dtype)
+        self.final_pointwise_conv, self.final_dense_profile = self.new_head()
 
     def forward(
         self,
@@ -107,50 +183,9 @@ class EpiBERT(nn.Module):
         Raises:
             ValueError: The lengths do not pool down to ``config.output_length`` bins.
         """
-        dtype = self.compute_dtype or self.stem_conv.weight.dtype
-
-        x = self.stem_pool(self.stem_res_conv(self.stem_conv(sequence.to(dtype))))
-        for block in self.conv_tower:
-            x = block(x)
-
-        accessibility = self.stem_pool_atac(self.stem_res_conv_atac(self.stem_conv_atac(atac.to(dtype))))
-        for block in self.conv_tower_atac:
-            accessibility = block(accessibility)
-
-        motifs = self.motif_dropout1(self.motif_activity_fc1(motif_activity.to(dtype)))
-        motifs = self.motif_dropout2(self.motif_activity_fc2(motifs))
-
-        bins = self.config.output_length
-        if x.shape[1] != bins or accessibility.shape[1] != bins:
-            raise ValueError(
-                f"sequence of {sequence.shape[1]} and atac of {atac.shape[1]} positions pool to {x.shape[1]} and "
-                f"{accessibility.shape[1]} bins, not to output_length={bins}; the configuration expects "
-                f"{self.config.sequence_length} and {self.config.atac_length}"
-            )
-        x = torch.cat([x, accessibility, motifs.expand(-1, bins, -1)], dim=-1)
-        x, features = self.performer(self.pre_transformer_projection(x))
-
-        x = self.gelu(self.dropout(self.final_pointwise_conv(x)))
-        profile = self.crop_final(self.final_dense_profile(x))
+        x, features = self.encode(sequence, atac, motif_activity)
+        profile = self.predict(x, self.final_pointwise_conv, self.final_dense_profile)
         return (profile, features) if return_features else profile
-
-    @property
-    def constants_origin(self) -> str:
-        """Where the constants come from: ``philox`` (our own) or what ``set_constants`` was told."""
-        return self.performer.constants_origin
-
-    def set_constants(self, projection: Tensor, table: Tensor | None, *, origin: str) -> None:
-        """Replace the constants of attention, which no checkpoint of the original holds.
-
-        Args:
-            projection: (M, D) projection matrix.
-            table: (max_seq_length + 1, D) rotary table; None for a model without rotary positions.
-            origin: Where they come from; travels in the state.
-
-        Raises:
-            ValueError: A shape differs from the model's, or a table is given or missing against the configuration.
-        """
-        self.performer.set_constants(projection, table, origin=origin)
 
 
 class Performer(nn.Module):
@@ -182,7 +217,7 @@ class Performer(nn.Module):
         return (x if self.norm is None else self.norm(x)), features
 
     def set_constants(self, projection: Tensor, table: Tensor | None, *, origin: str) -> None:
-        """See ``EpiBERT.set_constants``."""
+        """See ``Trunk.set_constants``."""
         pairs = [("projection matrix", self.projection_matrix, projection)]
         if (table is None) != (self.rotary_table is None):
             raise ValueError("a rotary table belongs to a model with use_rot_emb, and only to such a model")

@@ -22,9 +22,20 @@ def test_names_order_and_defaults_are_the_references():
     assert {name: fields()[name] for name in parameters} == {name: p.default for name, p in parameters.items()}
 
 
+def test_the_fine_tuning_preset_is_the_references_but_for_the_table_that_is_too_short():
+    parameters = dict(inspect.signature(tf_reference.EpiBERTRampage).parameters)
+    for name in ("load_init", "inits", "dtype"):  # what has one legal value, and Keras' own
+        del parameters[name]
+    config = EpiBERTConfig.rampage()
+    different = {name for name, p in parameters.items() if getattr(config, name) != p.default}
+    assert different == {"max_seq_length"}
+    assert parameters["max_seq_length"].default < config.output_length <= config.max_seq_length
+
+
 def test_what_the_port_adds_does_not_change_the_original():
     added = dict(list(fields().items())[list(fields()).index("name") + 1 :])
     assert added == {
+        "predict_atac": True,  # the fine-tuning model's, which a pre-training model has no other value for
         "kernel_stabilizer": 1e-3,
         "num_random_features": 256,
         "batch_norm_epsilon": 1e-5,
@@ -36,7 +47,7 @@ def test_what_the_port_adds_does_not_change_the_original():
     }
 
 
-@pytest.mark.parametrize("case", ["P1", "P2"])
+@pytest.mark.parametrize("case", ["P1", "P2", "R1", "R2"])
 def test_a_recorded_configuration_is_taken_as_it_is(goldens, case):
     arguments = json.loads((goldens / case / "config.json").read_text())["config"]
     config = EpiBERTConfig(**arguments)
@@ -45,7 +56,7 @@ def test_a_recorded_configuration_is_taken_as_it_is(goldens, case):
     }
 
 
-@pytest.mark.parametrize("preset", [EpiBERTConfig.pretrain, EpiBERTConfig.tiny])
+@pytest.mark.parametrize("preset", [EpiBERTConfig.pretrain, EpiBERTConfig.rampage, EpiBERTConfig.tiny])
 def test_a_configuration_survives_json(preset):
     config = preset()
     again = EpiBERTConfig(**json.loads(json.dumps(dataclasses.asdict(config))))
