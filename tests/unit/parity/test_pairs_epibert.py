@@ -5,12 +5,14 @@ import inspect
 import itertools
 from collections.abc import Mapping
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from parity import Comparison, Status
+from parity.compare import distance
 from parity.keras_side import layers_by_path
 from parity.ladder import find_culprits
 from parity.pairs import epibert, find_pair
@@ -361,6 +363,22 @@ def test_every_recorded_array_its_summaries_and_every_statistic_is_compared(reco
     statistics = [row for row in recorded_rows if row.quantity in ("running_mean", "running_var")]
     assert len(statistics) == len(case.recording.state["float64"])
     assert {row.mode for row in statistics} == {"training"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_without_the_rounding_of_the_rotary_table_the_port_is_the_original_without_it(cases, goldens, name):
+    """A mode of the recordings that the ladder leaves out, because no released model computes in it."""
+    case = cases[name]
+    port, (projection, rounded) = case.port(), epibert.recorded_constants(case.recording)
+    with h5py.File(goldens / name / "forward.h5") as file:
+        expected = np.asarray(file["modes/f64_exact_rotary/final_atac"])
+    errors = []
+    for table in (case.recording.constants["rotary_table_float32"], rounded):
+        with epibert.constants(port, projection, table, "recorded"):
+            output, _ = epibert.watch(port).output(case.inputs, precision="float64", training=False)
+        assert output is not None
+        errors.append(distance(output, expected)[0])
+    assert errors[0] <= TABLE["float64"].limit < errors[1]
 
 
 # --- differences that are understood ----------------------------------------------------------------------------------
