@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.compare import compare, summaries, take
+from parity.compare import compare, compare_array
 from parity.layer_map import LayerMap, LayerPair
 from parity.records import Comparison, Culprit, Gate, GateStatus, NotCompared, Reading, Status
 from parity.reference import LiveReference, Recording
@@ -420,37 +420,6 @@ def _farther(
     if not np.all(np.isfinite(second)):
         return second
     return max(first, second, key=lambda array: float(np.linalg.norm(array - truth)))
-
-
-def compare_array(
-    found: np.ndarray | Sample | None,
-    expected: np.ndarray | Sample | None,
-    same: np.ndarray | Sample | None,
-    **where: Any,
-) -> Iterator[Comparison]:
-    """Compares whole arrays, or a whole array with a sample: its kept part and, in float64, its summaries."""
-    if isinstance(found, Sample):
-        raise TypeError("the port's arrays are always whole")
-    if not isinstance(expected, Sample):
-        yield compare(found, expected, reference_same_precision=_values(same), **where)
-        return
-    kept = None if found is None else take(found, expected)
-    if found is not None and kept is None:
-        where = where | {"detail": f"shape: expected {expected.full_shape}, got {tuple(found.shape)}"}
-    yield compare(kept, expected.values, reference_same_precision=_values(same), **where)
-    if where["precision"] != "float64" or found is None or kept is None:
-        return
-    scale = float(np.hypot(expected.summaries["mean"], expected.summaries["std"]))
-    of_port = summaries(found, expected.axis)
-    for name, value in expected.summaries.items():
-        summary: dict[str, Any] = {**where, "quantity": f"{where['quantity']}.{name}"}
-        # Means cancel, so they are related to the array's own size; extremes are elements like any other.
-        related = scale if name in ("mean", "std", "axis_mean") else None
-        yield compare(of_port[name], value, scale=related, **summary)
-
-
-def _values(array: np.ndarray | Sample | None) -> np.ndarray | None:
-    return array.values if isinstance(array, Sample) else array
 
 
 def judge(

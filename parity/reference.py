@@ -145,7 +145,7 @@ def _read_trace(taps: h5py.Group) -> Trace:
         if arrays:
             layer, _, call = path.partition("@")
             index = int(call) if call else 0
-            outputs = tuple(_array(group[name]) for name in arrays)
+            outputs = tuple(read_array(group[name]) for name in arrays)
             calls[layer, index] = Call(path=layer, index=index, order=len(calls), inputs=None, outputs=outputs)
         for name, item in group.items():
             if isinstance(item, h5py.Group):
@@ -157,7 +157,8 @@ def _read_trace(taps: h5py.Group) -> Trace:
     return Trace(calls=calls)
 
 
-def _array(dataset: Any) -> np.ndarray | Sample:
+def read_array(dataset: Any) -> np.ndarray | Sample:
+    """A recorded array, or the part of it that was kept, in float64."""
     values = _values(dataset)
     if "axis" not in dataset.attrs:
         return values

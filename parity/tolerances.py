@@ -92,6 +92,50 @@ TABLE: dict[str, Tolerance] = {
         reason="Gradients that are zero in exact arithmetic, in units of the root mean square of all gradients: sums "
         "of up to 1e4 terms of both signs leave 1e-14 of the terms' size, and single terms exceed the mean.",
     ),
+    "optimizer": Tolerance(
+        limit=1e-10,
+        reason="Weights and moments after optimizer steps: the arithmetic is elementwise and rounds a dozen times, but "
+        "gradients that went in are as accurate as the row gradient says.",
+    ),
+    "optimizer_update": Tolerance(
+        limit=1e-11,
+        peak=1e-10,
+        reason="How far given gradients moved the weights: the weight itself rounds at 1.1e-16 of its size in each of "
+        "five steps, and a step of 1e-6 of that size, the smallest here, shows 1e-10 of itself at single elements and "
+        "less in the norm.",
+    ),
+    "state": Tolerance(
+        limit=1e-10,
+        reason="Statistics and losses of whole training steps: as accurate as the weights, see optimizer.",
+    ),
+    "recorded_rate": Tolerance(
+        limit=1e-14,
+        reason="Python floats on both sides, formulas written in another order of operations.",
+    ),
+    "float32_metric": Tolerance(
+        limit=1e-4,
+        reason="Correlations from sums kept in float32, as the original keeps them: a sum of n terms rounds at sqrt(n) "
+        "* 6e-8, and the differences of squares of the formula amplify that by the ratio of second moment and "
+        "variance, which is up to 30 here.",
+    ),
+    "trajectory_float64": Tolerance(
+        limit=4.0,
+        ratio=True,
+        peak_ratio=16.0,
+        largest_own=1e-6,
+        floor=2.0**-50,
+        reason="The reference's own divergence from itself after one unit in the last place, the farthest of four runs. "
+        "The port rounds differently in every step, the perturbed reference only once: a random walk against its first "
+        "step. Floor: eight roundings.",
+    ),
+    "trajectory_float32": Tolerance(
+        limit=4.0,
+        ratio=True,
+        peak_ratio=16.0,
+        largest_own=0.1,
+        floor=2.0**-21,
+        reason="As trajectory_float64; a reference that diverges from itself by a tenth decides nothing.",
+    ),
     "copy_float64": Tolerance(
         limit=1e-12,
         reason="A model and its copy in the same precision are one program run twice; see float64.",

@@ -281,8 +281,9 @@ def build_reference(
     *,
     projection: np.ndarray | None = None,
     table: np.ndarray | None = None,
+    dropout: bool = False,
 ) -> Any:
-    """The TensorFlow model with given weights, in a precision, dropout off.
+    """The TensorFlow model with given weights, in a precision.
 
     Args:
         config: Configuration of the port; its fields that the original's constructor lacks are left out.
@@ -290,10 +291,12 @@ def build_reference(
         precision: ``float64``, ``float32`` or ``bfloat16``.
         projection: Projection matrix; TensorFlow's own when None.
         table: Rotary table; TensorFlow's own when None.
+        dropout: Keep the configuration's rates; all are 0 otherwise.
     """
     import tf_reference
 
-    arguments: dict[str, Any] = {**original_arguments(config), **NO_DROPOUT, "dtype": POLICIES[precision]}
+    rates = {} if dropout else NO_DROPOUT
+    arguments: dict[str, Any] = {**original_arguments(config), **rates, "dtype": POLICIES[precision]}
     model = tf_reference.EpiBERT(**arguments)
     model.build_weights(config.num_motifs)
     model.assign(stored)

@@ -1,0 +1,926 @@
+"""EpiBERT in training: which parts of the port's training answer to which of the reference's, and on what they meet.
+
+TensorFlow is needed for the living reference only, and imported there.
+"""
+
+import ast
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import nn
+
+from parity.compare import compare, compare_array
+from parity.draws import Draws
+from parity.keras_training import KerasTraining
+from parity.layer_map import LayerMap
+from parity.pairs import epibert
+from parity.records import Comparison, NotCompared, Reading
+from parity.reference import read_array
+from parity.trace import Sample
+from parity.torch_training import TorchTraining
+from parity.training import (
+    LOSS,
+    METRIC,
+    OPTIMIZER,
+    SCHEDULE,
+    Inputs,
+    Recipe,
+    Snapshot,
+    Targets,
+    TensorPair,
+    compare_gradients,
+    compare_schedules,
+    compare_state,
+    compare_steps,
+    compare_trajectory,
+    not_compared_gradients,
+    parameter_gradients,
+)
+from torch_impl import EpiBERT, EpiBERTConfig
+from torch_impl import losses as port_losses
+from torch_impl.metrics import R2, PearsonR
+from torch_impl.optim import KerasAdam, KerasAdamW, cosine_warmup, decay_groups
+from weights.table import rows as weight_rows
+
+ADAM_EPSILON = 1e-8
+CLIP = 1.0
+WEIGHT_DECAY = 1e-4
+TOTAL_WEIGHT = 0.15
+DROPOUT = {"dropout_rate": 0.20, "pointwise_dropout_rate": 0.10, "motif_dropout_rate": 0.25}
+"""Rates of the published model, for cases that were recorded without dropout."""
+
+SEED = 2026
+TRAINING_BINS = 16
+"""Window of the training rungs: no weight depends on the length, so a short one exercises all."""
+TRAJECTORY_STEPS = 50
+TRAJECTORY_DRAWS = 4
+STATE_STEPS = (1, 5)
+SCHEDULE_ARGUMENTS = {"peak": 1e-3, "warmup": 10, "decay": 30, "floor": 0.1}
+"""Warm-up, decay and floor all lie within the trajectory."""
+
+GRADIENT_SCALES = (1e-8, 1e-6, 1e-4, 1e-2, 1.0, 1e2)
+DECAY_SCALES = (1e-4, 1.0)
+LOSS_TYPES = (("poisson", TOTAL_WEIGHT), ("poisson_multinomial", TOTAL_WEIGHT), ("poisson_multinomial", 1.0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PortTraining:
+    """The parts that train the port. Tests put faulty ones in their place.
+
+    Attributes:
+        poisson: Loss of a batch.
+        poisson_multinomial: Loss of a batch.
+        masked_loss: Loss on masked bins.
+        adam: From a module to its optimizers.
+        adamw: The same with weight decay.
+        schedule: Learning rate of a step.
+        metrics: Streaming metrics by name.
+    """
+
+    poisson: Callable[..., Any] = port_losses.poisson
+    poisson_multinomial: Callable[..., Any] = port_losses.poisson_multinomial
+    masked_loss: Callable[..., Any] = port_losses.masked_loss
+    adam: Callable[[nn.Module], Sequence[torch.optim.Optimizer]] = lambda module: [
+        KerasAdam(module.parameters(), eps=ADAM_EPSILON, global_clipnorm=CLIP)
+    ]
+    adamw: Callable[[nn.Module], Sequence[torch.optim.Optimizer]] = lambda module: [
+        KerasAdamW(decay_groups(module, WEIGHT_DECAY), eps=ADAM_EPSILON, global_clipnorm=CLIP)
+    ]
+    schedule: Callable[..., float] = cosine_warmup
+    metrics: Mapping[str, Callable[..., Any]] = dataclasses.field(
+        default_factory=lambda: {"PearsonR": PearsonR, "R2": R2}
+    )
+
+
+PORT = PortTraining()
+
+
+# --- which tensor is which -------------------------------------------------------------------------------------------
+
+
+def tensor_pairs(config: EpiBERTConfig) -> list[TensorPair]:
+    """Every parameter and statistic, from the weight table, with what is known of its gradient."""
+    zero, small = zero_gradients(config), small_gradients(config)
+    return [
+        TensorPair(
+            port=row.name,
+            reference=row.path,
+            to_port=row.layout.to_port,
+            to_reference=row.layout.to_stored,
+            trainable=row.trainable,
+            zero_gradient=zero.get(row.name, ""),
+            small_gradient=small.get(row.name, ""),
+        )
+        for row in weight_rows(config)
+    ]
+
+
+def zero_gradients(config: EpiBERTConfig) -> dict[str, str]:
+    """Parameters whose gradient in training mode is zero in exact arithmetic: {name in the port: why}.
+
+    They add one number to a whole channel, pooling and residual connections pass that on, and the next BatchNorm takes
+    it away again with the mean of the batch.
+    """
+    names = ["stem_conv.bias", "stem_res_conv.block.conv.bias"]
+    names += ["stem_conv_atac.bias", "stem_res_conv_atac.block.conv.bias"]
+    names += [f"conv_tower.{index}.block.conv.bias" for index in range(len(config.filter_list_seq) - 1)]
+    names += [f"conv_tower_atac.{index}.block.conv.bias" for index in range(len(config.filter_list_atac) - 1)]
+    if config.norm:
+        names.append("performer.norm.bias")
+    return dict.fromkeys(names, "shifts a channel in front of a BatchNorm")
+
+
+def small_gradients(config: EpiBERTConfig) -> dict[str, str]:
+    """Parameters whose gradient is left of terms that cancel: {name in the port: why}."""
+    if not config.norm:
+        return {}
+    return {
+        "performer.norm.weight": "scales a channel in front of a BatchNorm, which takes the scale away up to its "
+        "epsilon of 1e-5 beside the variance"
+    }
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def drawn_batch(config: EpiBERTConfig, draws: Draws, *, batch: int = 2) -> tuple[Inputs, Targets]:
+    """Inputs and targets of the present step, with the data noise of the original (spec, section 4.2).
+
+    Returns:
+        (sequence, atac, motif_activity) and {target, mask, unmask}; the masks differ in size between examples.
+    """
+    bases = draws.generator("sequence").choice(
+        5, size=(batch, config.sequence_length), p=[0.249, 0.249, 0.249, 0.249, 0.004]
+    )
+    signal = draws.generator("atac").gamma(0.3, 4.0, size=(batch, config.atac_length, 1))
+    noise = np.abs(draws.generator("atac noise").normal(1e-4, 1e-4, size=signal.shape))
+    motifs = draws.generator("motifs").random((batch, 1, config.num_motifs))
+    motifs += np.abs(draws.generator("motif noise").normal(0.0, 1e-4, size=motifs.shape))
+    bins = config.output_length - 2 * config.crop
+    target = draws.generator("target").gamma(0.5, 8.0, size=(batch, bins, 1))
+    rates = np.linspace(0.2, 0.5, batch)[:, None, None]
+    mask = (draws.generator("mask").random(target.shape) < rates).astype(np.int32)
+    mask[:, 0] = 1  # an empty mask has no loss
+    mask[:, 1] = 0
+    kept = draws.generator("kept").random(signal.shape) >= 0.3
+    inputs = (epibert.one_hot(bases), ((signal + noise) * kept).astype(np.float32), motifs.astype(np.float32))
+    return inputs, {"target": target.astype(np.float32), "mask": mask, "unmask": 1 - mask}
+
+
+# --- recipes ---------------------------------------------------------------------------------------------------------
+
+
+def port_recipe(
+    port: PortTraining = PORT,
+    *,
+    loss_type: str = "poisson",
+    optimizer: str = "adam",
+    schedule: Mapping[str, float] | None = None,
+    unmasked: bool = False,
+) -> Recipe:
+    """How the port is trained."""
+
+    def loss(output: Any, targets: Any) -> Any:
+        return port.masked_loss(
+            targets["target"],
+            output,
+            targets["mask"],
+            loss_type=loss_type,
+            total_weight=TOTAL_WEIGHT,
+            unmask=targets["unmask"] if unmasked else None,
+        )
+
+    arguments = SCHEDULE_ARGUMENTS if schedule is None else schedule
+    return Recipe(
+        loss=loss,
+        optimizers=getattr(port, optimizer),
+        schedule=lambda step: [port.schedule(step, **arguments)],
+    )
+
+
+def reference_recipe(
+    *,
+    loss_type: str = "poisson",
+    optimizer: str = "adam",
+    schedule: Mapping[str, float] | None = None,
+    unmasked: bool = False,
+) -> Recipe:
+    """How the living reference is trained."""
+    import tensorflow as tf
+
+    from tf_reference import losses, optim
+
+    def loss(output: Any, targets: Any) -> Any:
+        # As the original's train step: in float32, or in float64 where the model computes in that.
+        output = output if output.dtype == tf.float64 else tf.cast(output, tf.float32)
+        return losses.masked_loss(
+            targets["target"],
+            output,
+            targets["mask"],
+            loss_type=loss_type,
+            total_weight=TOTAL_WEIGHT,
+            unmask=targets["unmask"] if unmasked else None,
+        )
+
+    def optimizers(model: Any) -> list[tuple[Any, list[Any]]]:
+        if optimizer == "adam":
+            made = optim.adam(epsilon=ADAM_EPSILON, global_clipnorm=CLIP, dtype=model.variable_dtype)
+        else:
+            made = optim.adamw(
+                epsilon=ADAM_EPSILON, global_clipnorm=CLIP, weight_decay=WEIGHT_DECAY, dtype=model.variable_dtype
+            )
+        return [(made, list(model.trainable_variables))]
+
+    arguments = SCHEDULE_ARGUMENTS if schedule is None else schedule
+    return Recipe(loss=loss, optimizers=optimizers, schedule=lambda step: [optim.cosine_warmup(step, **arguments)])
+
+
+# --- losses and metrics ----------------------------------------------------------------------------------------------
+
+
+def compare_losses(port: PortTraining = PORT, *, case: str = "") -> Iterator[Comparison]:
+    """Value and gradient of every loss, living reference against port, on drawn targets and predictions in float64."""
+    import tensorflow as tf
+
+    from tf_reference import losses
+
+    def both(ours: Callable[..., Any], theirs: Callable[..., Any], label: str, sample: "_LossSample") -> Iterator[Any]:
+        predicted = torch.from_numpy(sample.predicted).requires_grad_()
+        ours(torch.from_numpy(sample.true), predicted, *map(torch.from_numpy, sample.masks)).backward()
+        with torch.no_grad():
+            value = ours(torch.from_numpy(sample.true), predicted, *map(torch.from_numpy, sample.masks))
+        with tf.GradientTape() as tape:
+            watched = tf.constant(sample.predicted)
+            tape.watch(watched)
+            expected = theirs(tf.constant(sample.true), watched, *map(tf.constant, sample.masks))
+        gradient = None if predicted.grad is None else predicted.grad.numpy()
+        truth = tape.gradient(expected, watched)
+        assert truth is not None
+        yield _loss_row(value.double().numpy(), expected.numpy(), f"{label}, {sample.name}", case)
+        yield _loss_row(gradient, truth.numpy(), f"{label}, {sample.name}, gradient", case)
+
+    for sample in _loss_samples():
+        for loss_type, weight in LOSS_TYPES:
+            label = f"{loss_type}, total weight {weight:g}"
+            if loss_type == "poisson":
+                whole = dataclasses.replace(sample, masks=())
+                # Keras' Poisson leaves one value for each bin; the train step takes their mean.
+                yield from both(port.poisson, losses.poisson, loss_type, whole)
+            else:
+                whole = dataclasses.replace(sample, masks=())
+                yield from both(
+                    _with(port.poisson_multinomial, total_weight=weight),
+                    _with(losses.poisson_multinomial, total_weight=weight),
+                    label,
+                    whole,
+                )
+            for unmasked in (False, True):
+                chosen = dataclasses.replace(sample, masks=sample.masks[: 2 if unmasked else 1])
+                yield from both(
+                    _masked(port.masked_loss, loss_type, weight),
+                    _masked(losses.masked_loss, loss_type, weight),
+                    f"masked {label}{' with the unmasked term' if unmasked else ''}",
+                    chosen,
+                )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _LossSample:
+    name: str
+    true: np.ndarray
+    predicted: np.ndarray
+    masks: tuple[np.ndarray, ...]
+
+
+def _loss_samples() -> Iterator[_LossSample]:
+    """Ordinary counts; zeros and extremes; examples of which one has many masked bins and the other few."""
+    draws = Draws(0)
+    for name, shape in (("ordinary", (2, 60, 1)), ("extreme", (3, 17, 1)), ("one bin each", (2, 2, 1))):
+        generator = draws.generator(f"loss {name}")
+        true = generator.gamma(0.5, 8.0, size=shape)
+        predicted = generator.gamma(1.0, 4.0, size=shape)
+        if name == "extreme":
+            true[0], true[1, :5], true[2, 0] = 0.0, 1e6, 1e-6
+            predicted[0, :3], predicted[1, 5:9], predicted[2, 1] = 0.0, 1e6, 1e-9
+        mask = (generator.random(shape) < np.linspace(0.1, 0.9, shape[0])[:, None, None]).astype(np.int32)
+        mask[:, 0], mask[:, 1] = 1, 0
+        yield _LossSample(name=name, true=true, predicted=predicted, masks=(mask, 1 - mask))
+
+
+def _with(function: Callable[..., Any], **arguments: Any) -> Callable[..., Any]:
+    return lambda true, predicted: function(true, predicted, **arguments)
+
+
+def _masked(function: Callable[..., Any], loss_type: str, weight: float) -> Callable[..., Any]:
+    def call(true: Any, predicted: Any, mask: Any, unmask: Any = None) -> Any:
+        return function(true, predicted, mask, loss_type=loss_type, total_weight=weight, unmask=unmask)
+
+    return call
+
+
+def _loss_row(
+    found: Any, expected: Any, quantity: str, case: str, *, tolerance: str = "float64", layer: str = LOSS
+) -> Comparison:
+    return compare(
+        None if found is None else np.atleast_1d(np.asarray(found, dtype=np.float64)),
+        np.atleast_1d(np.asarray(expected, dtype=np.float64)),
+        gate="losses",
+        case=case,
+        reading=Reading.ISOLATED,
+        precision="float32" if tolerance.startswith("float32") else "float64",
+        mode="training",
+        tolerance=tolerance,
+        reference_path="",
+        port_path="",
+        layer=layer,
+        quantity=quantity,
+    )
+
+
+def compare_metrics(port: PortTraining = PORT, *, case: str = "") -> Iterator[Comparison]:
+    """Streamed correlation metrics after every batch: with sums in float64, and in float32 as the original keeps them."""
+    import tensorflow as tf
+
+    from tf_reference import metrics
+
+    generator = Draws(0).generator("metrics")
+    batches = [
+        (generator.gamma(1.0, 4.0, size=(2, 30 + index, 1)), generator.gamma(0.5, 8.0, size=(2, 30 + index, 1)))
+        for index in range(4)
+    ]
+    for name, make in port.metrics.items():
+        for precision, dtype, tensorflow_dtype in (
+            ("float64", torch.float64, "float64"),
+            ("float32", torch.float32, "float32"),
+        ):
+            ours, theirs = make(state_dtype=dtype), getattr(metrics, name)(dtype=tensorflow_dtype)
+            for index, (predicted, true) in enumerate(batches):
+                ours.update(torch.from_numpy(predicted).to(dtype), torch.from_numpy(true).to(dtype))
+                theirs.update_state(tf.constant(true, tensorflow_dtype), tf.constant(predicted, tensorflow_dtype))
+                yield _loss_row(
+                    ours.compute().numpy(),
+                    _metric_result(theirs),
+                    f"{name} after batch {index + 1}",
+                    case,
+                    tolerance="float64" if precision == "float64" else "float32_metric",
+                    layer=METRIC,
+                )
+
+
+def _metric_result(metric: Any) -> np.ndarray:
+    """Keras metrics of the original answer with a dictionary of one entry."""
+    result = metric.result()
+    if isinstance(result, Mapping):
+        (result,) = result.values()
+    return np.asarray(result)
+
+
+def compare_recorded_functions(path: Path, port: PortTraining = PORT, *, case: str) -> Iterator[Comparison]:
+    """Losses, metrics and schedule of the original, each with drawn arguments, from ``functions.h5``."""
+    with h5py.File(path) as file:
+        for name, sample in _groups(file["losses"]):
+            true = torch.from_numpy(_numbers(sample["y_true"]))
+            for recorded, call in _recorded_losses(_group(sample["f64"]), port):
+                predicted = torch.from_numpy(_numbers(sample["y_pred"])).requires_grad_()
+                call(true, predicted).backward()
+                value = _numbers(recorded["value"]).mean()
+                label = f"{recorded.name.partition('/f64/')[2]}, {name}"
+                yield _loss_row(float(call(true, predicted.detach())), value, label, case)
+                gradient = None if predicted.grad is None else predicted.grad.numpy()
+                expected = _numbers(recorded["grad_of_mean_wrt_y_pred"])
+                yield _loss_row(gradient, expected, f"{label}, gradient", case)
+                same = _group(sample["f32"])[f"{recorded.name.partition('/f64/')[2]}/grad_of_mean_wrt_y_pred"]
+                yield _float32_gradient(call, sample, expected, _numbers(same), f"{label}, gradient", case)
+        for name, sample in _groups(file["metrics"]):
+            if name == "helpers":
+                continue
+            yield from _recorded_metric(name, sample, port, case)
+        settings = _numbers(file["cos_w_warmup/settings_target_warmup_decay_alpha_constant"])
+        for index, (peak, warmup, decay, floor, constant) in enumerate(settings):
+            expected = _numbers(file[f"cos_w_warmup/lr_{index}"])
+            yield from compare_schedules(
+                lambda step, a=(peak, warmup, decay, floor), c=bool(constant): [port.schedule(step, *a, constant=c)],
+                lambda step, rates=expected: [rates[step]],
+                range(len(expected)),
+                label=f"recorded schedule {index}",
+                case=case,
+            )
+
+
+def _float32_gradient(
+    call: Callable[..., Any], sample: h5py.Group, truth: np.ndarray, own: np.ndarray, quantity: str, case: str
+) -> Comparison:
+    """The same gradient in float32, against float64, by the original's own distance to it."""
+    predicted = torch.from_numpy(sample["y_pred"][()]).requires_grad_()
+    call(torch.from_numpy(sample["y_true"][()]), predicted).backward()
+    return compare(
+        None if predicted.grad is None else predicted.grad.double().numpy(),
+        truth,
+        reference_same_precision=own,
+        gate="losses",
+        case=case,
+        reading=Reading.ISOLATED,
+        precision="float32",
+        mode="training",
+        tolerance="float32",
+        reference_path="",
+        port_path="",
+        layer=LOSS,
+        quantity=quantity,
+    )
+
+
+def _recorded_losses(group: h5py.Group, port: PortTraining) -> Iterator[tuple[h5py.Group, Callable[..., Any]]]:
+    yield _group(group["poisson"]), port.poisson
+    for name, recorded in _groups(group["poisson_multinomial"]):
+        weight, rescale = name.removeprefix("w").split("_rescale")
+        yield recorded, _with(port.poisson_multinomial, total_weight=float(weight), rescale=rescale == "1")
+
+
+def _recorded_metric(name: str, sample: h5py.Group, port: PortTraining, case: str) -> Iterator[Comparison]:
+    axes = ast.literal_eval(str(sample.attrs["reduce_axis"]))
+    kind = name.partition("_")[2]
+    batches = [_group(sample[f"batch{index}"]) for index in range(len([key for key in sample if "batch" in key]))]
+    shape = tuple(_group(sample["state"])["count"].shape)
+    metric = port.metrics[kind](reduce_axis=axes, shape=shape)
+    for index, batch in enumerate(batches):
+        metric.update(*(torch.from_numpy(batch[key][()]) for key in ("y_pred", "y_true")))
+        yield _loss_row(
+            metric.compute().numpy(),
+            _numbers(batch["result_so_far"]),
+            f"{name} after batch {index + 1}",
+            case,
+            tolerance="float32_metric",
+            layer=METRIC,
+        )
+
+
+def _group(item: Any) -> h5py.Group:
+    if not isinstance(item, h5py.Group):
+        raise KeyError(f"{item.name}: expected a group")
+    return item
+
+
+def _groups(item: Any) -> Iterator[tuple[str, h5py.Group]]:
+    for name, group in _group(item).items():
+        yield name, _group(group)
+
+
+def _numbers(dataset: Any) -> np.ndarray:
+    return np.asarray(dataset[()], dtype=np.float64)
+
+
+# --- recorded training -----------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One recorded way to train.
+
+    Attributes:
+        name: Group in ``train.h5``.
+        loss_type: Loss.
+        optimizer: ``adam`` or ``adamw``.
+        unmasked: With the loss on the unmasked bins added.
+        finetuning: Of the fine-tuning model: two heads, an optimizer for each group of parameters.
+    """
+
+    name: str
+    loss_type: str
+    optimizer: str = "adam"
+    unmasked: bool = False
+    finetuning: bool = False
+
+
+RECORDED_VARIANTS = {
+    "P1": (
+        Variant(name="poisson", loss_type="poisson"),
+        Variant(name="poisson_multinomial", loss_type="poisson_multinomial"),
+        Variant(name="poisson_multinomial_unmask", loss_type="poisson_multinomial", unmasked=True),
+    ),
+    "R1": (
+        Variant(name="poisson", loss_type="poisson", finetuning=True),
+        Variant(name="poisson_multinomial", loss_type="poisson_multinomial", finetuning=True),
+        Variant(name="poisson_multinomial_adamw", loss_type="poisson_multinomial", optimizer="adamw", finetuning=True),
+    ),
+}
+RECORDED_STEPS = (1, 5)
+RECORDED_SCHEDULE = {"peak": 1e-4, "warmup": 5, "decay": 100, "floor": 0.1}
+
+
+def compare_recorded_training(
+    side: TorchTraining,
+    variant: Variant,
+    path: Path,
+    inputs: Inputs,
+    targets: Targets,
+    tensors: Sequence[TensorPair],
+    optimizer_orders: Sequence[Sequence[str]],
+    *,
+    case: str,
+) -> Iterator[Comparison]:
+    """Loss, every gradient, and five steps of the original, against the port in float64.
+
+    Args:
+        side: The port with the recorded weights and constants, and the recipe of the variant.
+        variant: What was recorded.
+        path: ``train.h5``.
+        inputs: Recorded inputs, the same in every step.
+        targets: Recorded targets.
+        tensors: Which tensor is which.
+        optimizer_orders: For each optimizer the reference keys of its variables in the order of its slots.
+        case: Name of the case.
+    """
+    case = f"{case}, {variant.name}"
+    with h5py.File(path) as file:
+        recorded = _group(file[f"f64/{variant.name}"])
+        gradients = _group(recorded["grad0"])
+        backward = side.gradients(inputs, targets, precision="float64")
+        yield _recorded_value(backward.loss, recorded["own_loss_step0"], "losses", "loss", LOSS, "float64", case)
+        expected = {pair.reference: read_array(gradients[pair.reference]) for pair in tensors if pair.trainable}
+        count = sum(int(np.prod(g.full_shape if isinstance(g, Sample) else g.shape)) for g in expected.values())
+        yield from parameter_gradients(
+            backward.parameters,
+            expected,
+            tensors,
+            tolerance="gradient",
+            scale=float(_numbers(recorded["grad0_global_norm"])) / count**0.5,
+            detail=backward.error,
+            gate="gradients",
+            case=case,
+            reading=Reading.ACCUMULATED,
+            precision="float64",
+            mode="training",
+        )
+        norm = None
+        if not backward.error:
+            norm = float(np.sqrt(sum(np.sum(np.square(gradient)) for gradient in backward.parameters.values())))
+        yield _recorded_value(norm, recorded["grad0_global_norm"], "gradients", "global norm", LOSS, "gradient", case)
+        steps = len(recorded["learning_rate"])
+        snapshots = side.run(lambda step: (inputs, targets), steps, tensors, precision="float64")
+        yield from _recorded_series(snapshots, recorded, case)
+        for step in RECORDED_STEPS:
+            yield from _recorded_weights(snapshots, _group(recorded[f"weights_after_{step}"]), step, tensors, case)
+        for number, order in enumerate(optimizer_orders, start=1):
+            if f"optimizer{number}" in recorded:
+                slots = _group(recorded[f"optimizer{number}"])
+                yield from _recorded_slots(snapshots, slots, number, order, tensors, steps, case)
+
+
+def not_compared_recorded(case: str, variants: Sequence[Variant], path: Path) -> tuple[NotCompared, ...]:
+    """What the recording of a training run does not say, or cannot decide, by name."""
+    rows = [
+        NotCompared(
+            side=f"{case} recorded",
+            name="training in bfloat16",
+            reason="the original's own bfloat16 gradients are off by 10 to 20 % of their norm, too far to judge by",
+        ),
+        NotCompared(
+            side=f"{case} recorded",
+            name="single layers in isolation, activation gradients, dropout",
+            reason="not recorded; the living reference is read so",
+        ),
+    ]
+    with h5py.File(path) as file:
+        for variant in variants:
+            if "optimizer1" not in _group(file[f"f64/{variant.name}"]):
+                rows.append(
+                    NotCompared(
+                        side=f"{case} recorded",
+                        name=f"slots of {variant.name}",
+                        reason="not recorded for this variant; the weights after five steps were made by them",
+                    )
+                )
+    return tuple(rows)
+
+
+def _recorded_value(
+    found: float | None, dataset: Any, gate: str, quantity: str, layer: str, tolerance: str, case: str
+) -> Comparison:
+    return compare(
+        None if found is None else np.asarray([found]),
+        np.atleast_1d(_numbers(dataset)),
+        gate=gate,
+        case=case,
+        reading=Reading.ACCUMULATED,
+        precision="float64",
+        mode="training",
+        tolerance=tolerance,
+        reference_path="",
+        port_path="",
+        layer=layer,
+        quantity=quantity,
+    )
+
+
+def _recorded_series(snapshots: Sequence[Snapshot], recorded: h5py.Group, case: str) -> Iterator[Comparison]:
+    """Learning rates and losses, one number a step. A series that ended early has another shape, which fails."""
+    common: dict[str, Any] = {
+        "case": case,
+        "reading": Reading.ACCUMULATED,
+        "precision": "float64",
+        "mode": "training",
+        "reference_path": "",
+        "port_path": "",
+    }
+    done = [snapshot for snapshot in snapshots if not snapshot.error]
+    detail = next((snapshot.error for snapshot in snapshots if snapshot.error), "")
+    for gate, quantity, name, values, layer, tolerance in (
+        (
+            "optimizer",
+            "learning rates",
+            "learning_rate",
+            [s.learning_rates[0] for s in done],
+            SCHEDULE,
+            "recorded_rate",
+        ),
+        ("state", "loss of every step", "train_loss", [s.loss for s in done], "", "state"),
+    ):
+        yield compare(
+            np.asarray(values, dtype=np.float64),
+            _numbers(recorded[name]),
+            gate=gate,
+            layer=layer,
+            tolerance=tolerance,
+            quantity=quantity,
+            detail=detail,
+            **common,
+        )
+
+
+def _recorded_weights(
+    snapshots: Sequence[Snapshot], group: h5py.Group, step: int, tensors: Sequence[TensorPair], case: str
+) -> Iterator[Comparison]:
+    snapshot = next((s for s in snapshots if s.step == step and not s.error), None)
+    for order, pair in enumerate(tensors):
+        found = None
+        if snapshot is not None:
+            found = (snapshot.weights if pair.trainable else snapshot.statistics).get(pair.port)
+        yield from _recorded_array(
+            found,
+            group[pair.reference],
+            pair,
+            gate="optimizer" if pair.trainable else "state",
+            tolerance="optimizer" if pair.trainable else "state",
+            quantity=f"{pair.port.rpartition('.')[2]} after step {step}",
+            layer=OPTIMIZER if pair.trainable else pair.layer,
+            order=order,
+            case=case,
+        )
+
+
+def _recorded_slots(
+    snapshots: Sequence[Snapshot],
+    slots: h5py.Group,
+    number: int,
+    order: Sequence[str],
+    tensors: Sequence[TensorPair],
+    step: int,
+    case: str,
+) -> Iterator[Comparison]:
+    snapshot = next((s for s in snapshots if s.step == step and not s.error), None)
+    yield _recorded_value(
+        None if snapshot is None else float(snapshot.counters[number - 1]),
+        slots["0000"],
+        "state",
+        f"step counter of optimizer {number}",
+        OPTIMIZER,
+        "exact",
+        case,
+    )
+    by_key = {pair.reference: pair for pair in tensors}
+    expected = {f"{2 * index + offset:04d}" for index in range(len(order)) for offset in (1, 2)}
+    for name in sorted(set(slots) - expected - {"0000"}):
+        yield compare(
+            None,
+            _numbers(slots[name]),
+            gate="optimizer",
+            case=case,
+            reading=Reading.ACCUMULATED,
+            precision="float64",
+            tolerance="optimizer",
+            reference_path=str(slots[name].attrs["name"]),
+            port_path="",
+            layer=OPTIMIZER,
+            quantity="slot",
+            detail="no variable of the reference is known for this slot",
+        )
+    for index, key in enumerate(order):
+        pair = by_key[key]
+        for offset, moment in enumerate(("exp_avg", "exp_avg_sq"), start=1):
+            found = None if snapshot is None else getattr(snapshot, moment).get(pair.port)
+            yield from _recorded_array(
+                found,
+                slots[f"{2 * index + offset:04d}"],
+                pair,
+                gate="optimizer",
+                tolerance="gradient" if moment == "exp_avg" else "optimizer",
+                quantity=f"{moment} after step {step}",
+                layer=OPTIMIZER,
+                order=index,
+                case=case,
+            )
+
+
+def _recorded_array(found: np.ndarray | None, dataset: Any, pair: TensorPair, **where: Any) -> Iterator[Comparison]:
+    """A recorded tensor, of which only a part may have been kept, in the reference's layout."""
+    array = read_array(dataset)
+    shape = tuple(array.shape) if isinstance(array, np.ndarray) else array.full_shape
+    yield from compare_array(
+        None if found is None else pair.to_reference(found, shape),
+        array,
+        None,
+        reading=Reading.ACCUMULATED,
+        precision="float64",
+        mode="training",
+        reference_path=pair.reference,
+        port_path=pair.port,
+        **where,
+    )
+
+
+# --- living reference ------------------------------------------------------------------------------------------------
+
+
+def training_config(config: EpiBERTConfig, bins: int = TRAINING_BINS) -> EpiBERTConfig:
+    """A configuration as it is trained: with the published model's dropout where it has none, and a short window."""
+    rates = {name: rate for name, rate in DROPOUT.items() if getattr(config, name) == 0.0}
+    trimmed = config.output_length - config.final_output_length
+    return dataclasses.replace(config, **rates, output_length=bins, final_output_length=bins - trimmed)
+
+
+def compare_live_training(
+    config: EpiBERTConfig,
+    stored: Mapping[str, np.ndarray],
+    make_port: Callable[[EpiBERTConfig], EpiBERT],
+    *,
+    gates: Sequence[str],
+    training: PortTraining = PORT,
+    steps: int = TRAJECTORY_STEPS,
+    case: str = "",
+    say: Callable[[str], None] = lambda text: None,
+) -> Iterator[Comparison]:
+    """Every training rung against the living reference, dropout on, both sides fed with the same masks and noise.
+
+    Args:
+        config: Of the port; ``training_config`` of it is what is trained.
+        stored: The model's tensors by canonical path.
+        make_port: A port with these weights and TensorFlow's constants for a configuration.
+        gates: Rungs wanted.
+        training: What trains the port.
+        steps: Length of the trajectory.
+        case: Name of the case.
+        say: Told what is going on.
+    """
+    config = training_config(config)
+    pair = _LivePair(config, stored, make_port(config), training)
+    if "gradients" in gates:
+        say(f"{case}: gradients")
+        yield from _live_gradients(pair, case)
+    if "optimizer" in gates:
+        say(f"{case}: optimizer steps")
+        yield from _live_steps(pair, case)
+    if "state" in gates:
+        say(f"{case}: {steps} training steps")
+        yield from _live_runs(pair, "float64", steps, case, with_trajectory="trajectory" in gates)
+    if "trajectory" in gates:
+        yield from _live_runs(pair, "float32", steps, case, with_trajectory=True)
+
+
+class _LivePair:
+    """Reference and port with the same weights, constants and draws, and recipes to train them by."""
+
+    def __init__(
+        self, config: EpiBERTConfig, stored: Mapping[str, np.ndarray], port: EpiBERT, training: PortTraining
+    ) -> None:
+        self.config = config
+        self.stored = stored
+        self.port = port
+        self.training = training
+        self.layer_map: LayerMap = epibert.layer_map(config)
+        self.tensors = tensor_pairs(config)
+        self.draws = Draws(SEED)
+        self._models: dict[str, Any] = {}
+
+    def reference(self, precision: str, **recipe: Any) -> KerasTraining:
+        """The reference in a precision."""
+        if precision not in self._models:
+            self._models[precision] = epibert.build_reference(self.config, self.stored, precision, dropout=True)
+        model = self._models[precision]
+        return KerasTraining(model, model.checkpoint_variables(), reference_recipe(**recipe), self.draws)
+
+    def side(self, **recipe: Any) -> TorchTraining:
+        """The port."""
+        own = port_recipe(self.training, **recipe)
+        return TorchTraining(self.port, self.layer_map, own, self.draws, epibert.set_precision)
+
+    def batch(self, step: int) -> tuple[Inputs, Targets]:
+        """Inputs and targets of a step."""
+        self.draws.step = step
+        return drawn_batch(self.config, self.draws)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The parameters by the port's names and in its layout."""
+        return {
+            pair.port: np.asarray(pair.to_port(self.stored[pair.reference]), dtype=np.float64)
+            for pair in self.tensors
+            if pair.trainable
+        }
+
+
+def _live_gradients(pair: _LivePair, case: str) -> Iterator[Comparison]:
+    recipe = {"loss_type": "poisson_multinomial", "unmasked": True}
+    inputs, targets = pair.batch(0)
+    truth = pair.reference("float64", **recipe).gradients(inputs, targets)
+    side = pair.side(**recipe)
+    for reading in (Reading.ISOLATED, Reading.ACCUMULATED):
+        fed = truth if reading is Reading.ISOLATED else None
+        yield from compare_gradients(
+            side.gradients(inputs, targets, precision="float64", truth=fed),
+            truth,
+            pair.tensors,
+            pair.layer_map,
+            reading=reading,
+            precision="float64",
+            tolerance="gradient_live",
+            case=case,
+        )
+    yield from compare_gradients(
+        side.gradients(inputs, targets, precision="float32"),
+        truth,
+        pair.tensors,
+        pair.layer_map,
+        reading=Reading.ACCUMULATED,
+        precision="float32",
+        tolerance="float32",
+        own=pair.reference("float32", **recipe).gradients(inputs, targets),
+        case=case,
+    )
+
+
+def _live_steps(pair: _LivePair, case: str) -> Iterator[Comparison]:
+    before = pair.weights()
+    runs = [("adam", scale) for scale in GRADIENT_SCALES] + [("adamw", scale) for scale in DECAY_SCALES]
+    for optimizer, scale in runs:
+        drawn = []
+        for step in range(max(STATE_STEPS)):
+            pair.draws.step = step
+            drawn.append(
+                {
+                    tensor.reference: scale
+                    * pair.draws.generator(f"gradient|{tensor.reference}").standard_normal(
+                        pair.stored[tensor.reference].shape
+                    )
+                    for tensor in pair.tensors
+                    if tensor.trainable
+                }
+            )
+        in_port = [{t.port: t.to_port(step[t.reference]) for t in pair.tensors if t.trainable} for step in drawn]
+        yield from compare_steps(
+            pair.side(optimizer=optimizer).steps(in_port, pair.tensors, precision="float64"),
+            pair.reference("float64", optimizer=optimizer).steps(drawn, pair.tensors),
+            before,
+            pair.tensors,
+            steps=STATE_STEPS,
+            label=f"{optimizer}, gradients of size {scale:g}",
+            case=case,
+        )
+    schedule = pair.side().recipe.schedule
+    truth = pair.reference("float64").recipe.schedule
+    steps = range(2 * int(SCHEDULE_ARGUMENTS["warmup"] + SCHEDULE_ARGUMENTS["decay"]))
+    yield from compare_schedules(schedule, truth, steps, label="warm-up, decay, floor", case=case)
+
+
+def _live_runs(
+    pair: _LivePair, precision: str, steps: int, case: str, *, with_trajectory: bool
+) -> Iterator[Comparison]:
+    """Whole training runs: what they leave behind, and in what company they stay."""
+    reference = pair.reference(precision)
+    count = steps if with_trajectory else max(STATE_STEPS)
+    truth = reference.run(pair.batch, count, pair.tensors)
+    observed = pair.side().run(pair.batch, count, pair.tensors, precision=precision)
+    if precision == "float64":
+        yield from compare_state(observed, truth, pair.tensors, steps=STATE_STEPS, case=case)
+    if with_trajectory:
+        perturbed = []
+        for draw in range(TRAJECTORY_DRAWS):
+            reference.model.assign(perturb(pair.stored, precision, draw))
+            perturbed.append(reference.run(pair.batch, count, pair.tensors))
+        reference.model.assign(pair.stored)
+        yield from compare_trajectory(observed, truth, perturbed, steps=count, precision=precision, case=case)
+
+
+def perturb(stored: Mapping[str, np.ndarray], precision: str, draw: int) -> dict[str, np.ndarray]:
+    """Every number moved to a neighbour in a precision, up or down at random."""
+    draws = Draws(draw)
+    moved = {}
+    for key, value in stored.items():
+        exact = np.asarray(value, dtype=precision)
+        up = draws.generator(f"perturb|{key}").random(exact.shape) < 0.5
+        moved[key] = np.nextafter(exact, np.where(up, np.inf, -np.inf).astype(precision))
+    return moved
