@@ -56,11 +56,11 @@ def write_full_checkpoint(prefix: Path) -> None:
 
     from torch_impl import EpiBERT, EpiBERTConfig
     from weights.export import export
-    from weights.table import COUNTERS, MOMENTS
+    from weights.table import MOMENTS, PRETRAIN
 
     model = EpiBERT(EpiBERTConfig())
     generator = np.random.default_rng(0)
-    state = {counter.name: np.ones((), counter.dtype) for counter in COUNTERS}
+    state = {counter.name: np.ones((), counter.dtype) for counter in PRETRAIN.counters}
     for name, parameter in model.named_parameters():
         for moment in MOMENTS:
             state[f"{moment}/{name}"] = generator.random(tuple(parameter.shape), dtype=np.float32)

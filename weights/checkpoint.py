@@ -21,7 +21,7 @@ from weights.tensor_bundle import TensorBundle, Visitor, index_path
 
 PathLike = str | os.PathLike[str]
 MODEL = "model"
-_BESIDE_THE_MODEL = ("optimizer", "save_counter", "keras_api")
+_BESIDE_THE_MODEL = ("optimizer", "optimizer1", "optimizer2", "save_counter", "keras_api")
 
 
 class Checkpoint(Mapping[str, np.ndarray]):

@@ -12,13 +12,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from torch_impl import EpiBERT, EpiBERTConfig
+from torch_impl import EpiBERT, EpiBERTConfig, EpiBERTRampage
 from weights.checkpoint import Checkpoint, open_checkpoint, read_checkpoint
 from weights.configuration import Inferred, infer_configuration
 from weights.errors import ConfigurationError
 from weights.export import CheckpointTensors, export
 from weights.keras_weights import KerasWeights
-from weights.mapping import canonical_shapes
+from weights.mapping import canonical_shapes, is_fine_tuning
 from weights.model_directory import (
     is_model_directory,
     load_config,
@@ -102,7 +102,7 @@ def inspect(checkpoint: str) -> int:
     if inferred is None:
         console.print("A Keras file names no attributes: give transplant a configuration.")
         return 0
-    summary = Table(title="configuration")
+    summary = Table(title=f"configuration of a {'fine-tuning' if inferred.fine_tuning else 'pre-training'} model")
     for heading in ("argument", "value", "from"):
         summary.add_column(heading)
     for name, value in inferred.values.items():
@@ -123,7 +123,7 @@ def transplant_command(
     constants: ConstantsChoice = "auto",
     overwrite: bool = False,
 ) -> int:
-    """Turn a checkpoint of the original into a PyTorch model, with evidence.
+    """Turn a checkpoint of the original, pre-training or fine-tuning, into a PyTorch model, with evidence.
 
     Args:
         checkpoint: a TensorFlow checkpoint (prefix, directory or .index), a SavedModel directory, or a Keras .h5 file.
@@ -142,7 +142,7 @@ def transplant_command(
     """
     opened = open_checkpoint(checkpoint)
     chosen = choose_configuration(opened, config, seed)
-    model = EpiBERT(chosen)
+    model = EpiBERTRampage(chosen) if is_fine_tuning(opened, chosen) else EpiBERT(chosen)
     record = transplant(opened, model, constants=constants)
     record.save(out, model, overwrite=overwrite)
     _report(record, out, assumed=config is None)

@@ -24,11 +24,13 @@ class Inferred:
         values: constructor arguments that the shapes determine.
         assumed: those that they do not, with the defaults that are used.
         complaints: places where the shapes contradict each other.
+        fine_tuning: whether they are those of the fine-tuning model, which alone has an RNA head.
     """
 
     values: dict[str, Any]
     assumed: dict[str, Any]
     complaints: tuple[str, ...]
+    fine_tuning: bool
 
     def config(self, **overrides: Any) -> EpiBERTConfig:
         """A configuration with the inferred values, the defaults, and the given arguments over the latter.
@@ -100,7 +102,10 @@ def infer_configuration(shapes: Mapping[str, Shape]) -> Inferred:
         complaints.append(f"the layers have different numbers of heads: {sorted(heads)}")
     values["norm"] = any(path.startswith("model/performer/layer_norm/") for path in shapes)
 
-    head = shape("model/final_pointwise_conv/layer_with_weights-1/kernel", 3)
+    fine_tuning = any(path.startswith("model/final_dense_profile_rna/") for path in shapes)
+    if fine_tuning:
+        values["predict_atac"] = any(path.startswith("model/final_dense_profile/") for path in shapes)
+    head = shape(f"model/final_pointwise_conv{'_rna' if fine_tuning else ''}/layer_with_weights-1/kernel", 3)
     if head is not None and hidden is not None:
         scales = [scale for scale in range(1, hidden + 1) if hidden // scale == head[-1]]
         if scales:
@@ -109,8 +114,8 @@ def infer_configuration(shapes: Mapping[str, Shape]) -> Inferred:
             complaints.append(f"no final_point_scale turns a hidden size of {hidden} into a head of {head[-1]}")
 
     defaults = {field.name: field.default for field in dataclasses.fields(EpiBERTConfig)}
-    assumed = {name: default for name, default in defaults.items() if name not in values}
-    return Inferred(values=values, assumed=assumed, complaints=tuple(complaints))
+    assumed = {name: default for name, default in defaults.items() if name not in (*values, "predict_atac")}
+    return Inferred(values=values, assumed=assumed, complaints=tuple(complaints), fine_tuning=fine_tuning)
 
 
 def contradict(config: EpiBERTConfig, inferred: Inferred) -> list[str]:

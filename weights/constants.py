@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from torch_impl import EpiBERT
+from torch_impl.model import Trunk
 from torch_impl.random import projection_matrix, rotary_table
 from weights.errors import CheckpointError
 
@@ -57,7 +57,7 @@ class ConstantsFinder:
         CheckpointError: TensorFlow was asked for and is not there, or the choice is unknown.
     """
 
-    def __init__(self, choice: Choice, model: EpiBERT) -> None:
+    def __init__(self, choice: Choice, model: Trunk) -> None:
         if isinstance(choice, str) and choice not in ("auto", "tensorflow", PHILOX, "keep"):
             raise CheckpointError(f"constants={choice!r}: choose auto, tensorflow, philox, keep, or give arrays")
         self._choice = choice

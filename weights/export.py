@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from google.protobuf import text_format
 
-from torch_impl import EpiBERT
+from torch_impl.model import Trunk
 from weights import messages
 from weights.errors import CheckpointError, MappingError, listing
 from weights.mapping import check_table
 from weights.object_graph import GRAPH_KEY, SUFFIX, build_graph
 from weights.output import atomic_directory
-from weights.table import COUNTERS, MOMENTS, OPTIMIZER, Row, path_aliases, rows, slot_paths
+from weights.table import MOMENTS, Row, kind_of, path_aliases, rows, slot_paths
 from weights.tensor_bundle_writer import write_bundle
 
 NAME = "ckpt-1"
@@ -51,30 +51,41 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
     """
 
     def __init__(
-        self, model: EpiBERT, training_state: Mapping[str, np.ndarray] | None = None, dtype: Dtype | None = None
+        self, model: Trunk, training_state: Mapping[str, np.ndarray] | None = None, dtype: Dtype | None = None
     ) -> None:
         self._state = model.state_dict()
         self._training = {} if training_state is None else training_state
         self._heads = model.config.num_heads
         self._dtype = dtype
-        self.rows = rows(model.config)
+        kind = kind_of(model)
+        self.rows = rows(model.config, kind.table)
         if complaints := check_table(model, self.rows):
             raise MappingError(listing("the mapping table does not fit the model", complaints))
-        self.has_slots = any(name.partition("/")[0] in MOMENTS for name in self._training)
         self._slots: dict[str, tuple[str, Row]] = {}
-        if self.has_slots:
-            trainable = [row for row in self.rows if row.trainable]
-            for order, row in enumerate(trainable):
-                for moment, path in zip(MOMENTS, slot_paths(order), strict=True):
-                    self._slots[path] = (f"{moment}/{row.name}", row)
+        self._slot_aliases: list[tuple[str, str]] = []
+        for optimizer in kind.optimizers:
+            updated = [row for row in rows(model.config, optimizer.table) if row.trainable]
+            if any(f"{moment}/{row.name}" in self._training for row in updated for moment in MOMENTS):
+                self._number_slots(optimizer.name, updated)
         self._model = {row.path: row for row in self.rows}
-        self._counters = {counter.path: counter for counter in COUNTERS if counter.name in self._training}
-        known = {name for name, _ in self._slots.values()} | {counter.name for counter in COUNTERS}
+        self._counters = {counter.path: counter for counter in kind.counters if counter.name in self._training}
+        self._iterations = [(f"{each.name}/_variables/0", f"{each.name}/_iterations") for each in kind.optimizers]
+        known = {name for name, _ in self._slots.values()} | {counter.name for counter in kind.counters}
         complaints = [f"{name} is missing" for name, _ in self._slots.values() if name not in self._training]
         complaints += [f"{name} is unknown" for name in self._training if name not in known]
         if complaints:
             raise MappingError(listing("the training state does not belong to this model", complaints))
         self._paths = sorted([*self._model, *self._slots, *self._counters])
+
+    def _number_slots(self, optimizer: str, updated: list[Row]) -> None:
+        """Place the slots of one optimizer; Keras' Adam reaches them by moment as well as by number."""
+        for order, row in enumerate(updated):
+            paths = slot_paths(order, optimizer)
+            self._slots |= {path: (f"{moment}/{row.name}", row) for moment, path in zip(MOMENTS, paths, strict=True)}
+            self._slot_aliases += [
+                (f"{optimizer}/{attribute}/{order}", path)
+                for attribute, path in zip(("_momentums", "_velocities"), paths, strict=True)
+            ]
 
     def __iter__(self) -> Iterator[str]:
         return (path + SUFFIX for path in self._paths)
@@ -118,19 +129,12 @@ class CheckpointTensors(Mapping[str, np.ndarray]):
     def graph(self) -> bytes:
         """The serialized object graph."""
         aliases = [alias for row in self.rows for alias in path_aliases(row)]
-        iterations = f"{OPTIMIZER}/_iterations"
-        if iterations in self._counters:
-            aliases.append((f"{OPTIMIZER}/_variables/0", iterations))
-        if self.has_slots:
-            # Keras' Adam reaches its slots by moment as well as by number.
-            for order in range(sum(row.trainable for row in self.rows)):
-                for attribute, path in zip(("_momentums", "_velocities"), slot_paths(order), strict=True):
-                    aliases.append((f"{OPTIMIZER}/{attribute}/{order}", path))
-        return build_graph(self._paths, aliases)
+        aliases += [alias for alias in self._iterations if alias[1] in self._counters]
+        return build_graph(self._paths, [*aliases, *self._slot_aliases])
 
 
 def export(
-    model: EpiBERT,
+    model: Trunk,
     directory: str | os.PathLike[str],
     *,
     training_state: Mapping[str, np.ndarray] | None = None,

@@ -93,6 +93,10 @@ class KerasWeights(Checkpoint):
             visitor(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return array
 
+    def has_the_layers_of(self, rows: Sequence[Row]) -> bool:
+        """Whether it has as many layers with weights as a model with these rows."""
+        return len([keys for keys in self.layers.values() if keys]) == len({row.path.split("/")[1] for row in rows})
+
     def assign(self, rows: Sequence[Row]) -> dict[str, str]:
         """Say which key belongs to which row of the table.
 

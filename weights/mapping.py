@@ -12,25 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_impl import EpiBERT
+from torch_impl import EpiBERTConfig
+from torch_impl.model import Trunk
 from weights.checkpoint import Checkpoint
 from weights.configuration import Inferred, contradict, infer_configuration
 from weights.errors import MappingError, listing
 from weights.keras_weights import KerasWeights
 from weights.layouts import IDENTITY, Layout
-from weights.table import (
-    CONSTANTS,
-    COUNTERS,
-    IGNORED,
-    MOMENTS,
-    OPTIMIZER,
-    TABLE,
-    Group,
-    Row,
-    legacy_slot_paths,
-    rows,
-    slot_paths,
-)
+from weights.table import CONSTANTS, IGNORED, MOMENTS, RAMPAGE, Kind, Row, legacy_slot_paths, rows, slot_paths
 
 PARAMETER, STATISTIC, COUNTER = "parameter", "statistic", "counter"
 
@@ -86,7 +75,7 @@ def _exact(stored: np.dtype, target: torch.dtype) -> bool:
     return torch.promote_types(source, target) == target
 
 
-def check_table(model: EpiBERT, table_rows: Iterable[Row]) -> list[str]:
+def check_table(model: Trunk, table_rows: Iterable[Row]) -> list[str]:
     """Every way in which the table does not cover the model exactly once; empty when it does."""
     listed = list(table_rows)
     parameters = dict(model.named_parameters())
@@ -123,6 +112,13 @@ def canonical_shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def is_fine_tuning(checkpoint: Checkpoint, configuration: EpiBERTConfig) -> bool:
+    """Whether a checkpoint holds a fine-tuning model; a Keras file tells by the number of its layers."""
+    if isinstance(checkpoint, KerasWeights):
+        return checkpoint.has_the_layers_of(rows(configuration, RAMPAGE.table))
+    return infer_configuration(canonical_shapes(checkpoint)).fine_tuning
+
+
 def _assign(checkpoint: Checkpoint, key: str, path: str, name: str, role: str, layout: Layout) -> Assignment:
     return Assignment(
         key=key,
@@ -135,25 +131,33 @@ def _assign(checkpoint: Checkpoint, key: str, path: str, name: str, role: str, l
     )
 
 
-def _slots(checkpoint: Checkpoint, parameters: list[Assignment]) -> tuple[list[Assignment], list[str]]:
-    """The optimizer's slots in the checkpoint, and those that it lacks though it has others."""
+def _slots(
+    checkpoint: Checkpoint, model: Trunk, kind: Kind, weights: dict[str, Assignment]
+) -> tuple[list[Assignment], list[str]]:
+    """The optimizers' slots in the checkpoint, and those that one of them lacks though it has others."""
     found, missing = [], []
     legacy = any("/.OPTIMIZER_SLOT/" in key for key in checkpoint)
-    for order, parameter in enumerate(parameters):
-        paths = legacy_slot_paths(parameter.path) if legacy else slot_paths(order)
-        for role, path in zip(MOMENTS, paths, strict=True):
-            key = checkpoint.find(path)
-            if key is None:
-                missing.append(f"{path} ({role} of {parameter.name})")
-            else:
-                found.append(_assign(checkpoint, key, path, f"{role}/{parameter.name}", role, parameter.layout))
-    return found, missing if found else []
+    for optimizer in kind.optimizers:
+        here, absent = [], []
+        parameters = [weights[row.path] for row in rows(model.config, optimizer.table) if row.trainable]
+        for order, parameter in enumerate(parameters):
+            name = optimizer.name
+            paths = legacy_slot_paths(parameter.path, name) if legacy else slot_paths(order, name)
+            for role, path in zip(MOMENTS, paths, strict=True):
+                key = checkpoint.find(path)
+                if key is None:
+                    absent.append(f"{path} ({role} of {parameter.name})")
+                else:
+                    here.append(_assign(checkpoint, key, path, f"{role}/{parameter.name}", role, parameter.layout))
+        found += here
+        missing += absent if here else []
+    return found, missing
 
 
-def _counters(checkpoint: Checkpoint) -> list[Assignment]:
+def _counters(checkpoint: Checkpoint, kind: Kind) -> list[Assignment]:
     """The counters that the checkpoint holds; none of them is required."""
     found = []
-    for counter in COUNTERS:
+    for counter in kind.counters:
         for path in (counter.path, counter.legacy_path):
             key = None if path is None else checkpoint.find(path)
             if key is not None:
@@ -182,19 +186,27 @@ def _inferred(checkpoint: Checkpoint, located: dict[str, str]) -> Inferred:
     return infer_configuration(canonical_shapes(checkpoint))
 
 
-def make_plan(checkpoint: Checkpoint, model: EpiBERT, table: Iterable[Group] = TABLE) -> Plan:
+def _wrong_kind(inferred: Inferred, kind: Kind) -> list[str]:
+    names = {True: "a fine-tuning model (EpiBERTRampage)", False: "a pre-training model (EpiBERT)"}
+    wanted = kind is RAMPAGE
+    if inferred.fine_tuning == wanted:
+        return []
+    return [f"the checkpoint holds {names[inferred.fine_tuning]}, to be filled is {names[wanted]}"]
+
+
+def make_plan(checkpoint: Checkpoint, model: Trunk, kind: Kind) -> Plan:
     """Match a checkpoint with a model, reading shapes only.
 
     Args:
         checkpoint: what to read from.
         model: what to fill; not changed.
-        table: groups of the mapping table.
+        kind: what checkpoints of such a model hold.
 
     Raises:
         MappingError: lists every contradiction in the configuration, missing key, unexpected key, wrong shape and
             data type that cannot be represented exactly.
     """
-    table_rows, state = rows(model.config, table), model.state_dict()
+    table_rows, state = rows(model.config, kind.table), model.state_dict()
     located = locate(checkpoint, table_rows)
     inferred = _inferred(checkpoint, located)
     weights = [
@@ -208,21 +220,22 @@ def make_plan(checkpoint: Checkpoint, model: EpiBERT, table: Iterable[Group] = T
     slots: list[Assignment] = []
     numbered = not missing  # without every variable the slots' numbers say nothing
     if numbered:
-        slots, missing = _slots(checkpoint, [weight for weight in weights if weight.role == PARAMETER])
-    assignments = [*weights, *slots, *_counters(checkpoint)]
+        slots, missing = _slots(checkpoint, model, kind, {weight.path: weight for weight in weights})
+    assignments = [*weights, *slots, *_counters(checkpoint, kind)]
     used = [assignment.key for assignment in assignments]
     ignored, unexpected = _left_over(checkpoint, used)
     sections = {
         "the mapping table does not fit the model": check_table(model, table_rows),
         "configuration and checkpoint contradict each other": [
             *inferred.complaints,
+            *_wrong_kind(inferred, kind),
             *contradict(model.config, inferred),
         ],
         "missing keys": missing,
         "unexpected keys": [
             f"{key} {checkpoint.shape(key)}"
             for key in unexpected
-            if numbered or not checkpoint.path(key).startswith(f"{OPTIMIZER}/_variables/")
+            if numbered or not re.match(r"\w+/_variables/", checkpoint.path(key))
         ]
         + [f"{key} is meant twice" for key in sorted(set(used)) if used.count(key) > 1],
         "wrong shapes": _wrong_shapes(assignments, state, model.config.num_heads),

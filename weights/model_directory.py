@@ -9,7 +9,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from torch_impl import EpiBERT, EpiBERTConfig
+from torch_impl import EpiBERT, EpiBERTConfig, EpiBERTRampage
+from torch_impl.model import Trunk
 from weights.errors import CheckpointError, ConfigurationError, CorruptCheckpointError, NotACheckpointError
 from weights.training_state import TrainingState, load_training_state
 from weights.transplant import CONFIG_FILE, MODEL_FILE, RECORD_FILE
@@ -53,8 +54,10 @@ def load_config(path: str | os.PathLike[str]) -> EpiBERTConfig:
         raise ConfigurationError(f"{path}: {error}") from None
 
 
-def load_transplanted(directory: str | os.PathLike[str]) -> EpiBERT:
+def load_transplanted(directory: str | os.PathLike[str]) -> Trunk:
     """The model that `Transplant.save` wrote, in evaluation mode, in the dtypes in which it was saved.
+
+    It is an `EpiBERTRampage` when the state has an RNA head, else an `EpiBERT`.
 
     Args:
         directory: with `model.safetensors` and `config.json`.
@@ -68,10 +71,10 @@ def load_transplanted(directory: str | os.PathLike[str]) -> EpiBERT:
         state = load_file(directory / MODEL_FILE)
     except (OSError, SafetensorError) as error:
         raise CorruptCheckpointError(f"{directory / MODEL_FILE}: {error}") from None
-    model = EpiBERT(config)
     try:
+        model = EpiBERTRampage(config) if "final_dense_profile_rna.weight" in state else EpiBERT(config)
         model.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise CorruptCheckpointError(f"{directory / MODEL_FILE} and {CONFIG_FILE} do not match: {error}") from None
     return model.eval()
 

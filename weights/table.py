@@ -1,8 +1,10 @@
 """Which tensor of the checkpoint is which tensor of the port: one table, as data (spec, section 6).
 
-`TABLE` lists the model's layers in Keras' order of trainable variables, because that order numbers the optimizer's
-slots: the k-th trainable variable's first moment is stored as `_variables/<2k+1>`, its second as `_variables/<2k+2>`.
-So one table drives weights, gradients and slots. A fine-tuning model is described by further groups.
+`TABLE` lists the pre-training model's layers in Keras' order of trainable variables, `RAMPAGE_TABLE` those of the
+fine-tuning model, which has the same groups and one more head. An `Optimizer` lists the groups that it updates in the
+order in which it numbers its slots: the k-th trainable variable's first moment is stored as `_variables/<2k+1>`, its
+second as `_variables/<2k+2>`. So one set of groups drives weights, gradients and slots, and a `Kind` says which of
+them a checkpoint holds.
 
 In a group, `{i}` runs over the elements that `repeat` counts. Paths are those of the object graph, without the suffix
 that TensorFlow appends to every key.
@@ -11,7 +13,8 @@ that TensorFlow appends to every key.
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from torch_impl import EpiBERTConfig
+from torch_impl import EpiBERTConfig, EpiBERTRampage
+from torch_impl.model import Trunk
 from weights.layouts import CONV1D, DENSE, HEADS_IN, HEADS_OUT, IDENTITY, Layout
 
 
@@ -36,7 +39,10 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Rows that occur together, `repeat` times: once, or as often as that part of the configuration says."""
+    """Rows that occur together, `repeat` times: once, or as often as that part of the configuration says.
+
+    A field of the configuration counts by its number, its length, or as none or one.
+    """
 
     rows: tuple[Row, ...]
     repeat: str | None = None
@@ -89,12 +95,18 @@ _LAYER, _PORT_LAYER = "model/performer/layers/{i}", "performer.layers.{i}"
 _ATTENTION, _PORT_ATTENTION = f"{_LAYER}/self_attention", f"{_PORT_LAYER}.attention"
 _TOWER, _ATAC_TOWER = "model/conv_tower/layer_with_weights-{i}", "model/conv_tower_atac/layer_with_weights-{i}"
 
-TABLE: tuple[Group, ...] = (
+Groups = tuple[Group, ...]
+
+_STEM: Groups = (
     Group(rows=_kernel_and_bias("model/stem_conv", "stem_conv", CONV1D)),
     Group(rows=_conv_block("model/stem_res_conv/_layer", "stem_res_conv.block")),
     Group(rows=_kernel("model/stem_pool/dense", "stem_pool.logits", DENSE)),
+)
+_ATAC_STEM: Groups = (
     Group(rows=_kernel_and_bias("model/stem_conv_atac", "stem_conv_atac", CONV1D)),
     Group(rows=_conv_block("model/stem_res_conv_atac/_layer", "stem_res_conv_atac.block")),
+)
+_TOWER_BLOCKS: Groups = (
     Group(
         repeat="filter_list_seq",
         rows=(
@@ -102,13 +114,19 @@ TABLE: tuple[Group, ...] = (
             *_kernel(f"{_TOWER}/layer_with_weights-1/dense", "conv_tower.{i}.pool.logits", DENSE),
         ),
     ),
+)
+_ATAC_TOWER_BLOCKS: Groups = (
     Group(
         repeat="filter_list_atac",
         rows=_conv_block(f"{_ATAC_TOWER}/layer_with_weights-0", "conv_tower_atac.{i}.block"),
     ),
+)
+_MOTIFS: Groups = (
     Group(rows=_kernel_and_bias("model/motif_activity_fc1", "motif_activity_fc1", DENSE)),
     Group(rows=_kernel_and_bias("model/motif_activity_fc2", "motif_activity_fc2", DENSE)),
-    Group(rows=_kernel("model/pre_transformer_projection", "pre_transformer_projection", DENSE)),
+)
+_PROJECTION: Groups = (Group(rows=_kernel("model/pre_transformer_projection", "pre_transformer_projection", DENSE)),)
+_PERFORMER: Groups = (
     Group(
         repeat="num_transformer_layers",
         rows=(
@@ -123,35 +141,98 @@ TABLE: tuple[Group, ...] = (
         ),
     ),
     Group(repeat="norm", rows=_scale_and_shift("model/performer/layer_norm", "performer.norm")),
-    Group(rows=_conv_block("model/final_pointwise_conv", "final_pointwise_conv")),
-    Group(rows=_kernel_and_bias("model/final_dense_profile", "final_dense_profile", DENSE)),
 )
 
-OPTIMIZER = "optimizer"
+
+def _head(suffix: str, repeat: str | None = None) -> Groups:
+    pointwise, profile = f"final_pointwise_conv{suffix}", f"final_dense_profile{suffix}"
+    return (
+        Group(repeat=repeat, rows=_conv_block(f"model/{pointwise}", pointwise)),
+        Group(repeat=repeat, rows=_kernel_and_bias(f"model/{profile}", profile, DENSE)),
+    )
+
+
+_ATAC_HEAD, _OPTIONAL_ATAC_HEAD, _RNA_HEAD = _head(""), _head("", repeat="predict_atac"), _head("_rna")
+_TRUNK = (*_STEM, *_ATAC_STEM, *_TOWER_BLOCKS, *_ATAC_TOWER_BLOCKS, *_MOTIFS, *_PROJECTION, *_PERFORMER)
+
+TABLE: Groups = (*_TRUNK, *_ATAC_HEAD)
+RAMPAGE_TABLE: Groups = (*_TRUNK, *_OPTIONAL_ATAC_HEAD, *_RNA_HEAD)
+
 _WEIGHTED = "layer_with_weights-"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _LEGACY_MOMENTS = ("m", "v")
 """First and second moment under torch.optim.Adam's names, in the order in which TensorFlow numbers them."""
 
-COUNTERS: tuple[Counter, ...] = (
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """An optimizer beside the model.
+
+    Attributes:
+        name: in the checkpoint.
+        table: what it updates, in the order in which it numbers its slots.
+    """
+
+    name: str
+    table: Groups
+
+    @property
+    def counters(self) -> tuple[Counter, ...]:
+        """Its two numbers."""
+        name = self.name
+        return (
+            Counter(path=f"{name}/_iterations", name=f"{name}/iterations", dtype="int64", legacy_path=f"{name}/iter"),
+            Counter(
+                path=f"{name}/_learning_rate",
+                name=f"{name}/learning_rate",
+                dtype="float32",
+                legacy_path=f"{name}/learning_rate",
+            ),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What the checkpoints of one of the two models hold (spec, section 6).
+
+    Attributes:
+        table: the model's groups.
+        optimizers: each parameter belongs to one of them.
+        script_counters: counters of the training script.
+    """
+
+    table: Groups
+    optimizers: tuple[Optimizer, ...]
+    script_counters: tuple[Counter, ...]
+
+    @property
+    def counters(self) -> tuple[Counter, ...]:
+        """All counters, the optimizers' last."""
+        return (*self.script_counters, *(counter for optimizer in self.optimizers for counter in optimizer.counters))
+
+
+_COUNTERS = (
     Counter(path="batch_num", name="batch_num", dtype="int32"),
     Counter(path="optimizer_step_track", name="optimizer_step_track", dtype="int32"),
-    Counter(path="step_to_start", name="step_to_start", dtype="int32"),
     Counter(path="best_val_loss", name="best_val_loss", dtype="float32"),
     Counter(path="save_counter", name="save_counter", dtype="int64"),
-    Counter(
-        path=f"{OPTIMIZER}/_iterations",
-        name="optimizer/iterations",
-        dtype="int64",
-        legacy_path=f"{OPTIMIZER}/iter",
-    ),
-    Counter(
-        path=f"{OPTIMIZER}/_learning_rate",
-        name="optimizer/learning_rate",
-        dtype="float32",
-        legacy_path=f"{OPTIMIZER}/learning_rate",
-    ),
 )
+PRETRAIN = Kind(
+    table=TABLE,
+    optimizers=(Optimizer(name="optimizer", table=TABLE),),
+    script_counters=(*_COUNTERS, Counter(path="step_to_start", name="step_to_start", dtype="int32")),
+)
+# The script hands the trunk to its optimizer in an order of its own (spec, section 3.4), not in the table's.
+_FIRST = (*_STEM, *_TOWER_BLOCKS, *_ATAC_STEM, *_ATAC_TOWER_BLOCKS, *_MOTIFS, *_PERFORMER, *_PROJECTION)
+RAMPAGE = Kind(
+    table=RAMPAGE_TABLE,
+    optimizers=(
+        Optimizer(name="optimizer1", table=(*_FIRST, *_OPTIONAL_ATAC_HEAD)),
+        Optimizer(name="optimizer2", table=_RNA_HEAD),
+    ),
+    script_counters=_COUNTERS,
+)
+OPTIMIZERS = tuple(optimizer.name for kind in (PRETRAIN, RAMPAGE) for optimizer in kind.optimizers)
 
 CONSTANTS = ("performer.projection_matrix", "performer.rotary_table.table", "performer._extra_state")
 """State of the port that no checkpoint holds (spec, section 6.1): where it comes from is `constants.py`'s business."""
@@ -160,19 +241,25 @@ IGNORED: tuple[tuple[str, str], ...] = (
     (r"_CHECKPOINTABLE_OBJECT_GRAPH", "structure, not a value: it was used to find the variables"),
     (r"(model/)?keras_api/metrics/.*", "state of a Keras metric, which says nothing about the model"),
     (
-        rf"{OPTIMIZER}/(beta_1|beta_2|decay)",
+        rf"({'|'.join(OPTIMIZERS)})/(beta_1|beta_2|decay)",
         "argument of Keras' legacy Adam, which its successor takes from its constructor",
     ),
 )
 """Stored keys (regular expressions for the whole path) that are left out, and why."""
 
 
+def kind_of(model: Trunk) -> Kind:
+    """What a model's checkpoints hold."""
+    return RAMPAGE if isinstance(model, EpiBERTRampage) else PRETRAIN
+
+
 def rows(configuration: EpiBERTConfig, table: Iterable[Group] = TABLE) -> list[Row]:
-    """The table for one configuration: a row for every tensor, in Keras' order.
+    """The table for one configuration: a row for every tensor, in the table's order.
 
     Args:
         configuration: sizes of the model.
-        table: groups, `TABLE` by default.
+        table: groups: `TABLE` for the pre-training model, `RAMPAGE_TABLE` for the fine-tuning model, or those of one
+            of the optimizers.
     """
     expanded = []
     for group in table:
@@ -188,12 +275,12 @@ def rows(configuration: EpiBERTConfig, table: Iterable[Group] = TABLE) -> list[R
     return expanded
 
 
-def slot_paths(order: int, optimizer: str = OPTIMIZER) -> tuple[str, str]:
-    """Where the two moments of the `order`-th (from 0) trainable variable are stored, without suffix."""
+def slot_paths(order: int, optimizer: str) -> tuple[str, str]:
+    """Where the two moments of an optimizer's `order`-th (from 0) variable are stored, without suffix."""
     return f"{optimizer}/_variables/{2 * order + 1}", f"{optimizer}/_variables/{2 * order + 2}"
 
 
-def legacy_slot_paths(path: str, optimizer: str = OPTIMIZER) -> tuple[str, str]:
+def legacy_slot_paths(path: str, optimizer: str) -> tuple[str, str]:
     """Where Keras' optimizers before version 2.11 keep the two moments of the variable at `path`."""
     first, second = (f"{path}/.OPTIMIZER_SLOT/{optimizer}/{moment}" for moment in _LEGACY_MOMENTS)
     return first, second

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from torch_impl import EpiBERT
+from torch_impl.model import Trunk
 from weights.checkpoint import ArrayCheckpoint, Checkpoint, open_checkpoint
 from weights.constants import Choice, Constants, ConstantsFinder
 from weights.errors import CheckpointError, CorruptCheckpointError, MappingError, NotACheckpointError, listing
 from weights.mapping import COUNTER, Assignment, Plan, make_plan
 from weights.output import atomic_directory
-from weights.table import TABLE
+from weights.table import kind_of
 from weights.tensor_bundle import PIECE_BYTES, THREADS, Visitor
 from weights.training_state import TrainingState, from_checkpoint, save_training_state
 
@@ -145,7 +145,7 @@ class Transplant:
             "software": _software(),
         }
 
-    def save(self, directory: str | os.PathLike[str], model: EpiBERT, *, overwrite: bool = False) -> None:
+    def save(self, directory: str | os.PathLike[str], model: Trunk, *, overwrite: bool = False) -> None:
         """Write model, configuration, training state and this record; all of them or nothing.
 
         Args:
@@ -254,7 +254,7 @@ def _copy(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     target.copy_(source)
 
 
-def _fill(model: EpiBERT, readings: list[_Reading], constants: Constants) -> None:
+def _fill(model: Trunk, readings: list[_Reading], constants: Constants) -> None:
     """Change the model. Everything has been checked; what could still raise comes before the first change."""
     state = model.state_dict()
     pairs = []
@@ -286,7 +286,7 @@ def _constants_record(constants: Constants) -> dict[str, str]:
 
 def transplant(
     source: str | os.PathLike[str] | Mapping[str, np.ndarray],
-    model: EpiBERT,
+    model: Trunk,
     *,
     constants: Choice = "auto",
 ) -> Transplant:
@@ -295,8 +295,9 @@ def transplant(
     Args:
         source: anything that `read_checkpoint` takes, its result, or a mapping `{key: array}` with keys as in a
             TensorFlow checkpoint (spec, section 6), with or without their suffix.
-        model: gets the weights, BatchNorm statistics and constants. Its mode, device and dtypes stay. Stored numbers
-            must be exact in the model's dtypes: float32 goes into float32 and float64, not into bfloat16.
+        model: an `EpiBERT` or `EpiBERTRampage`; gets the weights, BatchNorm statistics and constants. Its mode, device
+            and dtypes stay. Stored numbers must be exact in the model's dtypes: float32 goes into float32 and float64,
+            not into bfloat16.
         constants: where projection matrix and rotary table come from: `"auto"` (TensorFlow's own numbers when it is
             installed, else `"philox"`), `"tensorflow"`, `"philox"` (our own generator), `"keep"` (the model's), or
             (projection matrix, rotary table or None, origin).
@@ -315,7 +316,7 @@ def transplant(
     else:
         checkpoint = open_checkpoint(source)
     files = tuple(SourceFile.of(path) for path in checkpoint.files)
-    plan = make_plan(checkpoint, model, TABLE)
+    plan = make_plan(checkpoint, model, kind_of(model))
     with ConstantsFinder(constants, model) as finder:
         readings = _read_all(checkpoint, plan)
         found = finder.result()

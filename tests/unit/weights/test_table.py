@@ -17,7 +17,7 @@ from weights.errors import MappingError
 from weights.layouts import CONV1D, DENSE, HEADS_IN, IDENTITY
 from weights.mapping import check_table
 from weights.object_graph import SUFFIX
-from weights.table import TABLE, Group, Row, rows, slot_paths
+from weights.table import PRETRAIN, TABLE, Group, Optimizer, Row, rows, slot_paths
 
 transplant_module = importlib.import_module("weights.transplant")
 
@@ -58,7 +58,7 @@ def test_the_table_counts_as_the_specification_does():
 
 
 def test_slots_have_the_numbers_of_the_specification():
-    assert slot_paths(0) == ("optimizer/_variables/1", "optimizer/_variables/2")
+    assert slot_paths(0, "optimizer") == ("optimizer/_variables/1", "optimizer/_variables/2")
     assert slot_paths(87, "optimizer2") == ("optimizer2/_variables/175", "optimizer2/_variables/176")
 
 
@@ -94,7 +94,8 @@ def test_the_names_agree_with_a_second_opinion():
 
 def output(table: tuple[Group, ...], monkeypatch: pytest.MonkeyPatch) -> float:
     """Relative distance of the transplanted float64 model's output from the original's recorded one."""
-    monkeypatch.setattr(transplant_module, "TABLE", table)
+    kind = dataclasses.replace(PRETRAIN, table=table, optimizers=(Optimizer(name="optimizer", table=table),))
+    monkeypatch.setattr(transplant_module, "kind_of", lambda _: kind)
     model = build("P1", torch.float64).eval()
     with h5py.File(GOLDENS / "P1" / "forward.h5") as file:
         constants = file["constants"]
@@ -208,7 +209,7 @@ def test_every_recorded_key_is_in_the_table(checkpoint):
 def test_a_slot_has_the_shape_of_its_variable(checkpoint):
     stored = read_checkpoint(prefix(checkpoint))
     for order, row in enumerate(row for row in rows(config(checkpoint)) if row.trainable):
-        for path in slot_paths(order):
+        for path in slot_paths(order, "optimizer"):
             assert stored.shape(path + SUFFIX) == stored.shape(row.path + SUFFIX)
 
 
