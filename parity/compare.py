@@ -182,12 +182,12 @@ def compare_array(
     if isinstance(found, Sample):
         raise TypeError("the port's arrays are always whole")
     if not isinstance(expected, Sample):
-        yield compare(found, expected, reference_same_precision=_values(same), **where)
+        yield compare(found, expected, reference_same_precision=values_of(same), **where)
         return
     kept = None if found is None else take(found, expected)
     if found is not None and kept is None:
         where = where | {"detail": f"shape: expected {expected.full_shape}, got {tuple(found.shape)}"}
-    yield compare(kept, expected.values, reference_same_precision=_values(same), **where)
+    yield compare(kept, expected.values, reference_same_precision=values_of(same), **where)
     if where["precision"] != "float64" or found is None or kept is None:
         return
     scale = float(np.hypot(expected.summaries["mean"], expected.summaries["std"]))
@@ -199,5 +199,6 @@ def compare_array(
         yield compare(of_port[name], value, scale=related, **summary)
 
 
-def _values(array: np.ndarray | Sample | None) -> np.ndarray | None:
+def values_of(array: np.ndarray | Sample | None) -> np.ndarray | None:
+    """A whole array as it is, of a sample what was kept."""
     return array.values if isinstance(array, Sample) else array

@@ -77,7 +77,7 @@ class KerasTraining:
     def run(
         self, batches: Callable[[int], tuple[Inputs, Targets]], steps: int, tensors: Sequence[TensorPair]
     ) -> list[Snapshot]:
-        """Trains from the model's weights, with optimizers as if new; afterwards the model has the weights that it came with.
+        """Trains with optimizers as if new; afterwards the model has the weights that it came with.
 
         Args:
             batches: Inputs and targets of a step counted from 0.

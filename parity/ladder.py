@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.compare import compare, compare_array
+from parity.compare import compare, compare_array, values_of
 from parity.layer_map import LayerMap, LayerPair
 from parity.records import Comparison, Culprit, Gate, GateStatus, NotCompared, Reading, Status
 from parity.reference import LiveReference, Recording
@@ -115,7 +115,7 @@ def _unwatched(
     output, error = port.output(reference.inputs, precision=precision, training=training)
     return compare(
         output,
-        _values(truth.outputs[0]) if truth.outputs else None,
+        values_of(truth.outputs[0]) if truth.outputs else None,
         gate="model",
         reading=Reading.ACCUMULATED,
         precision=precision,

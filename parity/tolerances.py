@@ -86,6 +86,15 @@ TABLE: dict[str, Tolerance] = {
         limit=1e-11,
         reason="As gradient, on one machine and with one version: one digit more than float64.",
     ),
+    "gradient_float32": Tolerance(
+        limit=4.0,
+        ratio=True,
+        peak_ratio=16.0,
+        largest_own=1e-2,
+        floor=_rounding_floor("float32"),
+        reason="As float32, but a gradient comes through one long chain, so few roundings move all elements of a small "
+        "tensor together: the ratio of two single draws, not of two norms over many.",
+    ),
     "zero_gradient": Tolerance(
         limit=1e-12,
         peak=1e-10,
@@ -124,9 +133,9 @@ TABLE: dict[str, Tolerance] = {
         peak_ratio=16.0,
         largest_own=1e-6,
         floor=2.0**-50,
-        reason="The reference's own divergence from itself after one unit in the last place, the farthest of four runs. "
-        "The port rounds differently in every step, the perturbed reference only once: a random walk against its first "
-        "step. Floor: eight roundings.",
+        reason="The reference's own divergence from itself after one unit in the last place, the farthest of four "
+        "runs. The port rounds differently in every step, the perturbed reference only once: a random walk against "
+        "its first step. Floor: eight roundings.",
     ),
     "trajectory_float32": Tolerance(
         limit=4.0,

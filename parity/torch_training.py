@@ -217,7 +217,7 @@ class TorchTraining:
 
 @contextlib.contextmanager
 def fed_dropout(module: nn.Module, layer_map: LayerMap, draws: Draws) -> Iterator[None]:
-    """Lets every dropout of a module take its mask from ``draws``; when to drop, how much and at which scale stays its own.
+    """Lets every dropout of a module take its mask from ``draws``; all else about it stays its own.
 
     The mask goes by the reference's name of the innermost mapped module that is running and by how often that one has
     dropped before in the pass. A dropout outside of all mapped modules raises.
@@ -225,7 +225,7 @@ def fed_dropout(module: nn.Module, layer_map: LayerMap, draws: Draws) -> Iterato
     running: list[LayerPair] = []
     counts: dict[str, int] = {}
 
-    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:  # noqa: A002
+    def dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         if not training or p == 0.0:
             return input
         if not running:

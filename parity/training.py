@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.compare import compare, compare_array
+from parity.compare import compare, compare_array, distance
 from parity.layer_map import LayerMap
 from parity.records import Comparison, NotCompared, Reading, Status
 from parity.trace import Sample, Trace
@@ -64,7 +64,7 @@ class Recipe:
         schedule: Learning rates of the optimizers at a step counted from 0.
     """
 
-    loss: Callable[[Any, Targets], Any]
+    loss: Callable[[Any, Mapping[str, Any]], Any]
     optimizers: Callable[[Any], Sequence[Any]]
     schedule: Callable[[int], Sequence[float]]
 
@@ -528,7 +528,8 @@ def compare_trajectory(
     """Every step of a training run against the reference's own divergence.
 
     The envelope at a step is how far the reference has drifted from itself by then after its weights were moved by one
-    unit in the last place: the farthest of several such runs.
+    unit in the last place: the farthest of several such runs, at this step or an earlier one, because a single number
+    such as the loss comes close to itself by accident now and then.
 
     Args:
         observed: The port's run.
@@ -538,10 +539,11 @@ def compare_trajectory(
         precision: Precision of all of them.
         case: Name of the case.
     """
+    widest = dict.fromkeys(("loss", *GROUPS), 0.0)
     for step in range(1, steps + 1):
         port, reference = _taken(observed, step), _taken(truth, step)
         others = [_taken(run, step) for run in perturbed]
-        for quantity in ("loss", *GROUPS):
+        for quantity in widest:
             detail, found, own = "", None, None
             if port is not None and not port.error:
                 found = _flat(port, quantity)
@@ -550,6 +552,10 @@ def compare_trajectory(
             expected = None if reference is None else _flat(reference, quantity)
             if expected is not None and others and all(other is not None for other in others):
                 own = _farthest([_flat(other, quantity) for other in others if other is not None], expected)
+                drift = distance(own, expected)[0]
+                widest[quantity] = max(widest[quantity], drift)
+                if 0.0 < drift < widest[quantity]:
+                    own = expected + (own - expected) * (widest[quantity] / drift)
             row = compare(
                 found,
                 expected,
