@@ -17,10 +17,11 @@ compute in float32 at least. So float32 parameters with ``compute_dtype=torch.bf
 
 import math
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -540,11 +541,14 @@ class BatchNorm(nn.Module):
     """Keras BatchNorm over batch and length (spec, section 1.3).
 
     Unlike ``nn.BatchNorm1d`` it takes channels last, keeps the *biased* variance, weighs the old statistics with
-    ``momentum`` and the new ones with float32(1 - momentum), and computes in float32 at least.
+    ``momentum`` and the new ones with float32(1 - momentum), and computes in float32 at least. In training, statistics
+    span the batches of all processes of the default group, as those of the original span its replicas; the batches
+    may differ in size.
 
     Attributes:
         weight, bias: (C,) parameters.
         running_mean, running_var: (C,) buffers, updated in training mode.
+        synchronized: Whether statistics span all processes; True unless set otherwise.
     """
 
     running_mean: Tensor
@@ -560,6 +564,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
         # TensorFlow holds this factor in float32 whatever the precision of the statistics.
         self.update_rate = float(np.float32(1 - momentum))
+        self.synchronized = True
 
     def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
         dtype = torch.promote_types(torch.promote_types(x.dtype, self.weight.dtype), torch.float32)
@@ -576,9 +581,10 @@ class BatchNorm(nn.Module):
     def _normalize_batch(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
         # PyTorch's fused training kernel sums half a million positions one after the other: in float32 and channels
         # last, its standard deviation is off by 3e-5, a thousand times the reference's error.
-        mean = _channel_mean(x)
+        across = self.synchronized and _several_processes()
+        mean = _channel_mean(x, across_processes=across)
         centered = x - mean
-        variance = _channel_mean(centered.square())
+        variance = _channel_mean(centered.square(), across_processes=across)
         with torch.no_grad():
             self.running_mean.sub_((self.running_mean - mean) * self.update_rate)
             self.running_var.sub_((self.running_var - variance) * self.update_rate)
@@ -637,13 +643,36 @@ def lecun_normal_(tensor: Tensor, *, fan_in: int) -> None:
     nn.init.trunc_normal_(tensor, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
-def _channel_mean(x: Float[Tensor, "B L C"]) -> Float[Tensor, " C"]:
+def _channel_mean(x: Float[Tensor, "B L C"], *, across_processes: bool) -> Float[Tensor, " C"]:
     """Mean over batch and length: short sums in the dtype of the input, their total in float64."""
     rows = x.flatten(0, 1)
-    whole = rows.shape[0] // SHORT_SUM * SHORT_SUM
+    count = rows.shape[0]
+    whole = count // SHORT_SUM * SHORT_SUM
     short_sums = rows[:whole].unflatten(0, (-1, SHORT_SUM)).sum(dim=1)
     total = short_sums.double().sum(dim=0) + rows[whole:].double().sum(dim=0)
-    return (total / rows.shape[0]).to(x.dtype)
+    if across_processes:
+        total, count = _SumOverProcesses.apply(torch.cat([total, total.new_full((1,), count)])).split([len(total), 1])
+    return (total / count).to(x.dtype)
+
+
+def _several_processes() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """Sum over all processes. Each of their losses depends on it, so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
 
 
 def _image(x: Float[Tensor, "B L C"]) -> Float[Tensor, "B C 1 L"]:
