@@ -112,6 +112,7 @@
   const columns = [
     { name: "Layer (port, reference)", kind: "path", text: (row) => path(row.port) + "\n" + path(row.reference), nodes: paths,
       key: (row) => row.order },
+    { name: "Quantity", text: (row) => printable(row.quantity) },
     { name: "Case", text: (row) => printable(row.case) },
     { name: "Precision", text: (row) => printable(row.precision) },
     { name: "Status", kind: "nowrap", text: (row) => row.status },
@@ -120,7 +121,6 @@
     { name: "Of limit", kind: "number", text: (row) => percent(used(row)), key: used },
     { name: "Reading", text: (row) => row.reading },
     { name: "Mode", text: (row) => printable(row.mode) },
-    { name: "Quantity", text: (row) => printable(row.quantity) },
     { name: "Gate", text: (row) => printable(row.gate) },
     { name: "Reference's own", kind: "number", text: (row) => number(row.reference_error),
       key: (row) => finite(row.reference_error) ? row.reference_error : -1 },
@@ -255,13 +255,15 @@
       if (!state.hidden.has("limits")) {
         line((row) => row.limit, { mode: "lines", line: { color, width: 1.2, dash: "dot" }, opacity: 0.8, name: precision + " limit" });
       }
-      if (!state.hidden.has("own") && points.some(({ row }) => row.reference_error !== null)) {
-        line((row) => row.reference_error, { mode: "lines+markers", opacity: 0.4, line: { color, width: 1.2, dash: "dash" },
-          marker: { color, size: 4, symbol: "circle-open" }, name: precision + ", reference's own" });
-      }
       // Zeros and missing numbers sit on lines of their own; joining them to the curve would draw a slope that is not there.
-      line((row) => row.error, { mode: "lines", line: { color, width: 1.4 }, name: precision + " line", connectgaps: false,
-        y: points.map(({ row }) => finite(row.error) && row.error > 0 ? row.error : null) });
+      const curve = (values, more) => line(values, { mode: "lines", connectgaps: false,
+        y: points.map(({ row }) => finite(values(row)) && values(row) > 0 ? values(row) : null), ...more });
+      if (!state.hidden.has("own") && points.some(({ row }) => row.reference_error !== null)) {
+        const own = (row) => row.reference_error, dashed = { color, width: 1.2, dash: "dash" };
+        curve(own, { opacity: 0.4, line: dashed, name: precision + ", reference's own line" });
+        line(own, { mode: "markers", opacity: 0.4, marker: { color, size: 4, symbol: "circle-open" }, name: precision + ", reference's own" });
+      }
+      curve((row) => row.error, { line: { color, width: 1.4 }, name: precision + " line" });
       made.push({ x, y: points.map(({ row }) => errorHeight(row)), type: "scatter", mode: "markers", name: precision,
         showlegend: false, customdata: x, text: points.map(({ entry }) => hover(entry)),
         hovertemplate: "%{text}<extra></extra>",
@@ -321,6 +323,12 @@
 
   function choices(name, values, key) {
     if (values.length < 2) return [];
+    if (values.length > 4) {
+      const select = element("select", { name }, ...values.map((value) => element("option", { value, selected: state[key] === value },
+        printable(value) || "none")));
+      select.addEventListener("change", () => { state[key] = select.value; draw(); });
+      return [element("label", { className: "choice" }, element("span", { className: "muted" }, name), select)];
+    }
     return [element("fieldset", {}, element("legend", {}, name), ...values.map((value) => {
       const input = element("input", { type: "radio", name, checked: state[key] === value });
       input.addEventListener("change", () => { state[key] = value; draw(); });

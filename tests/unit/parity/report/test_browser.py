@@ -1,5 +1,6 @@
 """The page in a real browser, at desktop and phone width, light and dark. Fails where there is no Chromium."""
 
+import dataclasses
 import re
 
 import pytest
@@ -81,6 +82,23 @@ def test_figure_draws_every_layer_and_switches(browser, pages):
     assert browser.run(drawn) == [blocks] * 3
     browser.run("document.querySelector('#figure-controls [type=checkbox]').click()")
     assert browser.run(drawn) == [blocks] * 2
+    assert browser.problems == []
+
+
+def test_many_cases_are_chosen_from_a_list(browser, tmp_path):
+    result = results.passing()
+    gate = result.gates["layers"]
+    rows = [dataclasses.replace(row, case=f"case {number}") for number in range(6) for row in gate.comparisons]
+    rows = [row for row in rows if row.case != "case 4" or row.port == "stem_conv"]
+    gates = {**result.gates, "layers": dataclasses.replace(gate, comparisons=tuple(rows))}
+    write_html(dataclasses.replace(result, gates=gates), tmp_path / "page.html")
+    browser.open(tmp_path / "page.html")
+    drawn = "figure.data.filter(trace => trace.customdata).map(trace => trace.y.length)"
+    assert browser.run(drawn) == [len({row.port for row in gate.comparisons})] * 3
+    browser.run(
+        "(s => { s.value = 'case 4'; s.dispatchEvent(new Event('change')); })(document.querySelector('[name=Case]'))"
+    )
+    assert browser.run(drawn) == [1] * 3
     assert browser.problems == []
 
 
