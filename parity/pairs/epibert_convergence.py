@@ -1,0 +1,590 @@
+"""The convergence rung of EpiBERT: reference and port, each trained by its own stack on the same small task.
+
+What the two runs of a pair have in common decides what the test can see. In common are the task, the order of the
+batches, the recipe in words (``Recipe``) and the initial weights, drawn by the reference's initialisers and moved by
+``weights.transplant``: a difference there would be one of the experiment. Everything that is being tested is each
+stack's own: forward and backward pass, loss, optimizer, clipping, schedule, BatchNorm statistics, the switch between
+training and evaluation, and dropout, of which each draws its own masks. The reference is trained by a loop around a
+``tf.function``, the port by a Lightning Trainer, each in a process of its own.
+
+Neither side is favoured. The port gets nothing from the reference but its starting point; both are scored by one
+function, in float64, on their predictions, so a loss that is wrong cannot flatter itself; all runs learn from the same
+examples, so differences between data do not widen the margin; and what the margin is measured with are runs of the
+reference alone. Pairing takes from the differences what initial weights and order contribute.
+
+The measurement trains the reference twice for each seed, with other dropout masks: from seed to seed it gives the
+spread that the margin is a share of, and from its pairs the deviation that the number of pairs was planned with.
+
+    python -m parity.pairs.epibert_convergence                          one rung; exit status 0 when it passes
+    python -m parity.pairs.epibert_convergence --measure_pairs 30             measures the reference's spread anew
+    python -m parity.pairs.epibert_convergence --repeat 20 --out FILE   repetitions with fresh seeds, one line each
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import logging
+import multiprocessing
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from parity.convergence import (
+    Margin,
+    Run,
+    Side,
+    equivalence_power,
+    find_equivalences,
+    judge_convergence,
+    pairs_needed,
+)
+from parity.pairs import planted_motifs
+from parity.pairs.planted_motifs import MOTIFS, Examples
+from parity.records import Comparison, Status
+
+if TYPE_CHECKING:
+    from torch_impl import EpiBERT
+    from torch_impl.epibert_lightning import EpiBERTLightning
+
+CASE = "planted motifs"
+MEASURED = Path(__file__).with_suffix(".json")
+COMMAND = "python -m parity.pairs.epibert_convergence --measure_pairs 30"
+FIRST_SEED = 1
+MEASURED_FROM = 1_000_001
+"""First seed of the measurement: far from those of the rung and its repetitions, so no pair is judged by itself."""
+
+PAIRS = 24
+TRAINING_EXAMPLES = 512
+VALIDATION_EXAMPLES = 128
+QUANTITIES = ("losses", "pearsons")
+
+ARGUMENTS: Mapping[str, Any] = {
+    "output_length": 32,
+    "final_output_length": 28,
+    "max_seq_length": 32,
+    "num_heads": 2,
+    "num_transformer_layers": 1,
+    "filter_list_seq": (16, 24),
+    "filter_list_atac": (16,),
+    "final_point_scale": 2,
+    "num_motifs": len(MOTIFS),
+    "seed": 21,
+}
+"""Of the original's constructor. Rates of dropout and the BatchNorm momentum are its defaults."""
+
+# Entropy of the random streams of one seed: no two of them alike, none shared by the two sides but the first two.
+INITIAL_WEIGHTS, ORDER, REFERENCE_DROPOUT, PORT_DROPOUT, OTHER_REFERENCE_DROPOUT = range(5)
+
+Weights = Mapping[str, np.ndarray]
+Constants = tuple[np.ndarray, np.ndarray | None]
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What both stacks are told, each in its own words; the kind of the original's, in small.
+
+    Attributes:
+        epochs: Passes over the training examples.
+        batch: Examples in a step.
+        peak: Highest learning rate.
+        warmup: Steps up to it.
+        floor: Share of it that the last step has.
+        epsilon: Keras' epsilon of Adam.
+        global_clipnorm: Largest norm of all gradients together.
+    """
+
+    epochs: int = 4
+    batch: int = 16
+    peak: float = 5e-3
+    warmup: int = 16
+    floor: float = 0.1
+    epsilon: float = 1e-8
+    global_clipnorm: float = 1.0
+
+    @property
+    def decay(self) -> int:
+        """Steps from the peak to the floor."""
+        return self.epochs * (TRAINING_EXAMPLES // self.batch) - self.warmup
+
+
+RECIPE = Recipe()
+
+
+# --- what both sides share -------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def examples() -> tuple[Examples, Examples]:
+    """Training and validation examples: the same for every seed."""
+    bin_length = 2 ** (1 + len(ARGUMENTS["filter_list_seq"]))
+    values_per_bin = 2 * 4 ** len(ARGUMENTS["filter_list_atac"])
+    bins = ARGUMENTS["output_length"]
+    shape = {
+        "bins": bins,
+        "crop": (bins - ARGUMENTS["final_output_length"]) // 2,
+        "bin_length": bin_length,
+        "values_per_bin": values_per_bin,
+    }
+    return planted_motifs.draw(1, TRAINING_EXAMPLES, **shape), planted_motifs.draw(2, VALIDATION_EXAMPLES, **shape)
+
+
+def stream(seed: int, purpose: int) -> int:
+    """A 31-bit seed for one purpose of a run."""
+    return int(np.random.SeedSequence((seed, purpose)).generate_state(1)[0]) >> 1
+
+
+def order(seed: int, epoch: int) -> list[np.ndarray]:
+    """Which examples make up which step of an epoch."""
+    generator = np.random.default_rng((stream(seed, ORDER), epoch))
+    return np.split(generator.permutation(TRAINING_EXAMPLES), TRAINING_EXAMPLES // RECIPE.batch)
+
+
+def score(prediction: np.ndarray) -> tuple[float, float]:
+    """Poisson loss (spec, section 3.1) and Pearson correlation on all masked bins of the validation examples."""
+    validation = examples()[1]
+    masked = validation.mask[..., 0] == 1
+    p = prediction.reshape(masked.shape)[masked].astype(np.float64)
+    y = validation.target[..., 0][masked].astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.mean(p - y * np.log(p + 1e-7))), float(np.corrcoef(p, y)[0, 1])
+
+
+def _finished(side: Side, seed: int, scores: Sequence[tuple[float, float]]) -> Run:
+    losses, pearsons = zip(*scores, strict=True)
+    return Run(side=side, seed=seed, losses=losses, pearsons=pearsons)
+
+
+# --- the reference's stack -------------------------------------------------------------------------------------------
+
+
+class ReferenceStack:
+    """The reference and its compiled steps, which every run starts anew.
+
+    One model serves all runs, because tracing it takes as long as training it: weights, slots, step counter and the
+    generators of dropout are set at the start of each run.
+    """
+
+    def __init__(self) -> None:
+        import tensorflow as tf
+        import tf_keras
+
+        import tf_reference
+        from tf_reference import optim
+        from tf_reference.training import pretraining_step
+
+        # Dropout then keeps its state in variables, which can be set; else it is baked into the traced graph.
+        tf_keras.backend.experimental.enable_tf_random_generator()
+        self.tf, self.keras = tf, tf_keras
+        self.model = tf_reference.EpiBERT(**ARGUMENTS, dtype="float32").build_weights()
+        self.optimizer = optim.adam(epsilon=RECIPE.epsilon, global_clipnorm=RECIPE.global_clipnorm)
+        self.optimizer.build(self.model.trainable_variables)
+        self.step = pretraining_step(self.model, self.optimizer, loss_type="poisson")
+        self.schedule = functools.partial(
+            optim.cosine_warmup, peak=RECIPE.peak, warmup=RECIPE.warmup, decay=RECIPE.decay, floor=RECIPE.floor
+        )
+        self.predict = tf.function(lambda inputs: self.model(inputs, training=False), autograph=False)
+        self.validation = tuple(tf.constant(array) for array in examples()[1].arrays)
+
+    def initial(self, seed: int) -> dict[str, np.ndarray]:
+        """Weights as the reference's initialisers draw them, by their keys in a checkpoint."""
+        self.keras.utils.set_random_seed(stream(seed, INITIAL_WEIGHTS))
+        drawn: dict[int, np.ndarray] = {}
+        for layer in self.model.submodules:
+            for name in ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance"):
+                variable, initializer = getattr(layer, name, None), getattr(layer, f"{name}_initializer", None)
+                if variable is not None and initializer is not None:
+                    # A copy, because an initialiser returns the same numbers whenever it is called.
+                    fresh = type(initializer).from_config(initializer.get_config())
+                    drawn[id(variable)] = fresh(variable.shape, variable.dtype).numpy()
+        return {key: drawn[id(variable)] for key, variable in self.model.checkpoint_variables().items()}
+
+    def train(self, seed: int, dropout: int) -> Run:
+        """One run."""
+        self.model.assign(self.initial(seed))
+        for variable in self.optimizer.variables:
+            variable.assign(self.tf.zeros_like(variable))
+        for index, layer in enumerate(self._dropouts()):
+            layer._random_generator._maybe_init()
+            layer._random_generator._generator.reset_from_seed(stream(stream(seed, dropout), index))
+        training = examples()[0]
+        scores = [self._score()]
+        step = 0
+        for epoch in range(RECIPE.epochs):
+            for indices in order(seed, epoch):
+                self.optimizer.learning_rate = self.schedule(step)
+                sequence, atac, mask, _, target, motif_activity = map(self.tf.constant, training.take(indices))
+                self.step((sequence, atac, motif_activity), target, mask, None)
+                step += 1
+            scores.append(self._score())
+        return _finished(Side.REFERENCE, seed, scores)
+
+    def _score(self) -> tuple[float, float]:
+        sequence, atac, _, _, _, motif_activity = self.validation
+        return score(self.predict((sequence, atac, motif_activity)).numpy())
+
+    def _dropouts(self) -> list[Any]:
+        return [layer for layer in self.model.submodules if isinstance(layer, self.keras.layers.Dropout)]
+
+
+_reference_stack = functools.cache(ReferenceStack)
+
+
+def initial_weights(seed: int) -> dict[str, np.ndarray]:
+    """In the reference's process: see ``ReferenceStack.initial``."""
+    return _reference_stack().initial(seed)
+
+
+def constants() -> Constants:
+    """In the reference's process: projection matrix and rotary table, which no checkpoint holds."""
+    return _reference_stack().model.get_constants()
+
+
+def train_reference(seed: int, dropout: int = REFERENCE_DROPOUT) -> Run:
+    """In the reference's process: one run."""
+    return _reference_stack().train(seed, dropout)
+
+
+# --- the port's stack ------------------------------------------------------------------------------------------------
+
+
+def train_port(
+    seed: int,
+    initial: Weights,
+    constants: Constants,
+    prepare_port: Callable[["EpiBERT"], None] | None = None,
+    port_training: Callable[["EpiBERTLightning"], None] | None = None,
+) -> Run:
+    """In the port's process: one run by a Lightning Trainer.
+
+    Args:
+        seed: Of the pair.
+        initial: Weights to start from, by checkpoint key.
+        constants: Projection matrix and rotary table.
+        prepare_port: Called with the model before training; tests inject faults here.
+        port_training: Called with the Lightning module before training, for faults that are none of the model's.
+    """
+    import lightning
+    import torch
+    from lightning.pytorch.callbacks import Callback
+    from torch.utils.data import DataLoader, Sampler, TensorDataset
+
+    from torch_impl import EpiBERTConfig
+    from torch_impl.epibert_lightning import EpiBERTLightning
+    from weights import transplant
+
+    class Order(Sampler):
+        """The steps of an epoch; the Trainer says which."""
+
+        epoch = 0
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __iter__(self) -> Iterator[Any]:
+            return iter([torch.from_numpy(indices) for indices in order(seed, self.epoch)])
+
+        def __len__(self) -> int:
+            return TRAINING_EXAMPLES // RECIPE.batch
+
+    class Scores(Callback):
+        """Scores the predictions of every validation."""
+
+        def __init__(self) -> None:
+            self.scores: list[tuple[float, float]] = []
+
+        def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+            self.scores.append(score(outputs.numpy()))
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.manual_seed(stream(seed, PORT_DROPOUT))
+    module = EpiBERTLightning(
+        EpiBERTConfig(**ARGUMENTS),
+        peak=RECIPE.peak,
+        warmup=RECIPE.warmup,
+        decay=RECIPE.decay,
+        floor=RECIPE.floor,
+        epsilon=RECIPE.epsilon,
+        global_clipnorm=RECIPE.global_clipnorm,
+    )
+    transplant(initial, module.model, constants=(*constants, "reference"))
+    if prepare_port is not None:
+        prepare_port(module.model)
+    if port_training is not None:
+        port_training(module)
+    training, validation = (TensorDataset(*map(torch.from_numpy, chosen.arrays)) for chosen in examples())
+    scores = Scores()
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=RECIPE.epochs,
+        num_sanity_val_steps=0,
+        callbacks=[scores],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    steps = DataLoader(training, batch_size=None, sampler=Order())
+    whole = DataLoader(validation, batch_size=len(validation))
+    with warnings.catch_warnings():
+        # Workers for the loader would take longer to start than the run lasts.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        trainer.validate(module, whole, verbose=False)
+        trainer.fit(module, steps, whole)
+    return _finished(Side.PORT, seed, scores.scores)
+
+
+# --- the rung --------------------------------------------------------------------------------------------------------
+
+
+def measured() -> dict[str, Any]:
+    """What ``--measure_pairs`` found.
+
+    Raises:
+        ValueError: It was measured with another recipe, model or task than the present one.
+    """
+    found = json.loads(MEASURED.read_text(encoding="utf-8"))
+    if found["conditions"] != conditions():
+        raise ValueError(f"{MEASURED.name} was measured under other conditions; measure again: {COMMAND}")
+    return found
+
+
+def conditions() -> dict[str, Any]:
+    """Everything that the reference's spread depends on, as JSON gives it back."""
+    training, validation = examples()
+    described = {
+        "recipe": dataclasses.asdict(RECIPE),
+        "arguments": dict(ARGUMENTS),
+        "examples": [len(training), len(validation)],
+        # Not a hash: sums survive a NumPy that orders its draws the same and rounds them otherwise.
+        "counts": [float(training.target.sum()), float(validation.target.sum())],
+    }
+    return json.loads(json.dumps(described))
+
+
+def margins(runs: Sequence[Sequence[Mapping[str, Any]]] | None = None) -> tuple[Margin, ...]:
+    """What was declared: derived from the reference's runs that ``--measure_pairs`` kept.
+
+    Args:
+        runs: For each seed two runs of the reference, with their losses and Pearson correlations before training and
+            after it; those of the file when None.
+    """
+    pairs = measured()["runs"] if runs is None else runs
+    declared = []
+    for quantity in QUANTITIES:
+        first, last = (np.array([[run[quantity][end] for run in pair] for pair in pairs]) for end in (0, -1))
+        declared.append(
+            Margin(
+                quantity=quantity,
+                # The two runs of a seed resemble each other, so each column is a sample by itself.
+                spread=float(np.sqrt(np.mean(np.var(last, axis=0, ddof=1)))),
+                change=float(np.mean(last - first)),
+                paired_deviation=float(np.std(last[:, 1] - last[:, 0], ddof=1)),
+            )
+        )
+    return tuple(declared)
+
+
+def run_convergence(
+    first_seed: int = FIRST_SEED,
+    pairs: int = PAIRS,
+    *,
+    say: Say = lambda text: None,
+    prepare_port: Callable[["EpiBERT"], None] | None = None,
+    port_training: Callable[["EpiBERTLightning"], None] | None = None,
+    reference_runs: Sequence[Run] = (),
+) -> tuple[tuple[Run, ...], list[Comparison]]:
+    """Trains every pair and judges.
+
+    Args:
+        first_seed: Pairs have this seed and those after it.
+        pairs: How many.
+        say: Told what is going on.
+        prepare_port: Called with each model of the port before it is trained; tests inject faults here. It runs in
+            another process, so it must be importable by its name.
+        port_training: The same for the Lightning module.
+        reference_runs: Runs of the reference from an earlier call with these seeds, which are not trained again.
+
+    Returns:
+        (all runs, the comparisons of the rung). A run that fails, and all that a dead process leaves undone, carry
+        their error and make their rows fail.
+    """
+    seeds = range(first_seed, first_seed + pairs)
+    known = {run.seed: run for run in reference_runs}
+    waiting: dict[tuple[Side, int], Future[Run]] = {}
+    runs: dict[tuple[Side, int], Run] = {(Side.REFERENCE, seed): known[seed] for seed in seeds if seed in known}
+    with processes(2) as (reference, port):
+        shared = reference.submit(constants)
+        initial = {seed: reference.submit(initial_weights, seed) for seed in seeds}
+        for seed in seeds:
+            if seed not in known:
+                waiting[Side.REFERENCE, seed] = reference.submit(train_reference, seed)
+        for seed in seeds:
+            try:
+                task = (seed, initial[seed].result(), shared.result(), prepare_port, port_training)
+                waiting[Side.PORT, seed] = port.submit(train_port, *task)
+            except Exception as error:  # noqa: BLE001  whatever it is, this run failed by it
+                runs[Side.PORT, seed] = _crashed(Side.PORT, seed, error)
+        for count, ((side, seed), future) in enumerate(waiting.items()):
+            say(f"convergence: {count} of {len(waiting)} runs")
+            try:
+                runs[side, seed] = future.result()
+            except Exception as error:  # noqa: BLE001  whatever it is, this run failed by it
+                runs[side, seed] = _crashed(side, seed, error)
+    everything = tuple(runs[side, seed] for side in Side for seed in seeds)
+    return everything, judge_convergence(everything, margins(), seeds=seeds, case=CASE)
+
+
+def _crashed(side: Side, seed: int, error: Exception) -> Run:
+    return Run(side=side, seed=seed, error=f"{type(error).__name__}: {error}")
+
+
+ENVIRONMENT = {
+    # One thread each: sums have one order, and two processes fit two cores.
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TF_NUM_INTRAOP_THREADS": "1",
+    "TF_NUM_INTEROP_THREADS": "1",
+    "TF_DETERMINISTIC_OPS": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "CUDA_VISIBLE_DEVICES": "",
+}
+
+
+@contextlib.contextmanager
+def processes(count: int) -> Iterator[list[ProcessPoolExecutor]]:
+    """Pools of one fresh process each, which start when they get work; the rest of the work is dropped at the end."""
+    kept = {name: os.environ.get(name) for name in ENVIRONMENT}
+    # Read by the frameworks when a process imports them, which is before it could be told otherwise.
+    os.environ.update(ENVIRONMENT)
+    context = multiprocessing.get_context("spawn")
+    pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(count)]
+    try:
+        yield pools
+    finally:
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
+        for name, value in kept.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+# --- measuring, repeating --------------------------------------------------------------------------------------------
+
+
+def measure(pairs: int, say: Say = print) -> None:
+    """Trains the reference twice for each of many seeds and writes the file that the margins come from."""
+    seeds = range(MEASURED_FROM, MEASURED_FROM + pairs)
+    with processes(2) as pools:
+        futures = [
+            [pool.submit(train_reference, seed, dropout) for seed in seeds]
+            for pool, dropout in zip(pools, (REFERENCE_DROPOUT, OTHER_REFERENCE_DROPOUT), strict=True)
+        ]
+        runs = []
+        for seed, *pair in zip(seeds, *futures, strict=True):
+            say(f"seed {seed}")
+            runs.append(
+                [
+                    {quantity: [getattr(run, quantity)[0], getattr(run, quantity)[-1]] for quantity in QUANTITIES}
+                    for run in (future.result() for future in pair)
+                ]
+            )
+    text = json.dumps(
+        {"command": COMMAND, "conditions": conditions(), "first seed": MEASURED_FROM, "runs": runs}, indent=1
+    )
+    MEASURED.write_text(text + "\n", encoding="utf-8")
+    for line in describe():
+        say(line)
+
+
+def describe() -> Iterator[str]:
+    """What was declared, and what it asks for, in words."""
+    for declared in margins():
+        needed = [pairs_needed(declared.margin, declared.paired_deviation, power) for power in (0.9, 0.99, 0.999)]
+        power = equivalence_power(PAIRS, declared.margin, declared.paired_deviation)
+        yield (
+            f"{declared.quantity}: spread {declared.spread:.4f}, margin ±{declared.margin:.4f}, paired deviation "
+            f"{declared.paired_deviation:.4f}, change {declared.change:.3f}; pairs for a power of 0.9, 0.99, 0.999: "
+            f"{needed}; power of {PAIRS} pairs {power:.5f}"
+        )
+
+
+def summary(runs: Sequence[Run], rows: Sequence[Comparison], seeds: Sequence[int]) -> dict[str, Any]:
+    """One repetition as plain data."""
+    failures = [row for row in rows if row.status is not Status.PASS]
+    return {
+        "first seed": seeds[0],
+        "pairs": len(seeds),
+        "passed": not failures,
+        "failures": [f"{row.reference} {row.port} {row.quantity}: {row.status}, {row.detail}" for row in failures],
+        "equivalence": {
+            quantity: dataclasses.asdict(decision)
+            for quantity, decision in find_equivalences(runs, margins(), seeds=seeds).items()
+        },
+    }
+
+
+def converge(
+    repeat: int = 1, first_seed: int = FIRST_SEED, pairs: int = PAIRS, out: str | None = None, measure_pairs: int = 0
+) -> int:
+    """Train reference and port on planted motifs and test whether they arrive at the same place.
+
+    Exit status 0: every repetition passed; 1: not.
+
+    Args:
+        repeat: Repetitions, each with seeds of its own.
+        first_seed: The first seed of the first repetition.
+        pairs: Pairs in a repetition.
+        out: File for one JSON line for each repetition; those that it holds already are not run again.
+        measure_pairs: Measure the reference's own spread with this many seeds instead.
+    """
+    if measure_pairs:
+        measure(measure_pairs)
+        return 0
+    for line in describe():
+        print(line)
+    file = None if out is None else Path(out)
+    done: list[dict[str, Any]] = []
+    if file is not None and file.exists():
+        done = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    finished = {entry["first seed"]: entry["passed"] for entry in done if entry["pairs"] == pairs}
+    passed = 0
+    for start in range(first_seed, first_seed + repeat * pairs, pairs):
+        if start not in finished:
+            started = time.perf_counter()
+            runs, rows = run_convergence(start, pairs)
+            entry = summary(runs, rows, range(start, start + pairs))
+            entry["seconds"] = round(time.perf_counter() - started, 1)
+            finished[start] = entry["passed"]
+            verdict = "passed" if entry["passed"] else "FAILED"
+            print(f"seeds {start} to {start + pairs - 1}: {verdict}, {entry['seconds']} s")
+            for row in rows:
+                if row.status is not Status.PASS or row.shape == (pairs,):
+                    print(f"  {row.reference}{row.port} {row.quantity}: {row.status}, {row.detail}")
+            if file is not None:
+                with file.open("a", encoding="utf-8") as stream_:
+                    stream_.write(json.dumps(entry) + "\n")
+        passed += finished[start]
+    print(f"{passed} of {repeat} passed")
+    return 0 if passed == repeat else 1
+
+
+if __name__ == "__main__":
+    import sys
+
+    from jsonargparse import auto_cli
+
+    # By its own name, so that what is sent to the processes is found there.
+    from parity.pairs.epibert_convergence import converge as command
+
+    sys.exit(auto_cli(command, as_positional=False))
