@@ -7,10 +7,12 @@ from torch import nn
 
 def find_pair(reference: Any, port: nn.Module) -> Any | None:
     """The module that binds this reference to this port, or None for a pair of the user's own."""
-    from torch_impl import EpiBERT
+    from torch_impl import EpiBERT, EpiBERTRampage
 
-    if not isinstance(port, EpiBERT):
+    if not isinstance(port, EpiBERT | EpiBERTRampage):
         return None
-    from parity.pairs import epibert
+    from parity.pairs import epibert, rampage
 
-    return epibert if epibert.matches(reference, port) else None
+    if not epibert.matches(reference, port):
+        return None
+    return rampage if isinstance(port, EpiBERTRampage) else epibert

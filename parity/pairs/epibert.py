@@ -22,9 +22,11 @@ from parity.reference import Recording
 from parity.tolerances import TABLE
 from parity.torch_side import DTYPES, TorchSide
 from parity.trace import Trace
-from torch_impl import EpiBERT, EpiBERTConfig
-from torch_impl.model import OWN_CONSTANTS, BatchNorm, ErfGELU, TanhGELU
+from torch_impl import EpiBERTConfig, EpiBERTRampage
+from torch_impl.model import OWN_CONSTANTS, BatchNorm, ErfGELU, TanhGELU, Trunk
 from torch_impl.random import projection_matrix, rotary_table
+from weights.table import RAMPAGE_TABLE, kind_of
+from weights.table import TABLE as PRETRAIN_TABLE
 from weights.table import rows as weight_rows
 
 NAME = "EpiBERT"
@@ -34,8 +36,19 @@ NO_DROPOUT = {"dropout_rate": 0.0, "pointwise_dropout_rate": 0.0, "motif_dropout
 # --- the layer map ---------------------------------------------------------------------------------------------------
 
 
-def layer_map(config: EpiBERTConfig) -> LayerMap:
-    """Every layer of the model, in order of execution; a module stands before what it contains."""
+def layer_map_of(port: Trunk) -> LayerMap:
+    """The layer map of the model's kind and configuration."""
+    return layer_map(port.config, rampage=isinstance(port, EpiBERTRampage))
+
+
+def layer_map(config: EpiBERTConfig, *, rampage: bool = False) -> LayerMap:
+    """Every layer of the model, in order of execution; a module stands before what it contains.
+
+    Args:
+        config: Configuration of the port.
+        rampage: Whether it is the fine-tuning model. Its Dropout, GELU and crop have one row each and are called once
+            by every head, first by the ATAC head.
+    """
 
     def conv_block(port: str, reference: str, *, block: bool = False) -> list[LayerPair]:
         statistics = (("running_mean", "moving_mean"), ("running_var", "moving_variance"))
@@ -99,7 +112,9 @@ def layer_map(config: EpiBERTConfig) -> LayerMap:
         ]
         return rows
 
-    pairs = [LayerPair(port="", reference="", inputs=0), *stem(""), *softmax_pool("stem_pool", "stem_pool")]
+    finals = ("final_atac", "final_rna") if config.predict_atac else ("final_rna",)
+    root = LayerPair(port="", reference="", inputs=0, outputs=finals if rampage else ("output",))
+    pairs = [root, *stem(""), *softmax_pool("stem_pool", "stem_pool")]
     for index in range(len(config.filter_list_seq)):
         pool = softmax_pool(f"conv_tower.{index}.pool", f"conv_tower/{index}/1")
         pairs += tower_block("conv_tower", index, pool)
@@ -120,8 +135,17 @@ def layer_map(config: EpiBERTConfig) -> LayerMap:
         pairs += transformer_layer(index)
     if config.norm:
         pairs.append(LayerPair(port="performer.norm", reference="performer/layer_norm"))
-    pairs += conv_block("final_pointwise_conv", "final_pointwise_conv", block=True)
-    pairs += map(same, ("dropout", "gelu", "final_dense_profile", "crop_final"))
+    heads = ["", "_rna"] if rampage else [""]
+    if not config.predict_atac:
+        heads.remove("")
+    for suffix in heads:
+        pointwise = f"final_pointwise_conv{suffix}"
+        pairs += conv_block(pointwise, pointwise, block=True)
+        if suffix == heads[0]:
+            pairs += map(same, ("dropout", "gelu"))
+        pairs.append(same(f"final_dense_profile{suffix}"))
+        if suffix == heads[0]:
+            pairs.append(same("crop_final"))
     return LayerMap(pairs=tuple(pairs))
 
 
@@ -141,8 +165,8 @@ def unmapped_modules(port: nn.Module, mapped: LayerMap) -> tuple[NotCompared, ..
 @contextlib.contextmanager
 def set_precision(module: nn.Module, precision: str) -> Iterator[None]:
     """The port in a precision; bfloat16 as the original computes it, with float32 parameters."""
-    if not isinstance(module, EpiBERT):
-        raise TypeError(f"expected an EpiBERT, not {type(module).__name__}")
+    if not isinstance(module, Trunk):
+        raise TypeError(f"expected an EpiBERT or EpiBERTRampage, not {type(module).__name__}")
     kept = module.compute_dtype
     module.to(torch.float64 if precision == "float64" else torch.float32)
     module.compute_dtype = DTYPES[precision]
@@ -152,13 +176,13 @@ def set_precision(module: nn.Module, precision: str) -> Iterator[None]:
         module.compute_dtype = kept
 
 
-def watch(port: EpiBERT) -> TorchSide:
+def watch(port: Trunk) -> TorchSide:
     """The port with its layers watched."""
-    return TorchSide(port, layer_map(port.config), set_precision)
+    return TorchSide(port, layer_map_of(port), set_precision)
 
 
 @contextlib.contextmanager
-def constants(port: EpiBERT, projection: np.ndarray, table: np.ndarray | None, origin: str) -> Iterator[None]:
+def constants(port: Trunk, projection: np.ndarray, table: np.ndarray | None, origin: str) -> Iterator[None]:
     """Lends other constants to the port."""
     kept_projection = port.performer.projection_matrix.clone()
     kept_table = None if port.performer.rotary_table is None else port.performer.rotary_table.table.clone()
@@ -178,7 +202,7 @@ def own_constants(config: EpiBERTConfig) -> tuple[np.ndarray, np.ndarray | None]
 
 
 def compare_constants(
-    port: EpiBERT, projection: np.ndarray, table: np.ndarray | None, *, case: str = ""
+    port: Trunk, projection: np.ndarray, table: np.ndarray | None, *, case: str = ""
 ) -> Iterator[Comparison]:
     """The constants rung: bit for bit when they were exported, within the bounds of our own when they were not."""
     own = port.constants_origin == OWN_CONSTANTS
@@ -209,7 +233,7 @@ def compare_constants(
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 
-def compare_weights(port: EpiBERT, stored: Mapping[str, np.ndarray], *, case: str = "") -> Iterator[Comparison]:
+def compare_weights(port: Trunk, stored: Mapping[str, np.ndarray], *, case: str = "") -> Iterator[Comparison]:
     """The weights rung: every stored tensor against the port's, bit for bit, none left over on either side.
 
     Args:
@@ -218,7 +242,7 @@ def compare_weights(port: EpiBERT, stored: Mapping[str, np.ndarray], *, case: st
         case: Name of the case.
     """
     state = {name: value for name, value in port.state_dict().items() if not name.startswith(_CONSTANT_NAMES)}
-    table = weight_rows(port.config)
+    table = weight_rows(port.config, kind_of(port).table)
     common = {
         "gate": "weights",
         "reading": Reading.VALUE,
@@ -251,7 +275,9 @@ def compare_weights(port: EpiBERT, stored: Mapping[str, np.ndarray], *, case: st
 _CONSTANT_NAMES = ("performer.projection_matrix", "performer.rotary_table.", "performer._extra_state")
 
 
-def weight_map(config: EpiBERTConfig, stored: Mapping[str, np.ndarray]) -> tuple[WeightRow, ...]:
+def weight_map(
+    config: EpiBERTConfig, stored: Mapping[str, np.ndarray], *, rampage: bool = False
+) -> tuple[WeightRow, ...]:
     """The weight map with the hash of every stored tensor, for the report."""
     return tuple(
         WeightRow(
@@ -261,7 +287,7 @@ def weight_map(config: EpiBERTConfig, stored: Mapping[str, np.ndarray]) -> tuple
             layout=row.layout.name,
             sha256=hashlib.sha256(np.ascontiguousarray(stored[row.path]).tobytes()).hexdigest(),
         )
-        for row in weight_rows(config)
+        for row in weight_rows(config, RAMPAGE_TABLE if rampage else PRETRAIN_TABLE)
         if row.path in stored
     )
 
@@ -271,7 +297,8 @@ def weight_map(config: EpiBERTConfig, stored: Mapping[str, np.ndarray]) -> tuple
 
 def matches(reference: Any, port: nn.Module) -> bool:
     """Whether this module binds the two."""
-    return isinstance(port, EpiBERT) and type(reference).__name__ == "EpiBERT" and hasattr(reference, "get_constants")
+    same_kind = type(reference).__name__ == ("EpiBERTRampage" if isinstance(port, EpiBERTRampage) else "EpiBERT")
+    return isinstance(port, Trunk) and same_kind and hasattr(reference, "get_constants")
 
 
 def build_reference(
@@ -282,6 +309,7 @@ def build_reference(
     projection: np.ndarray | None = None,
     table: np.ndarray | None = None,
     dropout: bool = False,
+    rampage: bool = False,
 ) -> Any:
     """The TensorFlow model with given weights, in a precision.
 
@@ -292,12 +320,16 @@ def build_reference(
         projection: Projection matrix; TensorFlow's own when None.
         table: Rotary table; TensorFlow's own when None.
         dropout: Keep the configuration's rates; all are 0 otherwise.
+        rampage: Whether it is the fine-tuning model.
     """
     import tf_reference
 
     rates = {} if dropout else NO_DROPOUT
     arguments: dict[str, Any] = {**original_arguments(config), **rates, "dtype": POLICIES[precision]}
-    model = tf_reference.EpiBERT(**arguments)
+    if rampage:
+        model = tf_reference.EpiBERTRampage(**arguments, predict_atac=config.predict_atac)
+    else:
+        model = tf_reference.EpiBERT(**arguments)
     model.build_weights(config.num_motifs)
     model.assign(stored)
     if projection is not None:
@@ -326,7 +358,7 @@ class Prepared:
     weights: tuple[WeightRow, ...]
 
 
-def prepare(reference: Any, port: EpiBERT, precisions: Sequence[str] | None = None, *, case: str = "") -> Prepared:
+def prepare(reference: Any, port: Trunk, precisions: Sequence[str] | None = None, *, case: str = "") -> Prepared:
     """Weights and constants compared, the reference copied into every precision.
 
     A port with constants of its own making is judged on them as such; its layers are then compared with the reference's
@@ -346,13 +378,13 @@ def prepare(reference: Any, port: EpiBERT, precisions: Sequence[str] | None = No
         models=lift(reference, stored, precisions or tuple(POLICIES)),
         comparisons=comparisons,
         lent=lent,
-        not_compared=unmapped_modules(port, layer_map(port.config)),
+        not_compared=unmapped_modules(port, layer_map_of(port)),
         configuration=reference.get_config(),
-        weights=weight_map(port.config, stored),
+        weights=weight_map(port.config, stored, rampage=isinstance(port, EpiBERTRampage)),
     )
 
 
-def _fit(port: EpiBERT, projection: np.ndarray, table: np.ndarray | None) -> bool:
+def _fit(port: Trunk, projection: np.ndarray, table: np.ndarray | None) -> bool:
     """Whether constants have the port's shapes; if not, the rung of constants says so."""
     rotary = port.performer.rotary_table
     if rotary is not None and (table is None or table.shape != tuple(rotary.table.shape)):
@@ -389,7 +421,7 @@ def compare_configurations(
 
 
 @contextlib.contextmanager
-def drawn_weights(port: EpiBERT, reference: Any, seed: int = 0) -> Iterator[None]:
+def drawn_weights(port: Trunk, reference: Any, seed: int = 0) -> Iterator[None]:
     """Gives port and reference the same drawn weights for a while.
 
     A fresh model's weights hide mistakes: its query, key and value projections are equal, its norms do nothing. Drawn
@@ -402,7 +434,7 @@ def drawn_weights(port: EpiBERT, reference: Any, seed: int = 0) -> Iterator[None
     reference.assign(drawn)
     filled = port.state_dict()
     with torch.no_grad():
-        for row in weight_rows(port.config):
+        for row in weight_rows(port.config, kind_of(port).table):
             if row.name in filled and row.path in drawn:
                 values = torch.from_numpy(np.array(row.layout.to_port(drawn[row.path])))
                 if filled[row.name].shape == values.shape:
@@ -446,7 +478,7 @@ def lift(reference: Any, stored: Mapping[str, np.ndarray], precisions: Sequence[
 
 
 def original_arguments(config: EpiBERTConfig) -> dict[str, Any]:
-    """The constructor arguments of the original among the fields of a configuration."""
+    """The constructor arguments of the original pre-training model among the fields of a configuration."""
     names = [field.name for field in dataclasses.fields(EpiBERTConfig)]
     original = names[: names.index("name") + 1]
     return {name: getattr(config, name) for name in original}
@@ -498,11 +530,11 @@ def recorded_constants(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
     return matrices[0], recording.constants["rotary_table_bfloat16"]
 
 
-def compare_with_recording(port: EpiBERT, recording: Recording, *, case: str = "") -> Iterator[Comparison]:
+def compare_with_recording(port: Trunk, recording: Recording, *, case: str = "") -> Iterator[Comparison]:
     """Layers, blocks and model against recorded numbers, with the constants of the recording."""
     projection, table = recorded_constants(recording)
-    mapped = layer_map(port.config)
-    named = {row.path: row.name for row in weight_rows(port.config)}
+    mapped = layer_map_of(port)
+    named = {row.path: row.name for row in weight_rows(port.config, kind_of(port).table)}
     reference_of = {pair.port: pair.reference for pair in mapped if not pair.alias}
     state_names = {"running_mean": "moving_mean", "running_var": "moving_variance"}
 
@@ -583,7 +615,7 @@ ROUNDED_CONSTANTS = (
 
 
 def measure_known_differences(
-    port: EpiBERT, inputs: tuple[np.ndarray, ...], *, case: str = ""
+    port: Trunk, inputs: tuple[np.ndarray, ...], *, case: str = ""
 ) -> tuple[list[KnownDifference], list[Comparison]]:
     """How far each understood difference moves the port's float64 result on these inputs.
 
@@ -651,7 +683,7 @@ def _effect(constant: RoundedConstant, changed: Trace, baseline: Trace, case: st
 
 
 def compare_own_constants(
-    port: EpiBERT, inputs: tuple[np.ndarray, ...], expected: np.ndarray, *, case: str = ""
+    port: Trunk, inputs: tuple[np.ndarray, ...], expected: np.ndarray, *, case: str = ""
 ) -> Iterator[Comparison]:
     """The whole model with the constants that a PyTorch-only user gets, against the reference with its own."""
     with constants(port, *own_constants(port.config), OWN_CONSTANTS):
