@@ -45,13 +45,17 @@ def parity(
         batch: Number of synthetic examples for a checkpoint of your own.
         goldens: Folder of the recorded cases; that of the repository by default.
     """
-    from parity.pairs.epibert_run import GOLDENS, run
+    from parity.pairs.epibert_run import GOLDENS, UsageError, run
     from parity.report.junit import write_junit
-    from parity.report.page import write_html
+    from parity.report.page import check_installed, write_html
     from parity.report.terminal import print_result
 
     console = Console()
-    # Whether the folder can be written is found out before the minutes of work, not after.
+    # Whether the three files can be made and written is found out before the minutes of work, not after.
+    try:
+        check_installed()
+    except ImportError as error:
+        raise UsageError(str(error)) from None
     with _files(out) as scratch:
         with console.status("starting") as status:
             result = run(
@@ -110,10 +114,12 @@ def bench(
         out: Folder for bench.json.
     """
     from benchmarks.command import run_benchmarks
-    from parity.pairs.epibert_run import UsageError
+    from parity.pairs.epibert_run import UsageError, tensorflow_installed
 
     if repeats < 1 or rounds < 1:
         raise UsageError("--repeats and --rounds must be at least 1")
+    if not tensorflow_installed():
+        raise UsageError("the reference needs TensorFlow: install the extra 'reference'")
     with _files(out) as scratch:
         status = run_benchmarks(config, repeats, rounds, scratch / "bench.json")
     Console(markup=False, soft_wrap=True, highlight=False).print(f"written to {out}: bench.json")

@@ -53,12 +53,11 @@ def render(result: Result) -> str:
     Raises:
         ImportError: jinja2 or plotly is not installed; the message names the extra.
     """
-    try:
-        import jinja2
-        import markupsafe
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ImportError(f"report.html needs the extra `report` ({error}): {_INSTALL}") from error
+    check_installed()
+    import jinja2
+    import markupsafe
+    from plotly.offline import get_plotlyjs
+
     plotly = get_plotlyjs().replace("\r\n", "\n")
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(
@@ -95,6 +94,20 @@ def render(result: Result) -> str:
         # Should an escape ever be forgotten: the browser runs these two scripts and no other.
         hashes=markupsafe.Markup(" ".join(map(_content_hash, (plotly, script)))),
     )
+
+
+def check_installed() -> None:
+    """Finds out before minutes of work whether their result can be written.
+
+    Raises:
+        ImportError: jinja2 or plotly is not installed; the message names the extra.
+    """
+    try:
+        import jinja2  # noqa: F401
+        import markupsafe  # noqa: F401
+        import plotly.offline  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"report.html needs the extra `report` ({error}): {_INSTALL}") from error
 
 
 def embedded(result: Result) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -168,6 +169,23 @@ def test_a_folder_that_cannot_be_written_exits_with_2_before_any_work(tmp_path, 
     assert status_of(*QUICK, "--out", tmp_path / out) == 2
     assert f"cannot write to {tmp_path / out}" in error_of(capsys)
     assert content(tmp_path) == {"file": b"in the way"}
+
+
+def test_without_the_library_of_the_report_it_exits_with_2_before_any_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    monkeypatch.setattr(epibert_run, "run", lambda **_: pytest.fail("the work began"))
+    assert status_of(*QUICK, "--out", tmp_path / "out") == 2
+    assert "report.html needs the extra `report`" in error_of(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_tensorflow_a_benchmark_exits_with_2(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(epibert_run, "tensorflow_installed", lambda: False)
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["bench", "--config", "tiny", "--out", str(tmp_path / "out")])
+    assert exit_.value.code == 2
+    assert "install the extra 'reference'" in error_of(capsys)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_benchmark_finds_out_that_its_folder_cannot_be_written_before_it_measures(tmp_path, monkeypatch, capsys):
