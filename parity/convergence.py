@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 from parity.records import Comparison, Reading, Status, _NoTruthValue
 from parity.tolerances import TABLE
@@ -148,11 +148,14 @@ def equivalence_power(
     error = standard_deviation / math.sqrt(pairs)
     quantile = stats.t.ppf(1 - significance, freedom)
 
+    # Logarithm of what does not depend on s in the density of a chi variable over the root of its degrees of freedom.
+    constant = math.log(2) + 0.5 * freedom * math.log(0.5 * freedom) - math.lgamma(0.5 * freedom)
+
     def density(ratio: float) -> float:
         """Of the sample's standard deviation over the true one, times the probability that the mean fits then."""
         room = margin - quantile * ratio * error
-        fits = stats.norm.cdf((room - difference) / error) - stats.norm.cdf((-room - difference) / error)
-        return float(fits * stats.chi.pdf(ratio * math.sqrt(freedom), freedom) * math.sqrt(freedom))
+        fits = special.ndtr((room - difference) / error) - special.ndtr((-room - difference) / error)
+        return float(fits) * math.exp(constant + (freedom - 1) * math.log(ratio) - 0.5 * freedom * ratio**2)
 
     # Beyond these quantiles the chi distribution holds nothing that counts, and its peak cannot be missed between them.
     least, largest = (float(stats.chi.ppf(q, freedom)) / math.sqrt(freedom) for q in (1e-13, 1 - 1e-13))
