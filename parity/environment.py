@@ -9,7 +9,17 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch_impl", "tf_reference", "weights", "parity")
-DISTRIBUTIONS = ("torch", "tensorflow", "tf_keras", "numpy", "h5py", "safetensors", "lightning")
+DISTRIBUTIONS = (
+    "torch",
+    "tensorflow",
+    "tf_keras",
+    "numpy",
+    "scipy",
+    "h5py",
+    "safetensors",
+    "lightning",
+    "torchmetrics",
+)
 
 
 def describe_environment() -> dict[str, Any]:
@@ -19,7 +29,7 @@ def describe_environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -51,7 +61,8 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor, as the system tells it."""
     information = Path("/proc/cpuinfo")
     if information.is_file():
         for line in information.read_text(encoding="utf-8").splitlines():

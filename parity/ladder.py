@@ -13,7 +13,10 @@ from parity.reference import LiveReference, Recording
 from parity.torch_side import TorchSide
 from parity.trace import Call, Sample, Trace
 
-GATES = ("weights", "constants", "layers", "blocks", "model")
+FORWARD_GATES = ("weights", "constants", "layers", "blocks", "model")
+TRAINING_GATES = ("losses", "gradients", "optimizer", "state", "trajectory")
+CONVERGENCE = "convergence"
+GATES = (*FORWARD_GATES, *TRAINING_GATES, CONVERGENCE)
 """Rungs in the order in which each stands on the ones before."""
 
 GATE_OF_READING = {Reading.ISOLATED: "layers", Reading.BLOCK: "blocks", Reading.ACCUMULATED: "model"}
@@ -423,7 +426,11 @@ def _farther(
 
 
 def judge(
-    comparisons: Iterable[Comparison], *, requested: Sequence[str], unavailable: Mapping[str, str] | None = None
+    comparisons: Iterable[Comparison],
+    *,
+    requested: Sequence[str],
+    unavailable: Mapping[str, str] | None = None,
+    ladder: Sequence[str] = GATES,
 ) -> dict[str, Gate]:
     """Turns comparisons into gates.
 
@@ -431,19 +438,20 @@ def judge(
         comparisons: Everything that was compared.
         requested: Gates that were asked for; earlier ones that were run count as well.
         unavailable: Gates that cannot run for this pair, with the reason; these do not block.
+        ladder: All gates that there are for this pair, in their order.
 
     Returns:
         All gates in ladder order. A gate passes when it has comparisons and all pass; one that follows a gate that did
         not pass is blocked, whatever its own comparisons say.
     """
     unavailable = unavailable or {}
-    by_gate: dict[str, list[Comparison]] = {name: [] for name in GATES}
+    by_gate: dict[str, list[Comparison]] = {name: [] for name in ladder}
     for row in comparisons:
         by_gate[row.gate].append(row)
     gates: dict[str, Gate] = {}
     broken = ""
-    last = max((GATES.index(name) for name in requested), default=-1)
-    for position, name in enumerate(GATES):
+    last = max((ladder.index(name) for name in requested), default=-1)
+    for position, name in enumerate(ladder):
         rows = tuple(by_gate[name])
         failures = sum(1 for row in rows if row.status is not Status.PASS)
         if name in unavailable:

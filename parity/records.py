@@ -103,7 +103,7 @@ class Gate(_NoTruthValue):
     """One rung of the ladder.
 
     Attributes:
-        name: ``weights``, ``constants``, ``layers``, ``blocks``, ``model``.
+        name: One of ``parity.ladder.GATES``.
         status: Outcome; passed only when there is at least one comparison and all of them pass.
         reason: Why it is blocked, failed or not run; empty when passed.
         comparisons: Everything that was compared, in the reference's order of execution.

@@ -11,7 +11,7 @@ from torch import nn
 from parity.compare import compare
 from parity.environment import describe_environment, version
 from parity.keras_side import POLICIES, KerasSide, layers_by_path, lift, variables_by_path
-from parity.ladder import GATES, compare_live, find_culprits, judge
+from parity.ladder import FORWARD_GATES, compare_live, find_culprits, judge
 from parity.layer_map import LayerMap
 from parity.records import Comparison, NotCompared, Reading, Result
 from parity.reference import LiveReference
@@ -63,11 +63,11 @@ def verify(
     """
     from parity.pairs import find_pair
 
-    _check_names("gates", gates, GATES)
+    _check_names("gates", gates, FORWARD_GATES)
     _check_names("modes", modes, MODES)
     pair = find_pair(reference, port)
     arrays = _arrays(inputs)
-    wanted = GATES[: max(GATES.index(gate) for gate in gates) + 1]
+    wanted = FORWARD_GATES[: max(FORWARD_GATES.index(gate) for gate in gates) + 1]
     started = time.perf_counter()
     if pair is not None:
         if weight_map is not None:
@@ -116,7 +116,7 @@ def verify(
         pair=name,
         reference=described,
         requested=tuple(gates),
-        gates=judge(rows, requested=gates, unavailable=unavailable),
+        gates=judge(rows, requested=gates, unavailable=unavailable, ladder=FORWARD_GATES),
         culprit_rows=find_culprits(rows, mapped, model_name=type(port).__name__),
         not_compared=(*left_out, *ignored_layers(mapped)),
         weights=weights,

@@ -135,17 +135,12 @@ def layer_map(config: EpiBERTConfig, *, rampage: bool = False) -> LayerMap:
         pairs += transformer_layer(index)
     if config.norm:
         pairs.append(LayerPair(port="performer.norm", reference="performer/layer_norm"))
-    heads = ["", "_rna"] if rampage else [""]
-    if not config.predict_atac:
-        heads.remove("")
+    heads = [""] if not rampage else ["", "_rna"] if config.predict_atac else ["_rna"]
     for suffix in heads:
-        pointwise = f"final_pointwise_conv{suffix}"
+        pointwise, profile = f"final_pointwise_conv{suffix}", f"final_dense_profile{suffix}"
         pairs += conv_block(pointwise, pointwise, block=True)
-        if suffix == heads[0]:
-            pairs += map(same, ("dropout", "gelu"))
-        pairs.append(same(f"final_dense_profile{suffix}"))
-        if suffix == heads[0]:
-            pairs.append(same("crop_final"))
+        # The layers that the heads share stand with the head that calls them first.
+        pairs += map(same, ("dropout", "gelu", profile, "crop_final") if suffix == heads[0] else (profile,))
     return LayerMap(pairs=tuple(pairs))
 
 

@@ -11,12 +11,26 @@ from typing import Any, Literal
 import numpy as np
 
 from parity.environment import ROOT, describe_environment, hash_file, version
-from parity.ladder import GATES, compare_live, find_culprits, judge, unrecorded
-from parity.pairs import epibert
-from parity.records import Comparison, KnownDifference, NotCompared, Result, WeightRow
+from parity.ladder import (
+    CONVERGENCE,
+    FORWARD_GATES,
+    GATES,
+    TRAINING_GATES,
+    compare_live,
+    find_culprits,
+    judge,
+    unrecorded,
+)
+from parity.ledger import Ledger
+from parity.pairs import epibert, epibert_training
+from parity.pairs.epibert_convergence import run_convergence
+from parity.pairs.epibert_training import PORT, RECORDED_VARIANTS, PortTraining
+from parity.records import Comparison, GateStatus, KnownDifference, NotCompared, Result, WeightRow
 from parity.reference import LiveReference, read_recording
 from parity.tolerances import table
-from torch_impl import EpiBERT, EpiBERTConfig
+from parity.training import Inputs, Targets, not_compared_gradients
+from torch_impl import EpiBERT, EpiBERTConfig, EpiBERTRampage
+from torch_impl.model import Trunk
 from weights import CheckpointError, transplant
 from weights.checkpoint import Checkpoint, read_checkpoint
 from weights.command import choose_configuration
@@ -25,6 +39,9 @@ from weights.table import rows as weight_rows
 
 GOLDENS = ROOT / "goldens"
 CASES = ("P1", "P2")
+LONG_GATES = ("optimizer", "state", "trajectory")
+FINETUNING_CASE = "R1"
+"""Recorded training of the fine-tuning model: two heads, an optimizer for each group, weight decay."""
 SHORT_WINDOW = 64
 INPUT_SEED = 2026
 UNTOLD_ARGUMENTS = (
@@ -57,6 +74,7 @@ class Findings:
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    unavailable: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def result(self, gates: Sequence[str]) -> Result:
         """Judged."""
@@ -69,7 +87,7 @@ class Findings:
             pair=epibert.NAME,
             reference="; ".join(dict.fromkeys(self.references)),
             requested=tuple(gates),
-            gates=judge(self.comparisons, requested=gates),
+            gates=judge(self.comparisons, requested=gates, unavailable=self.unavailable),
             culprit_rows=find_culprits(self.comparisons, epibert.layer_map(config), model_name=epibert.NAME),
             not_compared=tuple(dict.fromkeys(self.not_compared)),
             known_differences=tuple(self.known_differences),
@@ -94,12 +112,14 @@ def run(
     *,
     checkpoint: str | None = None,
     config: str | None = None,
-    gates: Sequence[str] = GATES,
+    gates: Sequence[str] | None = None,
     reference: References = "both",
     goldens: str | Path = GOLDENS,
     bins: int = SHORT_WINDOW,
     batch: int = 2,
     prepare_port: Callable[[EpiBERT], None] | None = None,
+    training: PortTraining = PORT,
+    ledger: Ledger | None = None,
     say: Say = lambda text: None,
 ) -> Result:
     """Climbs the ladder.
@@ -107,18 +127,23 @@ def run(
     Args:
         checkpoint: A checkpoint of the original; the recorded cases when None.
         config: JSON file with constructor arguments that the checkpoint's shapes do not tell.
-        gates: Rungs to prove.
+        gates: Rungs to prove; by default all but the convergence for the recorded cases, as far as the references that
+            are wanted can prove them, and those without training for a checkpoint.
         reference: Numbers recorded from the original, the living reference, or both.
         goldens: Folder of the recorded cases.
         bins: Window of a user's checkpoint, in bins: no weight depends on the length, so a short one exercises all.
         batch: Examples in the synthetic inputs of a user's checkpoint.
         prepare_port: Called with every port before it is compared; tests inject faults here.
+        training: What trains the port; tests put faulty parts here.
+        ledger: Where to enter what was found; only a run on the recorded cases with both references is entered.
         say: Told what is going on.
 
     Raises:
         UsageError: The request cannot be met: no TensorFlow, no recordings, an unknown gate.
         CheckpointError: The checkpoint or its configuration is at fault.
     """
+    if gates is None:
+        gates = default_gates(checkpoint is not None, reference)
     unknown = [gate for gate in gates if gate not in GATES]
     if unknown or not gates:
         raise UsageError(f"{f'unknown gates {unknown}' if unknown else 'no gates given'}; there are {', '.join(GATES)}")
@@ -132,18 +157,38 @@ def run(
     if checkpoint is not None:
         if reference == "recorded":
             raise UsageError("nothing is recorded for a checkpoint of your own: it needs --reference live")
-        _own_checkpoint(findings, wanted, checkpoint, config, bins, batch, prepare_port, say)
+        _own_checkpoint(findings, wanted, checkpoint, config, bins, batch, prepare_port, training, say)
     else:
         if config is not None:
             raise UsageError("--config belongs to --checkpoint")
-        for name in CASES:
+        if reference == "recorded" and "trajectory" in wanted:
+            raise UsageError(
+                "the recorded runs are five steps long: the gates trajectory and convergence need the living reference"
+            )
+        for name in (*CASES, FINETUNING_CASE):
             folder = Path(goldens) / name
             if not (folder / "forward.h5").is_file():
                 raise UsageError(
                     f"no recorded numbers in {folder}: run from a clone of the repository, or give --goldens"
                 )
-            _recorded_case(findings, wanted, name, folder, reference, prepare_port, say)
-    return findings.result(gates)
+        _functions(findings, wanted, Path(goldens), reference, training, say)
+        for name in CASES:
+            _recorded_case(findings, wanted, name, Path(goldens) / name, reference, prepare_port, training, say)
+        if reference != "live" and "losses" in wanted:
+            _finetuning_case(findings, wanted, Path(goldens) / FINETUNING_CASE, training, say)
+    if CONVERGENCE in wanted:
+        _convergence(findings, prepare_port, say)
+    result = findings.result(gates)
+    if ledger is not None and checkpoint is None and reference == "both":
+        ledger.record(result)
+    return result
+
+
+def default_gates(own_checkpoint: bool, reference: References) -> tuple[str, ...]:
+    """The rungs that are climbed when nobody asks for others."""
+    if own_checkpoint:
+        return FORWARD_GATES
+    return tuple(gate for gate in GATES if gate != CONVERGENCE and (reference != "recorded" or gate != "trajectory"))
 
 
 def load_case(folder: Path) -> tuple[EpiBERTConfig, Checkpoint]:
@@ -171,6 +216,7 @@ def _recorded_case(
     folder: Path,
     reference: References,
     prepare_port: Callable[[EpiBERT], None] | None,
+    training: PortTraining,
     say: Say,
 ) -> None:
     try:
@@ -208,13 +254,33 @@ def _recorded_case(
                 differences, effects = epibert.measure_known_differences(port, inputs, case=case)
                 findings.known_differences += differences
                 rows += effects
+            if "losses" in wanted and name in RECORDED_VARIANTS:
+                targets = epibert_training.recorded_targets(recording)
+                rows += _recorded_training(findings, name, port, folder, inputs, targets, training)
             findings.comparisons += [row for row in rows if row.gate in wanted]
             findings.not_compared += epibert.unmapped_modules(port, epibert.layer_map(config))
     if reference != "recorded":
         port = EpiBERT(config)
         transplant(checkpoint, port, constants="tensorflow")
         _prepare(port, prepare_port)
-        _live_case(findings, wanted, f"{name} live", port, stored, inputs, say)
+
+        def make_port(config: EpiBERTConfig) -> EpiBERT:
+            made = EpiBERT(config)
+            transplant(checkpoint, made, constants="tensorflow")
+            _prepare(made, prepare_port)
+            return made
+
+        # Steps along given gradients and whole runs cost minutes and do not depend on the shape of the model.
+        trained = wanted if name == CASES[0] else [gate for gate in wanted if gate not in LONG_GATES]
+        if trained != wanted:
+            findings.not_compared.append(
+                NotCompared(
+                    side=f"{name} live",
+                    name=", ".join(LONG_GATES),
+                    reason=f"compared on {CASES[0]}; neither optimizer nor statistics know the model's shape",
+                )
+            )
+        _live_case(findings, trained, f"{name} live", port, stored, inputs, make_port, training, say)
 
 
 def _own_checkpoint(
@@ -225,6 +291,7 @@ def _own_checkpoint(
     bins: int,
     batch: int,
     prepare_port: Callable[[EpiBERT], None] | None,
+    training: PortTraining,
     say: Say,
 ) -> None:
     say("reading the checkpoint")
@@ -256,14 +323,24 @@ def _own_checkpoint(
         config = dataclasses.replace(config, output_length=bins, final_output_length=bins - trimmed)
     findings.configuration["checkpoint"] = dataclasses.asdict(config)
     findings.sources |= {file.name: hash_file(file) for file in checkpoint.files}
-    port = EpiBERT(config)
-    transplant(checkpoint, port, constants="tensorflow")
-    _prepare(port, prepare_port)
+
+    def make_port(config: EpiBERTConfig) -> EpiBERT:
+        made = EpiBERT(config)
+        transplant(checkpoint, made, constants="tensorflow")
+        _prepare(made, prepare_port)
+        return made
+
+    port = make_port(config)
     stored = model_tensors(checkpoint, config)
     findings.weights += epibert.weight_map(config, stored)
     findings.not_compared += epibert.unmapped_modules(port, epibert.layer_map(config))
     inputs = epibert.synthetic_inputs(config, batch=batch, seed=INPUT_SEED)
-    _live_case(findings, wanted, Path(path).name, port, stored, inputs, say)
+    if "losses" in wanted:
+        findings.comparisons += [
+            *epibert_training.compare_losses(training),
+            *epibert_training.compare_metrics(training),
+        ]
+    _live_case(findings, wanted, Path(path).name, port, stored, inputs, make_port, training, say)
 
 
 def _live_case(
@@ -273,6 +350,8 @@ def _live_case(
     port: EpiBERT,
     stored: Mapping[str, np.ndarray],
     inputs: tuple[np.ndarray, ...],
+    make_port: Callable[[EpiBERTConfig], EpiBERT],
+    training: PortTraining,
     say: Say,
 ) -> None:
     with _timed(findings, case, say):
@@ -300,6 +379,82 @@ def _live_case(
                     side, drawn, mapped, gates=["layers"], modes=["evaluation"], case=f"{case}, drawn weights"
                 )
         findings.comparisons += [row for row in rows if row.gate in wanted]
+    in_training = [gate for gate in wanted if gate in TRAINING_GATES]
+    if in_training:
+        with _timed(findings, f"{case}, training", say):
+            findings.comparisons += epibert_training.compare_live_training(
+                port.config, stored, make_port, gates=in_training, training=training, case=case, say=say
+            )
+            findings.not_compared += not_compared_gradients(epibert_training.tensor_pairs(port.config), case=case)
+
+
+def _functions(
+    findings: Findings,
+    wanted: Sequence[str],
+    goldens: Path,
+    reference: References,
+    training: PortTraining,
+    say: Say,
+) -> None:
+    """Losses, metrics and schedule, which belong to no case."""
+    if "losses" not in wanted:
+        return
+    with _timed(findings, "losses and metrics", say):
+        rows: list[Comparison] = []
+        if reference != "live":
+            path = goldens / "functions.h5"
+            findings.sources["functions.h5"] = hash_file(path)
+            rows += epibert_training.compare_recorded_functions(path, training, case="functions recorded")
+        if reference != "recorded":
+            rows += epibert_training.compare_losses(training, case="functions live")
+            rows += epibert_training.compare_metrics(training, case="functions live")
+        findings.comparisons += [row for row in rows if row.gate in wanted]
+
+
+def _recorded_training(
+    findings: Findings,
+    name: str,
+    port: Trunk,
+    folder: Path,
+    inputs: Inputs,
+    targets: Targets,
+    training: PortTraining,
+) -> list[Comparison]:
+    path, case = folder / "train.h5", f"{name} recorded"
+    findings.sources[f"{name}/train.h5"] = hash_file(path)
+    variants = RECORDED_VARIANTS[name]
+    findings.not_compared += epibert_training.not_compared_recorded(case, variants, path)
+    rows: list[Comparison] = []
+    for variant in variants:
+        rows += epibert_training.compare_recorded_training(
+            port, variant, path, inputs, targets, training=training, case=case
+        )
+    return rows
+
+
+def _finetuning_case(findings: Findings, wanted: Sequence[str], folder: Path, training: PortTraining, say: Say) -> None:
+    """Recorded training of the fine-tuning model."""
+    case = f"{folder.name} recorded"
+    with _timed(findings, case, say):
+        config, checkpoint = load_case(folder)
+        recording = read_recording(folder / "forward.h5", name="recorded")
+        projection, rotary = epibert.recorded_constants(recording)
+        port = EpiBERTRampage(config)
+        transplant(checkpoint, port, constants=(projection, rotary, recording.name))
+        inputs, targets = epibert.recorded_inputs(recording), epibert_training.recorded_targets(recording)
+        findings.sources[f"{folder.name}/forward.h5"] = hash_file(folder / "forward.h5")
+        rows = _recorded_training(findings, folder.name, port, folder, inputs, targets, training)
+        findings.comparisons += [row for row in rows if row.gate in wanted]
+
+
+def _convergence(findings: Findings, prepare_port: Callable[[EpiBERT], None] | None, say: Say) -> None:
+    """Whole training runs, made only if everything before is proven: else the gate is blocked without them."""
+    before = GATES[: GATES.index(CONVERGENCE)]
+    gates = judge(findings.comparisons, requested=before)
+    if all(gates[name].status is GateStatus.PASSED for name in before):
+        with _timed(findings, CONVERGENCE, say):
+            _, rows = run_convergence(say=say, prepare_port=prepare_port)
+            findings.comparisons += rows
 
 
 def _prepare(port: EpiBERT, prepare_port: Callable[[EpiBERT], None] | None) -> None:

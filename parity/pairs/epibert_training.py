@@ -5,7 +5,7 @@ TensorFlow is needed for the living reference only, and imported there.
 
 import ast
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from parity.keras_training import KerasTraining
 from parity.layer_map import LayerMap
 from parity.pairs import epibert
 from parity.records import Comparison, NotCompared, Reading
-from parity.reference import read_array
+from parity.reference import Recording, read_array
 from parity.torch_training import TorchTraining
 from parity.trace import Sample
 from parity.training import (
     LOSS,
     METRIC,
+    MOMENTS,
     OPTIMIZER,
     SCHEDULE,
     Inputs,
@@ -39,17 +40,21 @@ from parity.training import (
     compare_steps,
     compare_trajectory,
     parameter_gradients,
+    root_mean_square,
 )
 from torch_impl import EpiBERT, EpiBERTConfig
 from torch_impl import losses as port_losses
 from torch_impl.metrics import R2, PearsonR
+from torch_impl.model import Trunk
 from torch_impl.optim import KerasAdam, KerasAdamW, cosine_warmup, decay_groups
+from weights.table import TABLE, Group, kind_of
 from weights.table import rows as weight_rows
 
 ADAM_EPSILON = 1e-8
 CLIP = 1.0
 WEIGHT_DECAY = 1e-4
 TOTAL_WEIGHT = 0.15
+ATAC_SCALE = 0.10
 DROPOUT = {"dropout_rate": 0.20, "pointwise_dropout_rate": 0.10, "motif_dropout_rate": 0.25}
 """Rates of the published model, for cases that were recorded without dropout."""
 
@@ -75,6 +80,7 @@ class PortTraining:
         poisson: Loss of a batch.
         poisson_multinomial: Loss of a batch.
         masked_loss: Loss on masked bins.
+        finetuning_loss: Loss of the fine-tuning model's two heads.
         adam: From a module to its optimizers.
         adamw: The same with weight decay.
         schedule: Learning rate of a step.
@@ -84,6 +90,7 @@ class PortTraining:
     poisson: Callable[..., Any] = port_losses.poisson
     poisson_multinomial: Callable[..., Any] = port_losses.poisson_multinomial
     masked_loss: Callable[..., Any] = port_losses.masked_loss
+    finetuning_loss: Callable[..., Any] = port_losses.finetuning_loss
     adam: Callable[[nn.Module], Sequence[torch.optim.Optimizer]] = lambda module: [
         KerasAdam(module.parameters(), eps=ADAM_EPSILON, global_clipnorm=CLIP)
     ]
@@ -102,7 +109,7 @@ PORT = PortTraining()
 # --- which tensor is which -------------------------------------------------------------------------------------------
 
 
-def tensor_pairs(config: EpiBERTConfig) -> list[TensorPair]:
+def tensor_pairs(config: EpiBERTConfig, groups: Iterable[Group] = TABLE) -> list[TensorPair]:
     """Every parameter and statistic, from the weight table, with what is known of its gradient."""
     zero, small = zero_gradients(config), small_gradients(config)
     return [
@@ -115,7 +122,7 @@ def tensor_pairs(config: EpiBERTConfig) -> list[TensorPair]:
             zero_gradient=zero.get(row.name, ""),
             small_gradient=small.get(row.name, ""),
         )
-        for row in weight_rows(config)
+        for row in weight_rows(config, groups)
     ]
 
 
@@ -511,30 +518,84 @@ RECORDED_STEPS = (1, 5)
 RECORDED_SCHEDULE = {"peak": 1e-4, "warmup": 5, "decay": 100, "floor": 0.1}
 
 
+def recorded_targets(recording: Recording) -> Targets:
+    """What the losses take beside the output, in a recording."""
+    mask = np.asarray(recording.inputs["mask"]).astype(np.int32)
+    return {
+        "target": recording.inputs["target_atac"],
+        "target_rna": recording.inputs["target_rna"],
+        "mask": mask,
+        "unmask": 1 - mask,
+    }
+
+
+def finetuning_recipe(port: PortTraining, variant: Variant) -> Recipe:
+    """How the fine-tuning model is trained: each of two optimizers clips its own parameters (spec, section 3.4)."""
+
+    def loss(output: Any, targets: Any) -> Any:
+        atac, rna = output
+        return port.finetuning_loss(
+            targets["target_rna"],
+            rna,
+            targets["target"],
+            atac,
+            targets["mask"],
+            loss_type=variant.loss_type,
+            total_weight=TOTAL_WEIGHT,
+            atac_scale=ATAC_SCALE,
+        ).total
+
+    def optimizers(model: Any) -> list[torch.optim.Optimizer]:
+        head = nn.ModuleList([model.final_pointwise_conv_rna, model.final_dense_profile_rna])
+        trunk = nn.ModuleList(child for child in model.children() if all(child is not part for part in head))
+        make = getattr(port, variant.optimizer)
+        return [optimizer for part in (trunk, head) for optimizer in make(part)]
+
+    return Recipe(
+        loss=loss, optimizers=optimizers, schedule=lambda step: [port.schedule(step, **RECORDED_SCHEDULE)] * 2
+    )
+
+
 def compare_recorded_training(
-    side: TorchTraining,
+    port: Trunk,
     variant: Variant,
     path: Path,
     inputs: Inputs,
     targets: Targets,
-    tensors: Sequence[TensorPair],
-    optimizer_orders: Sequence[Sequence[str]],
     *,
+    training: PortTraining = PORT,
     case: str,
 ) -> Iterator[Comparison]:
     """Loss, every gradient, and five steps of the original, against the port in float64.
 
     Args:
-        side: The port with the recorded weights and constants, and the recipe of the variant.
+        port: The port with the recorded weights and constants.
         variant: What was recorded.
         path: ``train.h5``.
         inputs: Recorded inputs, the same in every step.
         targets: Recorded targets.
-        tensors: Which tensor is which.
-        optimizer_orders: For each optimizer the reference keys of its variables in the order of its slots.
+        training: What trains the port.
         case: Name of the case.
     """
     case = f"{case}, {variant.name}"
+    kind = kind_of(port)
+    tensors = tensor_pairs(port.config, kind.table)
+    orders = [
+        [row.path for row in weight_rows(port.config, optimizer.table) if row.trainable]
+        for optimizer in kind.optimizers
+    ]
+    if variant.finetuning:
+        recipe = finetuning_recipe(training, variant)
+    else:
+        recipe = port_recipe(
+            training,
+            loss_type=variant.loss_type,
+            optimizer=variant.optimizer,
+            schedule=RECORDED_SCHEDULE,
+            unmasked=variant.unmasked,
+        )
+    # Recorded without dropout, so nothing is drawn.
+    side = TorchTraining(port, epibert.layer_map(port.config), recipe, Draws(SEED), epibert.set_precision)
     with h5py.File(path) as file:
         recorded = _group(file[f"f64/{variant.name}"])
         gradients = _group(recorded["grad0"])
@@ -564,7 +625,7 @@ def compare_recorded_training(
         yield from _recorded_series(snapshots, recorded, case)
         for step in RECORDED_STEPS:
             yield from _recorded_weights(snapshots, _group(recorded[f"weights_after_{step}"]), step, tensors, case)
-        for number, order in enumerate(optimizer_orders, start=1):
+        for number, order in enumerate(orders, start=1):
             if f"optimizer{number}" in recorded:
                 slots = _group(recorded[f"optimizer{number}"])
                 yield from _recorded_slots(snapshots, slots, number, order, tensors, steps, case)
@@ -574,12 +635,12 @@ def not_compared_recorded(case: str, variants: Sequence[Variant], path: Path) ->
     """What the recording of a training run does not say, or cannot decide, by name."""
     rows = [
         NotCompared(
-            side=f"{case} recorded",
+            side=case,
             name="training in bfloat16",
             reason="the original's own bfloat16 gradients are off by 10 to 20 % of their norm, too far to judge by",
         ),
         NotCompared(
-            side=f"{case} recorded",
+            side=case,
             name="single layers in isolation, activation gradients, dropout",
             reason="not recorded; the living reference is read so",
         ),
@@ -589,7 +650,7 @@ def not_compared_recorded(case: str, variants: Sequence[Variant], path: Path) ->
             if "optimizer1" not in _group(file[f"f64/{variant.name}"]):
                 rows.append(
                     NotCompared(
-                        side=f"{case} recorded",
+                        side=case,
                         name=f"slots of {variant.name}",
                         reason="not recorded for this variant; the weights after five steps were made by them",
                     )
@@ -708,21 +769,45 @@ def _recorded_slots(
             quantity="slot",
             detail="no variable of the reference is known for this slot",
         )
-    for index, key in enumerate(order):
-        pair = by_key[key]
-        for offset, moment in enumerate(("exp_avg", "exp_avg_sq"), start=1):
+    for offset, moment in enumerate(MOMENTS, start=1):
+        # Averages of noise are noise; they are related to the moments of all parameters, as such gradients are.
+        scale = root_mean_square(
+            _kept(slots[f"{2 * index + offset:04d}"])
+            for index, key in enumerate(order)
+            if not by_key[key].zero_gradient
+        )
+        for index, key in enumerate(order):
+            pair, dataset = by_key[key], slots[f"{2 * index + offset:04d}"]
             found = None if snapshot is None else getattr(snapshot, moment).get(pair.port)
-            yield from _recorded_array(
-                found,
-                slots[f"{2 * index + offset:04d}"],
-                pair,
-                gate="optimizer",
-                tolerance="gradient" if moment == "exp_avg" else "optimizer",
-                quantity=f"{moment} after step {step}",
-                layer=OPTIMIZER,
-                order=index,
-                case=case,
-            )
+            where: dict[str, Any] = {
+                "gate": "optimizer",
+                "layer": OPTIMIZER,
+                "order": index,
+                "case": case,
+            }
+            quantity = f"{moment} after step {step}"
+            if not pair.zero_gradient:
+                yield from _recorded_array(found, dataset, pair, tolerance="optimizer", quantity=quantity, **where)
+                continue
+            for side, noise in (("port", found), ("reference", _kept(dataset))):
+                yield compare(
+                    noise,
+                    np.zeros_like(_kept(dataset)),
+                    scale=scale,
+                    reading=Reading.ACCUMULATED,
+                    precision="float64",
+                    mode="training",
+                    tolerance="zero_gradient",
+                    reference_path=pair.reference,
+                    port_path=pair.port,
+                    quantity=f"{quantity} of the {side}, zero in theory",
+                    **where,
+                )
+
+
+def _kept(dataset: Any) -> np.ndarray:
+    array = read_array(dataset)
+    return array.values if isinstance(array, Sample) else array
 
 
 def _recorded_array(found: np.ndarray | None, dataset: Any, pair: TensorPair, **where: Any) -> Iterator[Comparison]:
