@@ -19,6 +19,7 @@ from parity.report.summary import (
     number,
     plural,
     printable,
+    rule_text,
     setting,
     share,
     verdict,
@@ -132,21 +133,12 @@ def _tolerances(result: Result) -> Iterator[dict[str, Any]]:
         worst = max(rows, key=excess, default=None)
         yield {
             "name": name,
-            "limit": _rule(rule),
+            "limit": rule_text(rule),
             "count": len(rows),
             "failed": sum(row.status is not Status.PASS for row in rows),
             "share": "" if worst is None else share(excess(worst)),
             "reason": rule.get("reason", "not in the table of tolerances"),
         }
-
-
-def _rule(rule: Mapping[str, Any]) -> str:
-    limit, floor = rule.get("limit"), rule.get("floor")
-    if not isinstance(limit, float | int):
-        return "-" if limit is None else str(limit)
-    if floor:  # a row with a floor is a factor on the reference's own error
-        return f"{limit:g} x the reference's own, at least {number(floor)}"
-    return "bit for bit" if limit == 0 else number(limit)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -162,7 +162,7 @@ def _rung(name: str, gate: Gate | None, requested: bool) -> Rung:
             reason = "an earlier gate did not pass" if status is GateStatus.BLOCKED else "not run"
     worst: dict[str, Comparison] = {}
     for row in gate.comparisons:
-        if row.precision not in worst or excess(row) > excess(worst[row.precision]):
+        if row.precision not in worst or _weight(row) > _weight(worst[row.precision]):
             worst[row.precision] = row
     return Rung(
         name=name,
@@ -173,6 +173,12 @@ def _rung(name: str, gate: Gate | None, requested: bool) -> Rung:
         failed=failed,
         worst={key: worst[key] for key in ordered_precisions(worst)},
     )
+
+
+def _weight(row: Comparison) -> tuple[bool, bool, float]:
+    """Failures first; then what the rule of the precision judged, before what has a wider rule of its own."""
+    own_rule = row.precision == "exact" or row.tolerance.startswith(row.precision)
+    return row.status is not Status.PASS, own_rule, excess(row)
 
 
 def ladder(result: Result) -> tuple[Rung, ...]:
@@ -186,6 +192,78 @@ def ladder(result: Result) -> tuple[Rung, ...]:
 def failures(result: Result) -> tuple[Comparison, ...]:
     """Everything that did not pass, in ladder order and in the order of execution."""
     return tuple(row for gate in result.gates.values() for row in gate.failures)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What one row of the table of tolerances judged.
+
+    Attributes:
+        name: Of the row.
+        allowed: Its limit in short.
+        compared: Number of comparisons.
+        worst: The one farthest off: by error, or by its ratio to the reference's own error.
+        ratio: That ratio; None where the rule is no factor on the reference's own error.
+        by_floor: Number of comparisons that only the rule's floor lets pass.
+    """
+
+    name: str
+    allowed: str
+    compared: int
+    worst: Comparison
+    ratio: float | None
+    by_floor: int
+
+
+def ratio(row: Comparison) -> float:
+    """Error over the reference's own error: 1 where the port rounds as much as the reference does."""
+    if row.error is None or not math.isfinite(row.error) or row.reference_error is None:
+        return math.inf
+    if row.error == 0:
+        return 0.0
+    return row.error / row.reference_error if row.reference_error > 0 else math.inf
+
+
+def rules(result: Result) -> tuple[Rule, ...]:
+    """Every row of the table of tolerances that judged something, in the order of the table."""
+    judged: dict[str, list[Comparison]] = {name: [] for name in result.tolerances}
+    for row in result.comparisons:
+        judged.setdefault(row.tolerance, []).append(row)
+    found = []
+    for name, rows in judged.items():
+        if not name or not rows:
+            continue
+        rule = result.tolerances.get(name, {})
+        factor = rule.get("limit") if rule.get("floor") else None
+        failures = [row for row in rows if row.status is not Status.PASS]
+        # Below the floor the reference's own error is too small to relate to, so those are only counted.
+        related = [row for row in rows if factor is None or row.status is not Status.PASS or ratio(row) <= factor]
+        worst = max(failures or related or rows, key=_error if factor is None else ratio)
+        found.append(
+            Rule(
+                name=name,
+                allowed=rule_text(rule) if factor is None else f"{factor:g} x",
+                compared=len(rows),
+                worst=worst,
+                ratio=None if factor is None else ratio(worst),
+                by_floor=len(rows) - len(related),
+            )
+        )
+    return tuple(found)
+
+
+def _error(row: Comparison) -> float:
+    return math.inf if row.error is None else row.error
+
+
+def rule_text(rule: Mapping[str, object]) -> str:
+    """The limit of a row of the table in words; ``-`` when there is none."""
+    limit, floor = rule.get("limit"), rule.get("floor")
+    if not isinstance(limit, float | int):
+        return "-" if limit is None else str(limit)
+    if isinstance(floor, float | int) and floor:  # a row with a floor is a factor on the reference's own error
+        return f"{limit:g} x the reference's own, at least {number(floor)}"
+    return "bit for bit" if limit == 0 else number(limit)
 
 
 def by_reason(rows: Sequence[NotCompared]) -> dict[str, list[NotCompared]]:

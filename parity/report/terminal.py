@@ -19,6 +19,7 @@ from parity.report.summary import (
     ordered_precisions,
     plural,
     printable,
+    rules,
     setting,
     verdict,
 )
@@ -44,6 +45,7 @@ def print_result(result: Result, console: Console | None = None) -> None:
     console.print(Text.assemble((printable(result.pair), "bold"), f" against {printable(result.reference)}"))
     console.print()
     _ladder(result, console)
+    _rules(result, console)
     _culprits(result, console)
     _failures(result, console)
     _known_differences(result, console)
@@ -110,6 +112,35 @@ def _exact(rung: Rung, computed: Text) -> Text:
     if row.status is Status.PASS:
         return Text("bit for bit" if row.limit == 0 else _worst(row).plain)
     return Text(f"values: {row.status.value}", style="red")
+
+
+def _rules(result: Result, console: Console) -> None:
+    found = rules(result)
+    if not found:
+        return
+    _heading(console, "Largest error by rule")
+    table = _table("Rule", "Compared", "Largest", "Allowed", "Where", right=("Compared", "Largest", "Allowed"))
+    for rule in found:
+        row = rule.worst
+        if row.status not in (Status.PASS, Status.FAIL) or row.error is None:
+            largest = row.status.value
+        else:
+            largest = number(row.error) if rule.ratio is None else f"{rule.ratio:.2f} x"
+        place = ", ".join(printable(part) for part in (row.case, row.mode) if part)
+        quantity = "" if row.quantity == "output" else f" {printable(row.quantity)}"
+        table.add_row(
+            Text(printable(rule.name), no_wrap=True),
+            f"{rule.compared:,}",
+            Text(largest, style="" if row.status is Status.PASS else "red", no_wrap=True),
+            Text(rule.allowed, no_wrap=True),
+            Text("" if row.error == 0 else f"{layer(row.port)}{quantity} ({place})"),
+        )
+    console.print(table)
+    ratios = [rule for rule in found if rule.ratio is not None]
+    if ratios:
+        note = f"x: times the reference's own error; {plural(sum(rule.by_floor for rule in ratios), 'comparison')} "
+        console.print(Text(note + "farther off, but below the floor of the rule.", style="dim"))
+    console.print()
 
 
 def _culprits(result: Result, console: Console) -> None:

@@ -6,7 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
-from parity.records import Culprit, KnownDifference, Result
+from parity.records import Comparison, Culprit, Gate, GateStatus, KnownDifference, Result, Status
 from parity.report.terminal import SHOWN_FAILURES, print_result
 from tests.unit.parity.report import results
 
@@ -30,6 +30,43 @@ def test_ladder_shows_counts_and_worst_error_against_limit():
     assert layers.split()[:4] == ["layers", "passed", "768", "0"]
     assert "/ 1e-12" in layers
     assert "bit for bit" in next(line for line in lines if line.startswith("weights"))
+
+
+def one_gate(*rows: Comparison) -> Result:
+    gate = Gate(name="layers", status=GateStatus.PASSED, comparisons=rows)
+    tolerances = {**results.TOLERANCES, "known": {"limit": 0.5, "floor": 0.0, "reason": ""}}
+    return dataclasses.replace(results.passing(), gates={"layers": gate}, requested=("layers",), tolerances=tolerances)
+
+
+def test_largest_errors_are_shown_by_the_rule_that_judged_them():
+    common = {"precision": "float32", "tolerance": "float32"}
+    result = one_gate(
+        results.comparison(port="a", error=3e-15),
+        results.comparison(port="b", error=2e-15),
+        results.comparison(port="c", error=3e-7, reference_error=2e-7, limit=4e-7, **common),
+        results.comparison(port="d", error=4e-7, reference_error=4e-7, limit=8e-7, **common),
+        results.comparison(port="e", error=3e-8, reference_error=1e-9, limit=3.4e-8, **common),
+        results.comparison(port="f", error=0.25, limit=0.5, tolerance="known"),
+    )
+    lines = [" ".join(line.split()) for line in printed(result).splitlines()]
+    assert "float64 2 3e-15 1e-12 a (evaluation)" in lines
+    assert "float32 3 1.50 x 2 x c (evaluation)" in lines
+    assert "known 1 2.5e-01 5e-01 f (evaluation)" in lines
+    note = next(line for line in lines if line.startswith("x: times"))
+    assert "; 1 comparison farther off, but below the floor" in note
+    assert not any(line.startswith("bfloat16") for line in lines)
+    ladder = next(line for line in lines if line.startswith("layers"))
+    assert "3e-15 / 1e-12" in ladder, "a wider rule of its own hides the rule of the precision"
+
+
+def test_a_failure_is_the_largest_of_its_rule_whatever_its_error():
+    result = one_gate(
+        results.comparison(port="a", error=0.9e-12),
+        results.comparison(port="b", error=None, limit=None, status=Status.MISSING),
+        results.comparison(port="c", error=2e-15, peak=1.0, status=Status.FAIL),
+    )
+    lines = [" ".join(line.split()) for line in printed(result).splitlines()]
+    assert "float64 3 missing 1e-12 b (evaluation)" in lines
 
 
 def test_failing_result_shows_culprits_with_both_names():
