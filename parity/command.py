@@ -22,7 +22,7 @@ PROVEN, NOT_PROVEN, WRONG_USE = 0, 1, 2
 def parity(
     checkpoint: str | None = None,
     config: str | None = None,
-    gates: str = "weights,constants,layers,blocks,model",
+    gates: str | None = None,
     out: str = "out/parity",
     reference: Literal["both", "live", "recorded"] = "both",
     bins: int = 64,
@@ -37,7 +37,9 @@ def parity(
         checkpoint: A checkpoint of the original to verify on (prefix, directory, SavedModel or .h5); by default the
             recorded cases of the repository.
         config: JSON file with constructor arguments that the checkpoint's shapes do not tell, such as the seed.
-        gates: Rungs to prove, separated by commas; the ones before them are climbed as well.
+        gates: Rungs to prove, separated by commas, of weights, constants, layers, blocks, model, losses, gradients,
+            optimizer, state, trajectory, convergence; the ones before them are climbed as well. By default all up to
+            trajectory for the recorded cases, and up to model for a checkpoint of your own.
         out: Folder for the three files; those of an earlier run are replaced.
         reference: Compare with numbers recorded from the original, with the living TensorFlow reference, or with both.
             A checkpoint of your own has only a living one.
@@ -45,6 +47,7 @@ def parity(
         batch: Number of synthetic examples for a checkpoint of your own.
         goldens: Folder of the recorded cases; that of the repository by default.
     """
+    from parity.ledger import Ledger
     from parity.pairs.epibert_run import GOLDENS, UsageError, run
     from parity.report.junit import write_junit
     from parity.report.page import check_installed, write_html
@@ -61,11 +64,12 @@ def parity(
             result = run(
                 checkpoint=checkpoint,
                 config=config,
-                gates=[name for name in gates.replace(",", " ").split() if name],
+                gates=None if gates is None else [name for name in gates.replace(",", " ").split() if name],
                 reference="live" if checkpoint is not None and reference == "both" else reference,
                 goldens=GOLDENS if goldens is None else goldens,
                 bins=bins,
                 batch=batch,
+                ledger=Ledger(goldens=Path(GOLDENS if goldens is None else goldens)),
                 say=lambda text: status.update(escape(text)),
             )
         result.to_json(scratch / "parity.json")

@@ -68,13 +68,23 @@ class Ledger:
         """The entry of the present content, whether it exists or not."""
         return self.folder / f"{self.fingerprint}.json"
 
+    def open(self) -> None:
+        """Makes the folder, so that whether it can be written is known before the work.
+
+        Raises:
+            OSError: It cannot.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            pass
+
     def record(self, result: Result) -> None:
         """Enters every gate that a run judged, passed or not; the latest run counts.
 
         Args:
             result: Of a run on the recorded cases against both references, with nothing patched.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.open()
         with self._locked():
             try:
                 gates = self._gates()

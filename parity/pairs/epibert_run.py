@@ -152,6 +152,12 @@ def run(
             "the living reference needs TensorFlow: install the extra 'reference', or compare with the recorded "
             "numbers alone by --reference recorded"
         )
+    entered = ledger if checkpoint is None and reference == "both" else None
+    if entered is not None:
+        try:
+            entered.open()
+        except OSError as error:
+            raise UsageError(f"cannot write the ledger {entered.folder}: {error.strerror}") from None
     findings = Findings()
     wanted = GATES[: max(GATES.index(gate) for gate in gates) + 1]
     if checkpoint is not None:
@@ -179,8 +185,8 @@ def run(
     if CONVERGENCE in wanted:
         _convergence(findings, prepare_port, say)
     result = findings.result(gates)
-    if ledger is not None and checkpoint is None and reference == "both":
-        ledger.record(result)
+    if entered is not None:
+        entered.record(result)
     return result
 
 

@@ -4,6 +4,7 @@ TensorFlow is needed for the living reference only, and imported there.
 """
 
 import ast
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ from parity.training import (
     MOMENTS,
     OPTIMIZER,
     SCHEDULE,
+    Backward,
     Inputs,
     Recipe,
     Snapshot,
@@ -69,6 +71,9 @@ SCHEDULE_ARGUMENTS: Mapping[str, Any] = {"peak": 1e-3, "warmup": 10, "decay": 30
 
 GRADIENT_SCALES = (1e-8, 1e-6, 1e-4, 1e-2, 1.0, 1e2)
 DECAY_SCALES = (1e-4, 1.0)
+OPTIMIZER_RUNS = (*(("adam", scale) for scale in GRADIENT_SCALES), *(("adamw", scale) for scale in DECAY_SCALES))
+GRADIENT_RECIPE = {"loss_type": "poisson_multinomial", "unmasked": True}
+PRECISIONS = ("float64", "float32")
 LOSS_TYPES = (("poisson", TOTAL_WEIGHT), ("poisson_multinomial", TOTAL_WEIGHT), ("poisson_multinomial", 1.0))
 
 
@@ -861,25 +866,34 @@ def compare_live_training(
         say: Told what is going on.
     """
     config = training_config(config)
-    pair = _LivePair(config, stored, make_port(config), training)
+    pair = LivePair(config, stored, make_port(config), training)
     if "gradients" in gates:
         say(f"{case}: gradients")
-        yield from _live_gradients(pair, case)
+        yield from live_gradients(pair, case=case)
     if "optimizer" in gates:
         say(f"{case}: optimizer steps")
-        yield from _live_steps(pair, case)
+        yield from live_steps(pair, case=case)
     if "state" in gates:
         say(f"{case}: {steps} training steps")
-        yield from _live_runs(pair, "float64", steps, case, with_trajectory="trajectory" in gates)
+        yield from live_runs(pair, "float64", steps, case=case, with_trajectory="trajectory" in gates)
     if "trajectory" in gates:
-        yield from _live_runs(pair, "float32", steps, case, with_trajectory=True)
+        yield from live_runs(pair, "float32", steps, case=case)
 
 
-class _LivePair:
-    """Reference and port with the same weights, constants and draws, and recipes to train them by."""
+class LivePair:
+    """Reference and port with the same weights, constants and draws, and recipes to train them by.
+
+    What the reference computes is remembered: several ports can be held against it.
+
+    Args:
+        config: What is trained, as ``training_config`` makes it.
+        stored: The model's tensors by canonical path.
+        port: The port with these weights.
+        training: What trains the port.
+    """
 
     def __init__(
-        self, config: EpiBERTConfig, stored: Mapping[str, np.ndarray], port: EpiBERT, training: PortTraining
+        self, config: EpiBERTConfig, stored: Mapping[str, np.ndarray], port: EpiBERT, training: PortTraining = PORT
     ) -> None:
         self.config = config
         self.stored = stored
@@ -888,19 +902,30 @@ class _LivePair:
         self.layer_map: LayerMap = epibert.layer_map(config)
         self.tensors = tensor_pairs(config)
         self.draws = Draws(SEED)
-        self._models: dict[str, Any] = {}
+        self._remembered: dict[tuple[Any, ...], Any] = {}
 
-    def reference(self, precision: str, **recipe: Any) -> KerasTraining:
-        """The reference in a precision."""
-        if precision not in self._models:
-            self._models[precision] = epibert.build_reference(self.config, self.stored, precision, dropout=True)
-        model = self._models[precision]
-        return KerasTraining(model, model.checkpoint_variables(), reference_recipe(**recipe), self.draws)
+    def of(self, port: EpiBERT, training: PortTraining = PORT) -> "LivePair":
+        """Another port beside the same reference."""
+        other = copy.copy(self)
+        other.port, other.training = port, training
+        return other
 
     def side(self, **recipe: Any) -> TorchTraining:
-        """The port."""
+        """The port, to be trained by a recipe."""
         own = port_recipe(self.training, **recipe)
         return TorchTraining(self.port, self.layer_map, own, self.draws, epibert.set_precision)
+
+    def reference(self, precision: str, **recipe: Any) -> KerasTraining:
+        """The reference in a precision, to be trained by a recipe."""
+
+        def build() -> Any:
+            return epibert.build_reference(self.config, self.stored, precision, dropout=True)
+
+        model = self._remember(("model", precision), build)
+        return self._remember(
+            ("side", precision, *sorted(recipe.items())),
+            lambda: KerasTraining(model, model.checkpoint_variables(), reference_recipe(**recipe), self.draws),
+        )
 
     def batch(self, step: int) -> tuple[Inputs, Targets]:
         """Inputs and targets of a step."""
@@ -915,12 +940,61 @@ class _LivePair:
             if pair.trainable
         }
 
+    def gradients(self, precision: str) -> Backward:
+        """The reference's pass on the first batch."""
+        reference = self.reference(precision, **GRADIENT_RECIPE)
+        return self._remember(("gradients", precision), lambda: reference.gradients(*self.batch(0)))
 
-def _live_gradients(pair: _LivePair, case: str) -> Iterator[Comparison]:
-    recipe = {"loss_type": "poisson_multinomial", "unmasked": True}
+    def given_gradients(self, scale: float) -> list[dict[str, np.ndarray]]:
+        """Drawn gradients of a size for a few steps, by the reference's keys and in its layout."""
+        steps = []
+        for step in range(max(STATE_STEPS)):
+            self.draws.step = step
+            steps.append(
+                {
+                    pair.reference: scale
+                    * self.draws.generator(f"gradient|{pair.reference}").standard_normal(
+                        self.stored[pair.reference].shape
+                    )
+                    for pair in self.tensors
+                    if pair.trainable
+                }
+            )
+        return steps
+
+    def steps(self, optimizer: str, scale: float) -> list[Snapshot]:
+        """The reference's steps along drawn gradients."""
+        reference = self.reference("float64", optimizer=optimizer)
+        return self._remember(
+            ("steps", optimizer, scale), lambda: reference.steps(self.given_gradients(scale), self.tensors)
+        )
+
+    def run(self, precision: str, steps: int, *, perturbed: int | None = None) -> list[Snapshot]:
+        """The reference's training run, from its weights or from perturbed ones."""
+        reference = self.reference(precision)
+
+        def train() -> list[Snapshot]:
+            if perturbed is None:
+                return reference.run(self.batch, steps, self.tensors)
+            reference.model.assign(perturb(self.stored, precision, perturbed))
+            try:
+                return reference.run(self.batch, steps, self.tensors)
+            finally:
+                reference.model.assign(self.stored)
+
+        return self._remember(("run", precision, steps, perturbed), train)
+
+    def _remember(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+        if key not in self._remembered:
+            self._remembered[key] = make()
+        return self._remembered[key]
+
+
+def live_gradients(pair: LivePair, *, case: str = "", precisions: Sequence[str] = PRECISIONS) -> Iterator[Comparison]:
+    """The gradients rung: every layer in isolation and end to end in float64, end to end in float32."""
     inputs, targets = pair.batch(0)
-    truth = pair.reference("float64", **recipe).gradients(inputs, targets)
-    side = pair.side(**recipe)
+    truth = pair.gradients("float64")
+    side = pair.side(**GRADIENT_RECIPE)
     for reading in (Reading.ISOLATED, Reading.ACCUMULATED):
         fed = truth if reading is Reading.ISOLATED else None
         yield from compare_gradients(
@@ -933,40 +1007,33 @@ def _live_gradients(pair: _LivePair, case: str) -> Iterator[Comparison]:
             tolerance="gradient_live",
             case=case,
         )
-    yield from compare_gradients(
-        side.gradients(inputs, targets, precision="float32"),
-        truth,
-        pair.tensors,
-        pair.layer_map,
-        reading=Reading.ACCUMULATED,
-        precision="float32",
-        tolerance="gradient_float32",
-        own=pair.reference("float32", **recipe).gradients(inputs, targets),
-        case=case,
-    )
+    if "float32" in precisions:
+        yield from compare_gradients(
+            side.gradients(inputs, targets, precision="float32"),
+            truth,
+            pair.tensors,
+            pair.layer_map,
+            reading=Reading.ACCUMULATED,
+            precision="float32",
+            tolerance="gradient_float32",
+            own=pair.gradients("float32"),
+            case=case,
+        )
 
 
-def _live_steps(pair: _LivePair, case: str) -> Iterator[Comparison]:
+def live_steps(
+    pair: LivePair, *, case: str = "", runs: Sequence[tuple[str, float]] = OPTIMIZER_RUNS
+) -> Iterator[Comparison]:
+    """The optimizer rung: steps along gradients of many sizes, and the schedule."""
     before = pair.weights()
-    runs = [("adam", scale) for scale in GRADIENT_SCALES] + [("adamw", scale) for scale in DECAY_SCALES]
     for optimizer, scale in runs:
-        drawn = []
-        for step in range(max(STATE_STEPS)):
-            pair.draws.step = step
-            drawn.append(
-                {
-                    tensor.reference: scale
-                    * pair.draws.generator(f"gradient|{tensor.reference}").standard_normal(
-                        pair.stored[tensor.reference].shape
-                    )
-                    for tensor in pair.tensors
-                    if tensor.trainable
-                }
-            )
-        in_port = [{t.port: t.to_port(step[t.reference]) for t in pair.tensors if t.trainable} for step in drawn]
+        given = [
+            {tensor.port: tensor.to_port(step[tensor.reference]) for tensor in pair.tensors if tensor.trainable}
+            for step in pair.given_gradients(scale)
+        ]
         yield from compare_steps(
-            pair.side(optimizer=optimizer).steps(in_port, pair.tensors, precision="float64"),
-            pair.reference("float64", optimizer=optimizer).steps(drawn, pair.tensors),
+            pair.side(optimizer=optimizer).steps(given, pair.tensors, precision="float64"),
+            pair.steps(optimizer, scale),
             before,
             pair.tensors,
             steps=STATE_STEPS,
@@ -979,22 +1046,23 @@ def _live_steps(pair: _LivePair, case: str) -> Iterator[Comparison]:
     yield from compare_schedules(schedule, truth, steps, label="warm-up, decay, floor", case=case)
 
 
-def _live_runs(
-    pair: _LivePair, precision: str, steps: int, case: str, *, with_trajectory: bool
+def live_runs(
+    pair: LivePair,
+    precision: str,
+    steps: int,
+    *,
+    case: str = "",
+    draws: int = TRAJECTORY_DRAWS,
+    with_trajectory: bool = True,
 ) -> Iterator[Comparison]:
-    """Whole training runs: what they leave behind, and in what company they stay."""
-    reference = pair.reference(precision)
+    """Whole training runs: the state that they leave behind (float64), and the trajectory."""
     count = steps if with_trajectory else max(STATE_STEPS)
-    truth = reference.run(pair.batch, count, pair.tensors)
+    truth = pair.run(precision, count)
     observed = pair.side().run(pair.batch, count, pair.tensors, precision=precision)
     if precision == "float64":
         yield from compare_state(observed, truth, pair.tensors, steps=STATE_STEPS, case=case)
     if with_trajectory:
-        perturbed = []
-        for draw in range(TRAJECTORY_DRAWS):
-            reference.model.assign(perturb(pair.stored, precision, draw))
-            perturbed.append(reference.run(pair.batch, count, pair.tensors))
-        reference.model.assign(pair.stored)
+        perturbed = [pair.run(precision, count, perturbed=draw) for draw in range(draws)]
         yield from compare_trajectory(observed, truth, perturbed, steps=count, precision=precision, case=case)
 
 
