@@ -50,7 +50,7 @@ def hash_sources(folder: Path) -> str:
     """sha256 over names and contents of all source files of a package, in the order of their names."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.suffix in (".py", ".jinja", ".css", ".js"):
+        if path.is_file() and path.suffix in (".py", ".json", ".jinja", ".css", ".js"):
             digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -101,7 +101,7 @@ class Recipe:
         global_clipnorm: Largest norm of all gradients together.
     """
 
-    epochs: int = 4
+    epochs: int = 3
     batch: int = 16
     peak: float = 5e-3
     warmup: int = 16

@@ -1,0 +1,80 @@
+"""Rung of convergence: both stacks, trained on planted motifs, arrive at the same place; a fault of training does not.
+
+Minutes of training, so these run apart from the others, marked ``convergence``.
+"""
+
+import pytest
+
+from parity import Comparison, Status
+from parity.convergence import FEWEST_PAIRS, Run, Side, find_equivalences
+from parity.pairs import epibert_convergence
+from parity.pairs.epibert_convergence import FIRST_SEED, PAIRS, margins, run_convergence
+from tests import training_faults
+
+pytestmark = pytest.mark.convergence
+
+Outcome = tuple[tuple[Run, ...], list[Comparison]]
+
+
+@pytest.fixture(scope="module")
+def outcome(tensorflow) -> Outcome:
+    """The rung as it is committed."""
+    return run_convergence()
+
+
+def not_passed(rows: list[Comparison]) -> list[str]:
+    return [
+        f"{row.reference}{row.port} {row.quantity}: {row.status}, {row.detail}"
+        for row in rows
+        if row.status is not Status.PASS
+    ]
+
+
+def test_the_rung_passes(outcome):
+    _, rows = outcome
+    assert not not_passed(rows)
+
+
+def test_every_planned_run_was_trained_and_judged(outcome):
+    runs, rows = outcome
+    assert {(run.side, run.seed) for run in runs} == {
+        (side, seed) for side in Side for seed in range(FIRST_SEED, FIRST_SEED + PAIRS)
+    }
+    assert len(rows) == 2 * 2 + 2 * 2 * PAIRS
+
+
+def test_correlation_rises_from_nothing_to_where_a_model_is_useful(outcome):
+    for run in outcome[0]:
+        assert abs(run.pearsons[0]) < 0.4
+        assert run.pearsons[-1] > 0.6
+
+
+def test_the_two_sides_start_alike_and_go_their_own_ways(outcome):
+    runs = {(run.side, run.seed): run for run in outcome[0]}
+    for seed in range(FIRST_SEED, FIRST_SEED + PAIRS):
+        reference, port = runs[Side.REFERENCE, seed], runs[Side.PORT, seed]
+        assert port.losses[0] == pytest.approx(reference.losses[0], rel=1e-5)
+        assert port.losses[1] != pytest.approx(reference.losses[1], rel=1e-5)
+
+
+def test_a_fault_of_training_is_rejected_by_this_rung_alone(outcome):
+    """It is in no forward pass in evaluation, and no other rung is asked."""
+    reference_runs = [run for run in outcome[0] if run.side is Side.REFERENCE]
+    runs, rows = run_convergence(prepare_port=training_faults.dropout_scale_missing, reference_runs=reference_runs)
+    decisions = find_equivalences(runs, margins(), seeds=range(FIRST_SEED, FIRST_SEED + PAIRS))
+    assert not decisions["losses"].passed
+    assert [row.quantity for row in rows if row.status is Status.FAIL]
+
+
+def test_a_process_that_dies_fails_the_rung_and_takes_no_pair_with_it(outcome):
+    reference_runs = [run for run in outcome[0] if run.side is Side.REFERENCE]
+    pairs = FEWEST_PAIRS
+    runs, rows = run_convergence(pairs=pairs, prepare_port=training_faults.die, reference_runs=reference_runs[:pairs])
+    crashed = [run for run in runs if run.side is Side.PORT]
+    assert len(crashed) == pairs
+    assert all("BrokenProcessPool" in run.error for run in crashed)
+    assert [row.status for row in rows if row.quantity == "final losses"] == [Status.MISSING]
+
+
+def test_the_margin_was_measured_under_the_present_conditions():
+    assert epibert_convergence.measured()["conditions"] == epibert_convergence.conditions()
