@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras
 
-from tf_reference import EpiBERT
+from tf_reference import EpiBERT, EpiBERTRampage
 
 GOLDENS = Path(__file__).resolve().parents[3] / "goldens"
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -61,7 +61,7 @@ class Recording:
         one_hot = np.concatenate([np.eye(4), np.zeros((1, 4))])[bases]
         return tf.constant(one_hot, tf.float32), tf.constant(atac, tf.float32), tf.constant(motifs, tf.float32)
 
-    def model(self, mode: str) -> EpiBERT:
+    def model(self, mode: str) -> Any:
         """The reference with the weights and constants of the recording: one object per precision, as good as new."""
         model = _built(self.case, POLICIES[mode])
         model.assign(self.weights)
@@ -72,11 +72,13 @@ class Recording:
 
 
 RECORDINGS = {case: Recording(case) for case in ("P1", "P2")}
+FINE_TUNING = {case: Recording(case) for case in ("R1", "R2")}
 
 
 @cache
-def _built(case: str, policy: str) -> EpiBERT:
-    return EpiBERT(**RECORDINGS[case].config, dtype=policy).build_weights()
+def _built(case: str, policy: str) -> EpiBERT | EpiBERTRampage:
+    kind = EpiBERT if case in RECORDINGS else EpiBERTRampage
+    return kind(**Recording(case).config, dtype=policy).build_weights()
 
 
 def _datasets(group: h5py.Group, prefix: str) -> Iterator[tuple[str, h5py.Dataset]]:
