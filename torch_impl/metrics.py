@@ -3,7 +3,7 @@
 Source of the semantics: the specification of the original TensorFlow implementation (naumanjaved/EpiBERT, MIT), its
 section 3.2. Both metrics keep six sums, in float32 as the original does, so what cancellation costs there it costs
 here; ``state_dtype=torch.float64`` does better. The sums of several processes are added up, hence the result is that of
-all their batches together.
+all their batches together. torchmetrics makes a scalar of a single number, where the original returns shape (1,).
 """
 
 import torch

@@ -1,0 +1,108 @@
+"""The metrics of the port: against recorded numbers, against textbook formulas, and where they have no answer."""
+
+import ast
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from tests.assertions import assert_same
+from tests.unit.sources import ROOT
+from torch_impl.metrics import R2, PearsonR
+
+METRICS = {"PearsonR": PearsonR, "R2": R2}
+BEFORE_UPDATE = "ignore:The ``compute`` method of metric:UserWarning"
+
+
+def batches(number: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Predictions and targets, the number of bins different in each."""
+    generator = np.random.default_rng(7)
+    found = []
+    for index in range(number):
+        target = generator.gamma(0.5, 4.0, (2, 9 + index, 1))
+        found.append((torch.from_numpy(target * 0.5 + generator.random(target.shape)), torch.from_numpy(target)))
+    return found
+
+
+@pytest.mark.parametrize("name", ["case0_PearsonR", "case1_R2", "case2_PearsonR", "case3_R2"])
+def test_after_every_batch_and_the_sums_at_the_end(name):
+    with h5py.File(ROOT / "goldens" / "functions.h5") as file:
+        recorded = file["metrics"][name]
+        axes, state = ast.literal_eval(recorded.attrs["reduce_axis"]), recorded["state"]
+        metric = METRICS[name.partition("_")[2]](axes, shape=state["count"].shape)
+        for index in range(4):
+            batch = recorded[f"batch{index}"]
+            metric.update(*(torch.from_numpy(batch[key][()]) for key in ("y_pred", "y_true")))
+            result = metric.compute()
+            assert result.dtype == torch.float32
+            assert_same(result.reshape(metric.count.shape), batch["result_so_far"][()], "float32_metric")
+        assert len(state) == 6
+        for key, expected in state.items():
+            assert_same(getattr(metric, key), expected[()], "float32_only", what=key)
+
+
+@pytest.mark.parametrize("kind", METRICS.values(), ids=METRICS)
+def test_float64_sums_give_the_textbook_value(kind):
+    metric = kind(state_dtype=torch.float64)
+    for pred, target in batches():
+        metric.update(pred, target)
+    pred, target = (np.concatenate([pair[side].numpy().ravel() for pair in batches()]) for side in (0, 1))
+    if kind is PearsonR:
+        expected = np.corrcoef(pred, target)[0, 1]
+    else:
+        expected = 1 - np.sum((target - pred) ** 2) / np.sum((target - target.mean()) ** 2)
+    assert metric.compute().dtype == torch.float64
+    assert_same(metric.compute(), np.array(expected))
+
+
+@pytest.mark.parametrize("kind", METRICS.values(), ids=METRICS)
+def test_sums_stay_in_their_dtype_whatever_the_model_is_cast_to(kind):
+    metric = torch.nn.ModuleList([kind()]).double().bfloat16()[0]
+    metric.update(*batches()[0])
+    assert metric.compute().dtype == metric.count.dtype == torch.float32
+
+
+@pytest.mark.filterwarnings(BEFORE_UPDATE)
+@pytest.mark.parametrize("kind", METRICS.values(), ids=METRICS)
+def test_without_data_the_result_is_nan(kind):
+    metric = kind()
+    assert metric.compute().isnan().all()
+    metric.update(*batches()[0])
+    assert metric.compute().isfinite().all()
+    metric.reset()
+    assert metric.compute().isnan().all()
+    assert metric.compute().shape == ()
+
+
+def test_constant_values_have_no_correlation():
+    ones, rising = torch.ones(1, 8, 1), torch.arange(8.0).reshape(1, 8, 1)
+    for pred, target in ((ones, rising), (rising, ones), (ones, ones)):
+        metric = PearsonR()
+        metric.update(pred, target)
+        assert metric.compute().isnan().all()
+    metric = R2()
+    metric.update(rising, ones)
+    assert metric.compute().isneginf().all()
+
+
+def test_a_batch_of_another_shape_is_refused():
+    pred = torch.rand(2, 5, 3)
+    with pytest.raises(ValueError, match=r"shape \(2, 5, 3\) has shape \(3,\), the state \(1,\)"):
+        PearsonR().update(pred, pred)
+    metric = PearsonR(shape=(3,))
+    metric.update(pred, pred)
+    assert_same(metric.compute(), torch.ones(3), "float32_metric")
+
+
+@pytest.mark.parametrize("kind", METRICS.values(), ids=METRICS)
+def test_a_metric_is_saved_and_goes_on(kind):
+    first, *rest = batches()
+    metric = kind()
+    metric.update(*first)
+    copy = pickle.loads(pickle.dumps(metric))  # noqa: S301  made in the line above
+    for each in (metric, copy):
+        for pair in rest:
+            each.update(*pair)
+    assert_same(copy.compute(), metric.compute(), "exact")
