@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: parity test slow lint bench clean
+.PHONY: parity test convergence slow lint bench clean
 .DEFAULT_GOAL := parity
 
 # Compares port and reference level by level on the recorded checkpoint: verdict on the terminal, report in out/parity.
@@ -11,6 +11,10 @@ parity: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# Whole training runs of both stacks; stands on the ladder that `make parity` or `make test` has proven.
+convergence: .venv/installed
+	$(BIN)/python -m pytest -m convergence
 
 # Proofs that take minutes each: full size, fresh installation.
 slow: .venv/installed

@@ -1026,13 +1026,17 @@ def live_steps(
 ) -> Iterator[Comparison]:
     """The optimizer rung: steps along gradients of many sizes, and the schedule."""
     before = pair.weights()
+    schedule, truth = pair.side().recipe.schedule, pair.reference("float64").recipe.schedule
     for optimizer, scale in runs:
         given = [
             {tensor.port: tensor.to_port(step[tensor.reference]) for tensor in pair.tensors if tensor.trainable}
             for step in pair.given_gradients(scale)
         ]
+        side = pair.side(optimizer=optimizer)
+        # The optimizer is fed with the reference's rates as well, so that a wrong schedule is not its fault.
+        side.recipe = dataclasses.replace(side.recipe, schedule=truth)
         yield from compare_steps(
-            pair.side(optimizer=optimizer).steps(given, pair.tensors, precision="float64"),
+            side.steps(given, pair.tensors, precision="float64"),
             pair.steps(optimizer, scale),
             before,
             pair.tensors,
@@ -1040,8 +1044,6 @@ def live_steps(
             label=f"{optimizer}, gradients of size {scale:g}",
             case=case,
         )
-    schedule = pair.side().recipe.schedule
-    truth = pair.reference("float64").recipe.schedule
     steps = range(2 * int(SCHEDULE_ARGUMENTS["warmup"] + SCHEDULE_ARGUMENTS["decay"]))
     yield from compare_schedules(schedule, truth, steps, label="warm-up, decay, floor", case=case)
 

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from parity import Result
+from parity.ladder import CONVERGENCE, GATES
+from parity.ledger import Ledger, NotProven
 from parity.pairs import epibert
 from parity.pairs.epibert_run import CASES, load_case, model_tensors, run
 from parity.reference import LiveReference, Recording, read_recording
@@ -14,8 +16,20 @@ from weights import transplant
 
 @pytest.fixture(scope="session")
 def ladder(tensorflow) -> Result:
-    """What ``epibert parity`` finds: both recorded cases, against their recording and against the living reference."""
-    return run()
+    """What ``epibert parity`` finds: the recorded cases, against their recordings and against the living reference.
+
+    It is climbed whole whatever is selected, and entered in the ledger, on which the rung of convergence stands.
+    """
+    return run(ledger=Ledger())
+
+
+@pytest.fixture(scope="session")
+def proven_ladder() -> None:
+    """Insists that every rung below convergence is proven for the present content, by whatever run before."""
+    try:
+        Ledger().require(GATES[: GATES.index(CONVERGENCE)])
+    except NotProven as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 class FaultBench:

@@ -1,0 +1,266 @@
+"""Mistakes that only training shows, injected one by one: the rung meant for each turns red and names who is at fault.
+
+The forward rungs run without dropout, loss or optimizer, so they accept all of these but the two of BatchNorm's
+statistics, which a forward pass in training mode shows as well.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from parity import Comparison, LayerMap, Reading, Status
+from parity.ladder import TRAINING_GATES, find_culprits, judge
+from parity.pairs import epibert, epibert_training
+from parity.pairs.epibert_run import load_case, model_tensors
+from parity.pairs.epibert_training import ADAM_EPSILON, CLIP, PORT, WEIGHT_DECAY, LivePair, PortTraining
+from parity.records import GateStatus
+from parity.training import LOSS, OPTIMIZER, SCHEDULE
+from tests.training_faults import torch_momentum, unbiased_variance
+from torch_impl import EpiBERT
+from torch_impl.losses import masked_loss
+from torch_impl.optim import KerasAdam, KerasAdamW, cosine_warmup
+from weights import transplant
+
+STEPS = 6
+"""Long enough for the second step to show what the first cannot."""
+
+
+# --- the faults ------------------------------------------------------------------------------------------------------
+
+
+class TorchEpsilon(torch.optim.Adam):
+    """PyTorch's own epsilon, added after the bias correction; clipping as it should be."""
+
+    def step(self, closure: Any = None) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"]]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        for gradient in gradients:
+            gradient.mul_(torch.clamp(CLIP / norm, max=1.0))
+        return super().step(closure)
+
+
+class ClipEpsilon(KerasAdam):
+    """``clip_grad_norm_`` adds 1e-6 to the norm."""
+
+    def step(self, closure: Any = None) -> Any:
+        nn.utils.clip_grad_norm_([p for group in self.param_groups for p in group["params"]], CLIP)
+        return super().step(closure)
+
+
+class DecayWithoutRate(KerasAdamW):
+    """The weight decay of each step is not scaled by the learning rate."""
+
+    def step(self, closure: Any = None) -> Any:
+        kept = [group["weight_decay"] for group in self.param_groups]
+        with torch.no_grad():
+            for group, decay in zip(self.param_groups, kept, strict=True):
+                for parameter in group["params"]:
+                    parameter.mul_(1 - decay)
+                group["weight_decay"] = 0.0
+        try:
+            return super().step(closure)
+        finally:
+            for group, decay in zip(self.param_groups, kept, strict=True):
+                group["weight_decay"] = decay
+
+
+def mean_of_examples(true: Tensor, predicted: Tensor, mask: Tensor, *, unmask: Any = None, **arguments: Any) -> Tensor:
+    losses = [
+        masked_loss(
+            true[i : i + 1],
+            predicted[i : i + 1],
+            mask[i : i + 1],
+            unmask=None if unmask is None else unmask[i : i + 1],
+            **arguments,
+        )
+        for i in range(len(true))
+    ]
+    return torch.stack(losses).mean()
+
+
+def dropouts(forward: Callable[[nn.Dropout, Tensor], Tensor]) -> Callable[[EpiBERT], None]:
+    def inject(port: EpiBERT) -> None:
+        for module in port.modules():
+            if isinstance(module, nn.Dropout):
+                module.forward = functools.partial(forward, module)  # type: ignore[method-assign]  a fault is a patch
+
+    return inject
+
+
+def without_scale(module: nn.Dropout, x: Tensor) -> Tensor:
+    return F.dropout(x, module.p, module.training) * (1 - module.p if module.training else 1)
+
+
+def same_mask(module: nn.Dropout, x: Tensor) -> Tensor:
+    """Drawn once for each shape, by which the two calls of a feed-forward network are told apart, and kept."""
+    if not module.training:
+        return x
+    masks = vars(module).setdefault("masks", {})
+    if x.shape not in masks:
+        masks[x.shape] = F.dropout(torch.ones_like(x), module.p)
+    return x * masks[x.shape]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A mistake, the rung that must turn red, and who must be named: each culprit satisfies ``named``."""
+
+    gate: str
+    named: Callable[[str], bool]
+    training: PortTraining = PORT
+    inject: Callable[[EpiBERT], None] | None = None
+
+
+def only(name: str) -> Callable[[str], bool]:
+    return lambda culprit: culprit == name
+
+
+def with_parts(**parts: Any) -> PortTraining:
+    return dataclasses.replace(PORT, **parts)
+
+
+def schedule(change: Callable[..., float]) -> PortTraining:
+    return with_parts(schedule=change)
+
+
+FAULTS = {
+    "PyTorch's Adam epsilon": Fault(
+        gate="optimizer",
+        named=only(OPTIMIZER),
+        training=with_parts(adam=lambda module: [TorchEpsilon(module.parameters(), eps=ADAM_EPSILON)]),
+    ),
+    "clipping by norm + 1e-6": Fault(
+        gate="optimizer",
+        named=only(OPTIMIZER),
+        training=with_parts(
+            adam=lambda module: [ClipEpsilon(module.parameters(), eps=ADAM_EPSILON, global_clipnorm=CLIP)]
+        ),
+    ),
+    "decay on biases and norms": Fault(
+        gate="optimizer",
+        named=only(OPTIMIZER),
+        training=with_parts(
+            adamw=lambda module: [
+                KerasAdamW(module.parameters(), eps=ADAM_EPSILON, global_clipnorm=CLIP, weight_decay=WEIGHT_DECAY)
+            ]
+        ),
+    ),
+    "decay not scaled by the learning rate": Fault(
+        gate="optimizer",
+        named=only(OPTIMIZER),
+        training=with_parts(
+            adamw=lambda module: [
+                DecayWithoutRate(
+                    epibert_training.decay_groups(module, WEIGHT_DECAY), eps=ADAM_EPSILON, global_clipnorm=CLIP
+                )
+            ]
+        ),
+    ),
+    "schedule off by one": Fault(
+        gate="optimizer", named=only(SCHEDULE), training=schedule(lambda step, **a: cosine_warmup(step + 1, **a))
+    ),
+    "decay to zero": Fault(
+        gate="optimizer",
+        named=only(SCHEDULE),
+        training=schedule(lambda step, **a: cosine_warmup(step, **{**a, "floor": 0.0})),
+    ),
+    "mean of per-example losses": Fault(
+        gate="losses", named=only(LOSS), training=with_parts(masked_loss=mean_of_examples)
+    ),
+    "unbiased running variance": Fault(
+        gate="state", named=lambda culprit: culprit.endswith(".norm"), inject=unbiased_variance
+    ),
+    "momentum 0.9 for 0.1": Fault(gate="state", named=lambda culprit: culprit.endswith(".norm"), inject=torch_momentum),
+    "dropout scale missing": Fault(
+        gate="gradients", named=lambda culprit: "dropout" in culprit, inject=dropouts(without_scale)
+    ),
+    "the same mask at every step": Fault(gate="trajectory", named=only("EpiBERT"), inject=dropouts(same_mask)),
+}
+
+
+# --- the bench -------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """A living reference that remembers what it computed, and fresh ports to break."""
+
+    def __init__(self, goldens: Any) -> None:
+        config, self.checkpoint = load_case(goldens / "P1")
+        self.config = epibert_training.training_config(config)
+        self.stored = model_tensors(self.checkpoint, config)
+        self.layer_map: LayerMap = epibert.layer_map(self.config)
+        self.pair = LivePair(self.config, self.stored, self.port())
+
+    def port(self) -> EpiBERT:
+        port = EpiBERT(self.config)
+        transplant(self.checkpoint, port, constants="tensorflow")
+        return port
+
+    def rows(self, fault: Fault, gates: Sequence[str]) -> list[Comparison]:
+        """What the rungs find, each in its short form."""
+        port = self.port()
+        if fault.inject is not None:
+            fault.inject(port)
+        pair = self.pair.of(port, fault.training)
+        rows: list[Comparison] = []
+        if "losses" in gates:
+            rows += epibert_training.compare_losses(fault.training)
+        if "gradients" in gates:
+            rows += epibert_training.live_gradients(pair, precisions=("float64",))
+        if "optimizer" in gates:
+            rows += epibert_training.live_steps(pair, runs=(("adam", 1e-6), ("adam", 1e-2), ("adamw", 1.0)))
+        if "state" in gates:
+            with_trajectory = "trajectory" in gates
+            rows += epibert_training.live_runs(pair, "float64", STEPS, draws=1, with_trajectory=with_trajectory)
+        return rows
+
+
+@pytest.fixture(scope="module")
+def training_bench(tensorflow, goldens) -> Bench:
+    return Bench(goldens)
+
+
+def test_a_port_without_a_fault_passes_all_training_rungs(training_bench):
+    rows = training_bench.rows(Fault(gate="", named=only("")), TRAINING_GATES)
+    gates = judge(rows, requested=TRAINING_GATES, ladder=TRAINING_GATES)
+    failures = [row for row in rows if row.status is not Status.PASS]
+    assert {gate.status for gate in gates.values()} == {GateStatus.PASSED}, failures[:5]
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_rung_meant_for_a_fault_turns_red_and_names_who_is_at_fault(training_bench, name):
+    fault = FAULTS[name]
+    before = TRAINING_GATES[: TRAINING_GATES.index(fault.gate) + 1]
+    # State and trajectory stand on long runs; the rungs before them that a fault cannot touch are not climbed again.
+    wanted = {
+        "state": ("gradients", "state"),
+        "trajectory": ("gradients", "state", "trajectory"),
+    }.get(fault.gate, before)
+    rows = training_bench.rows(fault, wanted)
+    gates = judge(rows, requested=wanted, ladder=wanted)
+    red = [gate for gate, found in gates.items() if found.status is GateStatus.FAILED]
+    assert red == [fault.gate], {gate: found.reason for gate, found in gates.items()}
+    failing = [row for row in rows if row.gate == fault.gate]
+    culprits = [culprit.port for culprit in find_culprits(failing, training_bench.layer_map, model_name="EpiBERT")]
+    assert culprits
+    assert [culprit for culprit in culprits if not fault.named(culprit)] == []
+
+
+@pytest.mark.parametrize("name", ["dropout scale missing", "the same mask at every step"])
+def test_forward_rungs_accept_faults_of_dropout(training_bench, bench, name):
+    from parity.ladder import compare_live
+
+    port = bench.port()
+    fault = FAULTS[name]
+    assert fault.inject is not None
+    fault.inject(port)
+    rows = list(compare_live(epibert.watch(port), bench.live, bench.layer_map, gates=("layers",)))
+    assert {row.reading for row in rows} >= {Reading.ISOLATED}
+    assert {row.status for row in rows} == {Status.PASS}
