@@ -83,7 +83,7 @@ def test_every_layer_and_both_predictions(recording, mode):
         tap = outputs[path]
         got[key] = wide(tap[("output", "k_prime", "q_prime").index(name)] if isinstance(tap, tuple) else tap)
     count = verified(judged(mode, got, recorded(recording, "modes/f64/taps"), recorded(recording, place)))
-    assert count >= len(got) >= {"R1": 94, "R2": 76}[recording.case]
+    assert count >= len(got) == {"R1": 134, "R2": 106}[recording.case]
     heads = finals(recording, output)
     for graph in ("", "_graph"):
         exact, same = (
