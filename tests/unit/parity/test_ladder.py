@@ -105,7 +105,7 @@ def test_nothing_requested_runs_nothing():
 
 def test_a_comparison_of_an_unknown_gate_is_an_error():
     with pytest.raises(KeyError):
-        judge([row("gradients")], requested=GATES)
+        judge([row("no such gate")], requested=GATES)
 
 
 # --- culprits ---------------------------------------------------------------------------------------------------------
