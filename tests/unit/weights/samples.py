@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from torch_impl import EpiBERT, EpiBERTConfig
+from torch_impl import EpiBERT, EpiBERTConfig, EpiBERTRampage
+from torch_impl.model import Trunk
 from weights.object_graph import SUFFIX
+from weights.table import PRETRAIN, RAMPAGE, Kind
 
 GOLDENS = Path(__file__).parents[3] / "goldens"
 CHECKPOINTS = (
@@ -18,8 +20,12 @@ CHECKPOINTS = (
     "P1/ckpt_after_poisson",
     "P1/ckpt_after_poisson_multinomial",
     "P2/ckpt_before",
+    "R1/ckpt_before",
+    "R1/ckpt_after_poisson_multinomial",
+    "R2/ckpt_before",
 )
-AFTER = ("P1/ckpt_after_poisson", "P1/ckpt_after_poisson_multinomial")
+AFTER = ("P1/ckpt_after_poisson", "P1/ckpt_after_poisson_multinomial", "R1/ckpt_after_poisson_multinomial")
+CASES = ("P1", "P2", "R1", "R2")
 # A model small enough for TensorFlow to trace in seconds, with no two widths alike.
 SMALL = {
     "filter_list_seq": [6, 10],
@@ -43,9 +49,15 @@ def prefix(checkpoint: str) -> Path:
     return GOLDENS / checkpoint / "ckpt-1"
 
 
-def build(case: str, dtype: torch.dtype = torch.float32, **overrides: Any) -> EpiBERT:
-    """A freshly initialised model of a recorded case."""
-    return EpiBERT(EpiBERTConfig(**{**arguments(case), **overrides})).to(dtype)
+def kind(case: str) -> Kind:
+    """What the checkpoints of a recorded case hold."""
+    return RAMPAGE if case.startswith("R") else PRETRAIN
+
+
+def build(case: str, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
+    """A freshly initialised model of a recorded case: an `EpiBERT`, or for R1 and R2 an `EpiBERTRampage`."""
+    config = EpiBERTConfig(**{**arguments(case), **overrides})
+    return (EpiBERTRampage(config) if kind(case) is RAMPAGE else EpiBERT(config)).to(dtype)
 
 
 def copied(checkpoint: str, folder: Path) -> Path:
@@ -55,7 +67,7 @@ def copied(checkpoint: str, folder: Path) -> Path:
     return target / "ckpt-1"
 
 
-def fingerprint(model: EpiBERT) -> str:
+def fingerprint(model: Trunk) -> str:
     """Changes when anything in the model's state does."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():

@@ -42,6 +42,21 @@ def test_transplant_and_export_and_diff_close_the_circle(tmp_path, capsys):
         assert "0 of 293 tensors differ" in capsys.readouterr().out
 
 
+def test_a_fine_tuning_checkpoint_is_recognised_by_its_rna_head(tmp_path, capsys):
+    path = str(prefix("R1/ckpt_after_poisson_multinomial"))
+    model_dir, exported = str(tmp_path / "model"), str(tmp_path / "tensorflow")
+    assert inspect(path) == 0
+    shown = capsys.readouterr().out
+    assert "configuration of a fine-tuning model" in shown
+    assert "predict_atac" in shown
+    assert transplant_command(path, model_dir, seed=3, constants="philox") == 0
+    assert export_command(model_dir, exported) == 0
+    capsys.readouterr()
+    for left, right in ((path, exported), (model_dir, path)):
+        assert diff(left, right) == 0
+        assert "0 of 314 tensors differ" in capsys.readouterr().out
+
+
 def test_a_configuration_may_be_given(tmp_path):
     given = {**arguments(CHECKPOINT), "seed": 5}
     (tmp_path / "config.json").write_text(json.dumps(given))

@@ -26,7 +26,11 @@ def test_the_sizes_of_a_recorded_checkpoint_are_inferred(checkpoint):
     inferred = infer_configuration(canonical_shapes(open_checkpoint(prefix(checkpoint))))
     recorded = EpiBERTConfig(**arguments(checkpoint))
     assert inferred.complaints == ()
-    assert inferred.values == {name: getattr(recorded, name) for name in SIZES}
+    fine_tuning = checkpoint.startswith("R")
+    told = (*SIZES, "predict_atac") if fine_tuning else SIZES
+    assert inferred.fine_tuning == fine_tuning
+    assert inferred.values == {name: getattr(recorded, name) for name in told}
+    assert "predict_atac" not in inferred.assumed
     assert set(inferred.assumed).isdisjoint(SIZES)
     assert {"seed", "output_length", "max_seq_length", "dropout_rate", "use_rot_emb"} <= set(inferred.assumed)
     assert contradict(recorded, inferred) == []

@@ -1,5 +1,6 @@
 """SavedModel, `.h5` and TensorFlow-format weights, written by Keras itself from the reference."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 
 from tests.unit.weights.samples import SMALL
 from torch_impl import EpiBERT, EpiBERTConfig
-from weights import CheckpointError, export, read_checkpoint, transplant
+from weights import CheckpointError, export, load_transplanted, read_checkpoint, transplant
+from weights.command import transplant_command
 from weights.errors import CorruptCheckpointError, MappingError, NotACheckpointError
 from weights.object_graph import SUFFIX
-from weights.table import rows
+from weights.table import RAMPAGE_TABLE, rows
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,24 @@ def test_every_format_gives_the_numbers_of_the_reference(reference, written, nam
         expected = torch.from_numpy(row.layout.to_port(variables[row.path].numpy()).copy())
         assert torch.equal(state[row.name], expected), row.path
     assert len([tensor for tensor in record.tensors if tensor.role in ("parameter", "statistic")]) == len(listed)
+
+
+@pytest.mark.parametrize("predict_atac", [True, False])
+def test_a_keras_file_of_a_fine_tuning_model_is_told_by_its_layers(tensorflow, tmp_path, predict_atac):
+    import tf_reference
+
+    reference = tf_reference.EpiBERTRampage(**SMALL, predict_atac=predict_atac).build_weights()
+    reference.save_weights(tmp_path / "weights.h5")
+    given = {**SMALL, "predict_atac": predict_atac}
+    (tmp_path / "config.json").write_text(json.dumps(given))
+    file, out = str(tmp_path / "weights.h5"), tmp_path / "out"
+    assert transplant_command(file, str(out), config=str(tmp_path / "config.json"), constants="philox") == 0
+    model = load_transplanted(out)
+    state, variables = model.state_dict(), reference.checkpoint_variables()
+    listed = rows(model.config, RAMPAGE_TABLE)
+    assert {row.path for row in listed} == set(variables)
+    for row in listed:
+        assert np.array_equal(state[row.name], row.layout.to_port(variables[row.path].numpy())), row.path
 
 
 @pytest.mark.parametrize("name", ["keras_saved_model", "saved_model"])

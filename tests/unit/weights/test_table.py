@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.unit.weights.samples import AFTER, CHECKPOINTS, GOLDENS, arguments, build, prefix
+from tests.unit.weights.samples import AFTER, CASES, CHECKPOINTS, GOLDENS, arguments, build, kind, prefix
 from torch_impl import EpiBERTConfig
-from weights import CheckpointError, read_checkpoint
+from weights import CheckpointError, messages, read_checkpoint
 from weights.errors import MappingError
 from weights.layouts import CONV1D, DENSE, HEADS_IN, IDENTITY
 from weights.mapping import check_table
-from weights.object_graph import SUFFIX
-from weights.table import PRETRAIN, TABLE, Group, Optimizer, Row, rows, slot_paths
+from weights.object_graph import GRAPH_KEY, SUFFIX
+from weights.table import MOMENTS, PRETRAIN, RAMPAGE_TABLE, TABLE, Group, Optimizer, Row, rows, slot_paths
 
 transplant_module = importlib.import_module("weights.transplant")
 
@@ -26,17 +26,17 @@ def config(case: str) -> EpiBERTConfig:
     return EpiBERTConfig(**arguments(case))
 
 
-@pytest.mark.parametrize("case", ["P1", "P2"])
+@pytest.mark.parametrize("case", CASES)
 def test_the_order_is_keras_order_of_trainable_variables(case):
     recorded = json.loads((GOLDENS / case / "config.json").read_text())
-    assert [row.path for row in rows(config(case)) if row.trainable] == recorded["trainable_order"]
+    assert [row.path for row in rows(config(case), kind(case).table) if row.trainable] == recorded["trainable_order"]
 
 
-@pytest.mark.parametrize("case", ["P1", "P2"])
+@pytest.mark.parametrize("case", CASES)
 def test_the_rows_are_the_recorded_variables_with_their_shapes(case):
     recorded = json.loads((GOLDENS / case / "config.json").read_text())["variables"]
     state = build(case).state_dict()
-    listed = rows(config(case))
+    listed = rows(config(case), kind(case).table)
     assert {row.path: row.trainable for row in listed} == {key: value["trainable"] for key, value in recorded.items()}
     for row in listed:
         shape = row.layout.stored_shape(tuple(state[row.name].shape), arguments(case)["num_heads"])
@@ -47,14 +47,17 @@ def test_the_rows_are_the_recorded_variables_with_their_shapes(case):
     "overrides", [{}, {"norm": False}, {"filter_list_seq": [8, 16]}, {"num_transformer_layers": 3}]
 )
 def test_the_table_covers_every_parameter_and_statistic_once(overrides):
-    model = build("P1", **overrides)
-    assert check_table(model, rows(model.config)) == []
+    for case in ("P1", "R1", "R2"):
+        model = build(case, **overrides)
+        assert check_table(model, rows(model.config, kind(case).table)) == []
 
 
 def test_the_table_counts_as_the_specification_does():
     listed = rows(EpiBERTConfig())
     assert len(listed) == 182
     assert sum(row.trainable for row in listed) == 64 + 12 * 8
+    assert len(rows(EpiBERTConfig(), RAMPAGE_TABLE)) == 182 + 8
+    assert len(rows(EpiBERTConfig(predict_atac=False), RAMPAGE_TABLE)) == 182
 
 
 def test_slots_have_the_numbers_of_the_specification():
@@ -88,8 +91,9 @@ def disagreements(table: tuple[Group, ...]) -> list[str]:
     return [row.name for row in rows(config("P1"), table) if port_name(row.path) != row.name]
 
 
-def test_the_names_agree_with_a_second_opinion():
-    assert disagreements(TABLE) == []
+@pytest.mark.parametrize("table", [TABLE, RAMPAGE_TABLE], ids=["pre-training", "fine-tuning"])
+def test_the_names_agree_with_a_second_opinion(table):
+    assert disagreements(table) == []
 
 
 def output(table: tuple[Group, ...], monkeypatch: pytest.MonkeyPatch) -> float:
@@ -202,15 +206,36 @@ def test_a_square_kernel_left_untransposed_is_seen_by_numbers(path, monkeypatch)
 def test_every_recorded_key_is_in_the_table(checkpoint):
     stored = read_checkpoint(prefix(checkpoint))
     model_keys = {key.removesuffix(SUFFIX) for key in stored if key.startswith("model/")}
-    assert model_keys == {row.path for row in rows(config(checkpoint))}
+    assert model_keys == {row.path for row in rows(config(checkpoint), kind(checkpoint).table)}
+
+
+@pytest.mark.parametrize("checkpoint", CHECKPOINTS)
+def test_every_parameter_belongs_to_one_optimizer(checkpoint):
+    updated = [row for each in kind(checkpoint).optimizers for row in rows(config(checkpoint), each.table)]
+    assert sorted(row.path for row in updated) == sorted(
+        row.path for row in rows(config(checkpoint), kind(checkpoint).table)
+    )
 
 
 @pytest.mark.parametrize("checkpoint", AFTER)
-def test_a_slot_has_the_shape_of_its_variable(checkpoint):
+def test_a_slot_is_what_tensorflow_called_it(checkpoint):
+    """Shapes alone could not tell two slots apart; but TensorFlow named each moment after its variable."""
     stored = read_checkpoint(prefix(checkpoint))
-    for order, row in enumerate(row for row in rows(config(checkpoint)) if row.trainable):
-        for path in slot_paths(order, "optimizer"):
-            assert stored.shape(path + SUFFIX) == stored.shape(row.path + SUFFIX)
+    nodes = messages.TrackableObjectGraph.FromString(stored[GRAPH_KEY].item()).nodes
+    names = {attribute.checkpoint_key: attribute.full_name for node in nodes for attribute in node.attributes}
+    seen = 0
+    for optimizer in kind(checkpoint).optimizers:
+        updated = [row for row in rows(config(checkpoint), optimizer.table) if row.trainable]
+        for order, row in enumerate(updated):
+            for letter, path in zip(("m", "v"), slot_paths(order, optimizer.name), strict=True):
+                assert names[path + SUFFIX].endswith(f"/{letter}/{names[row.path + SUFFIX]}")
+                assert stored.shape(path + SUFFIX) == stored.shape(row.path + SUFFIX)
+                seen += 1
+    assert (
+        seen
+        == len([key for key in stored if "/_variables/" in key])
+        == len(MOMENTS) * len([row for row in rows(config(checkpoint), kind(checkpoint).table) if row.trainable])
+    )
 
 
 def test_errors_of_the_mapping_are_checkpoint_errors():

@@ -15,6 +15,7 @@ from tests.unit.weights.samples import (
     prefix,
     without_suffix,
 )
+from torch_impl import EpiBERTRampage
 from torch_impl.random import projection_matrix, rotary_table
 from weights import CheckpointError, load_saved_training_state, load_transplanted, read_checkpoint, transplant
 from weights.errors import MappingError, NotACheckpointError, OutputError
@@ -337,6 +338,35 @@ def test_a_damaged_model_folder_is_refused(tmp_path, file, damage):
     (tmp_path / "out" / file).unlink()
     with pytest.raises(CheckpointError, match=file):
         load_transplanted(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("checkpoint", "into"), [("R1/ckpt_before", "P1"), ("P1/ckpt_before", "R1")])
+def test_the_other_kind_of_model_is_refused_by_name(checkpoint, into):
+    message = refused(prefix(checkpoint), build(into))
+    assert "the checkpoint holds a " in message
+    assert "(EpiBERTRampage)" in message
+    assert "(EpiBERT)" in message
+
+
+def test_a_head_that_the_model_lacks_is_refused():
+    message = refused(prefix("R1/ckpt_before"), build("R1", predict_atac=False))
+    assert "predict_atac: the checkpoint has True, the configuration False" in message
+
+
+def test_a_saved_fine_tuning_model_comes_back_as_one(tmp_path):
+    name = "R1/ckpt_after_poisson_multinomial"
+    model = build(name)
+    record = transplant(prefix(name), model, constants="philox")
+    record.save(tmp_path, model)
+    loaded = load_transplanted(tmp_path)
+    assert isinstance(loaded, EpiBERTRampage)
+    assert fingerprint(loaded) == fingerprint(model)
+    assert set(load_saved_training_state(tmp_path)) == set(record.training_state)
+    assert {"optimizer1/iterations", "optimizer2/learning_rate"} <= set(record.training_state)
+    arguments_of_another = {**json.loads((tmp_path / "config.json").read_text()), "predict_atac": False}
+    (tmp_path / "config.json").write_text(json.dumps(arguments_of_another))
+    with pytest.raises(CheckpointError, match=r"config\.json do not match"):
+        load_transplanted(tmp_path)
 
 
 def test_the_arguments_of_the_recording_are_those_of_the_model():
