@@ -166,7 +166,7 @@ def test_bfloat16_keeps_float32_parameters_as_the_original_does(port, precision,
 
 def test_the_precision_of_another_module_is_not_ours_to_set():
     with (
-        pytest.raises(TypeError, match="expected an EpiBERT, not Linear"),
+        pytest.raises(TypeError, match="expected an EpiBERT or EpiBERTRampage, not Linear"),
         epibert.set_precision(nn.Linear(1, 1), "float64"),
     ):
         pass
