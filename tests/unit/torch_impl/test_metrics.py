@@ -59,7 +59,8 @@ def test_float64_sums_give_the_textbook_value(kind):
 
 @pytest.mark.parametrize("kind", METRICS.values(), ids=METRICS)
 def test_sums_stay_in_their_dtype_whatever_the_model_is_cast_to(kind):
-    metric = torch.nn.ModuleList([kind()]).double().bfloat16()[0]
+    metric = kind()
+    torch.nn.ModuleList([metric]).double().bfloat16()
     metric.update(*batches()[0])
     assert metric.compute().dtype == metric.count.dtype == torch.float32
 
