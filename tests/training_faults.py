@@ -15,11 +15,7 @@ from torch_impl import EpiBERT
 from torch_impl.epibert_lightning import EpiBERTLightning
 from torch_impl.losses import poisson
 from torch_impl.model import BatchNorm
-from torch_impl.optim import CosineWarmup
-
-DECAY = 1e-4
-"""Weight decay of the original's fine-tuning; its pre-training, which the convergence rung runs, has none."""
-
+from torch_impl.optim import CosineWarmup, decay_groups
 
 # --- of the model ----------------------------------------------------------------------------------------------------
 
@@ -101,11 +97,11 @@ def _set_optimizer(module: EpiBERTLightning, make: Any) -> None:
     module.configure_optimizers = types.MethodType(configure, module)
 
 
-class _TorchAdam(torch.optim.Adam):
-    """PyTorch's Adam after PyTorch's clipping."""
+class _TorchAdamW(torch.optim.AdamW):
+    """PyTorch's AdamW after PyTorch's clipping to a norm of one."""
 
-    def __init__(self, parameters: Any, *, clip_epsilon: float, epsilon: float) -> None:
-        super().__init__(parameters, eps=epsilon)
+    def __init__(self, groups: Any, *, clip_epsilon: float, epsilon: float) -> None:
+        super().__init__(groups, eps=epsilon)
         self.clip_epsilon = clip_epsilon
 
     def step(self, closure: Any = None) -> Any:
@@ -115,21 +111,25 @@ class _TorchAdam(torch.optim.Adam):
                 loss = closure()
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+        norm = torch.nn.utils.get_total_norm(gradients)
         for gradient in gradients:
-            gradient.mul_(torch.clamp(1.0 / (norm + self.clip_epsilon), max=1.0))
+            gradient.mul_(torch.clamp(1 / (norm + self.clip_epsilon), max=1.0))
         super().step()
         return loss
 
 
 def torch_adam_epsilon(module: EpiBERTLightning) -> None:
     """Epsilon added after the bias correction."""
-    _set_optimizer(module, lambda m: _TorchAdam(m.model.parameters(), clip_epsilon=0.0, epsilon=m.epsilon))
+    _set_optimizer(
+        module, lambda m: _TorchAdamW(decay_groups(m.model, m.weight_decay), clip_epsilon=0.0, epsilon=m.epsilon)
+    )
 
 
 def clip_epsilon(module: EpiBERTLightning) -> None:
     """1e-6 added to the norm that gradients are divided by; Adam's epsilon is PyTorch's too."""
-    _set_optimizer(module, lambda m: _TorchAdam(m.model.parameters(), clip_epsilon=1e-6, epsilon=m.epsilon))
+    _set_optimizer(
+        module, lambda m: _TorchAdamW(decay_groups(m.model, m.weight_decay), clip_epsilon=1e-6, epsilon=m.epsilon)
+    )
 
 
 def _before_every_step(module: EpiBERTLightning, change: Any) -> None:
@@ -147,7 +147,7 @@ def _before_every_step(module: EpiBERTLightning, change: Any) -> None:
 def _decay_biases(module: EpiBERTLightning, optimizer: Any) -> None:
     for name, parameter in module.model.named_parameters():
         if name.endswith("bias"):
-            parameter.mul_(1 - DECAY * optimizer.param_groups[0]["lr"])
+            parameter.mul_(1 - module.weight_decay * optimizer.param_groups[0]["lr"])
 
 
 def decay_on_biases(module: EpiBERTLightning) -> None:
@@ -156,10 +156,10 @@ def decay_on_biases(module: EpiBERTLightning) -> None:
 
 
 @torch.no_grad()
-def _decay_unscaled(module: EpiBERTLightning, _: Any) -> None:
-    for parameter in module.model.parameters():
-        if parameter.ndim > 1:
-            parameter.mul_(1 - DECAY)
+def _decay_unscaled(_: EpiBERTLightning, optimizer: Any) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.mul_(1 - group["weight_decay"] * (1 - group["lr"]))
 
 
 def decay_without_learning_rate(module: EpiBERTLightning) -> None:

@@ -15,7 +15,7 @@ from torch_impl.config import EpiBERTConfig
 from torch_impl.losses import POISSON, masked_loss
 from torch_impl.metrics import R2, PearsonR
 from torch_impl.model import EpiBERT
-from torch_impl.optim import CosineWarmup, KerasAdam
+from torch_impl.optim import CosineWarmup, KerasAdam, KerasAdamW, decay_groups
 
 Batch = tuple[
     Float[Tensor, "B L 4"],
@@ -44,6 +44,7 @@ class EpiBERTLightning(lightning.LightningModule):
         decay: Steps down from it.
         floor: Share of it that remains.
         epsilon: Keras' epsilon of Adam.
+        weight_decay: Of kernels alone, by AdamW; the original pre-trains without.
         global_clipnorm: Largest norm of all gradients together.
 
     Attributes:
@@ -62,6 +63,7 @@ class EpiBERTLightning(lightning.LightningModule):
         decay: int = 500_000,
         floor: float = 0.1,
         epsilon: float = 1e-8,
+        weight_decay: float = 0.0,
         global_clipnorm: float | None = 1.0,
     ) -> None:
         super().__init__()
@@ -74,6 +76,7 @@ class EpiBERTLightning(lightning.LightningModule):
         self.decay = decay
         self.floor = floor
         self.epsilon = epsilon
+        self.weight_decay = weight_decay
         self.global_clipnorm = global_clipnorm
         self.pearson = PearsonR()
         self.r2 = R2()
@@ -116,8 +119,10 @@ class EpiBERTLightning(lightning.LightningModule):
             metric.reset()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = KerasAdam(
-            self.model.parameters(), lr=self.peak, eps=self.epsilon, global_clipnorm=self.global_clipnorm
-        )
+        rates = {"lr": self.peak, "eps": self.epsilon, "global_clipnorm": self.global_clipnorm}
+        if self.weight_decay:
+            optimizer = KerasAdamW(decay_groups(self.model, self.weight_decay), **rates)
+        else:
+            optimizer = KerasAdam(self.model.parameters(), **rates)
         schedule = CosineWarmup(optimizer, self.peak, self.warmup, self.decay, self.floor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -14,7 +14,7 @@ import dataclasses
 
 import numpy as np
 
-MOTIFS = ("TGACTCA", "CACGTGA", "GGAAGTC")
+MOTIFS = ("GCGCGCG", "GGGGCCC", "TATATAT")
 STRENGTHS = (14.0, 10.0)
 """Of the first motifs; the last one represses."""
 
@@ -41,6 +41,7 @@ class Examples:
         unmask: (E, N, 1) 1 where it is not.
         target: (E, N, 1) counts.
         motif_activity: (E, 1, M) in [0, 1].
+        expected: (E, N, 1) the means that the counts were drawn from: what a perfect model would predict.
     """
 
     sequence: np.ndarray
@@ -49,10 +50,11 @@ class Examples:
     unmask: np.ndarray
     target: np.ndarray
     motif_activity: np.ndarray
+    expected: np.ndarray
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        """In the order of the original's pipeline."""
+        """What a model gets, in the order of the original's pipeline."""
         return self.sequence, self.atac, self.mask, self.unmask, self.target, self.motif_activity
 
     def take(self, indices: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -114,4 +116,5 @@ def draw(seed: int, examples: int, *, bins: int, crop: int, bin_length: int, val
         unmask=(~masked)[:, kept, None].astype(np.float32),
         target=counts[:, kept, None].astype(np.float32),
         motif_activity=activity[:, None, :].astype(np.float32),
+        expected=expected[:, kept, None].astype(np.float32),
     )
