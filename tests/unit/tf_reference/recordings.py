@@ -17,6 +17,10 @@ import tf_keras
 from tf_reference import EpiBERT, EpiBERTRampage
 
 GOLDENS = Path(__file__).resolve().parents[3] / "goldens"
+CPU_INFORMATION = Path("/proc/cpuinfo")
+NATIVE_BFLOAT16 = CPU_INFORMATION.is_file() and "avx512_bf16" in CPU_INFORMATION.read_text(encoding="utf-8").split()
+"""Whether this processor has the bfloat16 arithmetic that the recording was made with (goldens/environment.json)."""
+
 SUFFIX = "/.ATTRIBUTES/VARIABLE_VALUE"
 POLICIES = {"f64": "float64", "f64_exact_rotary": "float64", "f32": "float32", "bf16": "mixed_bfloat16"}
 

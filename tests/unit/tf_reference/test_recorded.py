@@ -4,14 +4,22 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.unit.tf_reference.recordings import RECORDINGS, captured, relative_distance, tapped
+from parity.tolerances import TABLE
+from tests.unit.tf_reference.recordings import (
+    NATIVE_BFLOAT16,
+    RECORDINGS,
+    captured,
+    relative_distance,
+    tapped,
+)
 
-# Two correct float64 implementations of a graph this deep differ by some 1e-15.
-FLOAT64_LIMIT = 1e-12
-# Distance to float64, ours over the original's. Both round at the same places; what is left is the order of sums.
-DISTANCE_RATIO = {"f32": 2.0, "bf16": 1.5}
-# None differ on the CPUs tried. Another order of sums in a convolution flips single entries, a misplaced rounding many.
-FLIPPED_SHARE = 0.01
+FLOAT64_LIMIT = TABLE["float64"].limit
+# Distance to float64, ours over the original's. Both round at the same places; what is left is the order of sums, and
+# whether the processor rounds within them.
+DISTANCE_RATIO = {
+    "f32": TABLE["float32"].limit,
+    "bf16": TABLE["bfloat16" if NATIVE_BFLOAT16 else "bfloat16_other_processor"].limit,
+}
 
 CASES = pytest.mark.parametrize("recording", RECORDINGS.values(), ids=RECORDINGS.keys())
 
@@ -47,10 +55,13 @@ def test_bfloat16_rounds_where_the_original_does(recording):
     """Up to the first pooling, whose softmax TensorFlow 2.12 rounded one bit coarser than today's."""
     taps = tapped(recording.model("bf16"), recording, "bf16")
     recorded = recording.under("modes/bf16/taps")
-    branches = ("stem_conv/", "stem_res_conv/", "stem_pool/dense/", "motif_", "performer/layer_pos_emb")
+    # Convolutions round once on every processor. Matrix products do so where it has bfloat16 arithmetic, as the one of
+    # the recording; how far they are off elsewhere is the previous test's business.
+    branches = ("stem_conv/", "stem_res_conv/", "performer/layer_pos_emb")
+    branches += ("stem_pool/dense/", "motif_") if NATIVE_BFLOAT16 else ()
     different = {key: np.mean(taps[key] != recorded[key][0]) for key in taps if key.startswith(branches)}
-    assert len(different) >= 12
-    assert {key: share for key, share in different.items() if share > FLIPPED_SHARE} == {}
+    assert len(different) >= (12 if NATIVE_BFLOAT16 else 7)
+    assert {key: share for key, share in different.items() if share > TABLE["bfloat16_flips"].limit} == {}
 
 
 @CASES
