@@ -196,6 +196,8 @@ class Result(_NoTruthValue):
         known_differences: Understood differences with their bounds.
         weights: The weight map.
         tolerances: Rows of the tolerance table: {name: {"limit": ..., "reason": ...}}.
+        runs: Whole training runs of both sides (``parity.convergence.Run``).
+        equivalences: What the equivalence test made of them (``parity.convergence.Equivalence``).
         configuration: Constructor arguments of the model.
         environment: Versions, machine, content hashes.
         seconds: Wall time of each stage.
@@ -210,6 +212,8 @@ class Result(_NoTruthValue):
     known_differences: tuple[KnownDifference, ...] = ()
     weights: tuple[WeightRow, ...] = ()
     tolerances: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    runs: tuple[Any, ...] = ()
+    equivalences: tuple[Any, ...] = ()
     configuration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)

@@ -483,17 +483,20 @@ def compare_state(
     steps: Sequence[int],
     case: str = "",
 ) -> Iterator[Comparison]:
-    """What whole training steps leave behind beside the weights: every statistic, every counter, the learning rates."""
+    """What whole training steps leave behind beside the weights: every statistic, every counter, the learning rates.
+
+    After the first step a statistic is its own layer's work; later ones carry everything that the steps before did.
+    """
     common: dict[str, Any] = {
         "gate": "state",
         "case": case,
-        "reading": Reading.STATE,
         "precision": "float64",
         "mode": "training",
         "tolerance": "state",
     }
     for step in steps:
         port, reference = _taken(observed, step), _taken(truth, step)
+        common["reading"] = Reading.STATE if step == 1 else Reading.ACCUMULATED
         if port is None or reference is None or port.error:
             detail = port.error if port is not None and port.error else f"one side has no step {step}"
             where = {"reference_path": "", "port_path": "", "layer": ""}
@@ -505,7 +508,7 @@ def compare_state(
                 reference.statistics[pair.port],
                 reference_path=pair.reference,
                 port_path=pair.port,
-                layer=pair.layer,
+                layer=pair.layer if step == 1 else "",
                 order=order,
                 quantity=f"{pair.port.rpartition('.')[2]} after step {step}",
                 **common,

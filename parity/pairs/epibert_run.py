@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from parity.convergence import Equivalence, Run, find_equivalences
 from parity.environment import ROOT, describe_environment, hash_file, version
 from parity.ladder import (
     CONVERGENCE,
@@ -23,7 +24,7 @@ from parity.ladder import (
 )
 from parity.ledger import Ledger
 from parity.pairs import epibert, epibert_training
-from parity.pairs.epibert_convergence import run_convergence
+from parity.pairs.epibert_convergence import margins, run_convergence
 from parity.pairs.epibert_training import PORT, RECORDED_VARIANTS, PortTraining
 from parity.records import Comparison, GateStatus, KnownDifference, NotCompared, Result, WeightRow
 from parity.reference import LiveReference, read_recording
@@ -75,6 +76,8 @@ class Findings:
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     unavailable: dict[str, str] = dataclasses.field(default_factory=dict)
+    runs: list[Run] = dataclasses.field(default_factory=list)
+    equivalences: list[Equivalence] = dataclasses.field(default_factory=list)
 
     def result(self, gates: Sequence[str]) -> Result:
         """Judged."""
@@ -93,6 +96,8 @@ class Findings:
             known_differences=tuple(self.known_differences),
             weights=tuple(self.weights),
             tolerances=table(),
+            runs=tuple(self.runs),
+            equivalences=tuple(self.equivalences),
             configuration=self.configuration,
             environment={
                 **describe_environment(),
@@ -459,8 +464,11 @@ def _convergence(findings: Findings, prepare_port: Callable[[EpiBERT], None] | N
     gates = judge(findings.comparisons, requested=before)
     if all(gates[name].status is GateStatus.PASSED for name in before):
         with _timed(findings, CONVERGENCE, say):
-            _, rows = run_convergence(say=say, prepare_port=prepare_port)
+            runs, rows = run_convergence(say=say, prepare_port=prepare_port)
             findings.comparisons += rows
+            findings.runs += runs
+            seeds = sorted({run.seed for run in runs})
+            findings.equivalences += find_equivalences(runs, margins(), seeds=seeds).values()
 
 
 def _prepare(port: EpiBERT, prepare_port: Callable[[EpiBERT], None] | None) -> None:

@@ -24,6 +24,6 @@ def test_every_step_is_inside_the_envelope(ladder, precision):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_envelope_is_narrow_enough_to_decide_and_widens(ladder, precision):
     rows = pick(ladder, "trajectory", case="P1 live", precision=precision)
-    own = [row.reference_error for row in rows if row.quantity.startswith("weights ")]
-    assert all(error is not None and error > 0.0 for error in own)
+    own = [row.reference_error or 0.0 for row in rows if row.quantity.startswith("weights ")]
+    assert min(own) > 0.0
     assert own == sorted(own)
