@@ -430,29 +430,34 @@ def run_convergence(
     waiting: dict[tuple[Side, int], Future[Run]] = {}
     runs: dict[tuple[Side, int], Run] = {(Side.REFERENCE, seed): known[seed] for seed in seeds if seed in known}
     with processes(2) as (reference, port):
-        shared = reference.submit(constants)
-        initial = {seed: reference.submit(initial_weights, seed) for seed in seeds}
+        shared = _submit(reference, constants)
+        initial = {seed: _submit(reference, initial_weights, seed) for seed in seeds}
         for seed in seeds:
             if seed not in known:
-                waiting[Side.REFERENCE, seed] = reference.submit(train_reference, seed)
+                waiting[Side.REFERENCE, seed] = _submit(reference, train_reference, seed)
         for seed in seeds:
-            try:
-                task = (seed, initial[seed].result(), shared.result(), prepare_port, port_training)
-                waiting[Side.PORT, seed] = port.submit(train_port, *task)
-            except Exception as error:  # noqa: BLE001  whatever it is, this run failed by it
-                runs[Side.PORT, seed] = _crashed(Side.PORT, seed, error)
+            waiting[Side.PORT, seed] = _submit(
+                port, train_port, seed, initial[seed], shared, prepare_port, port_training
+            )
         for count, ((side, seed), future) in enumerate(waiting.items()):
             say(f"convergence: {count} of {len(waiting)} runs")
             try:
                 runs[side, seed] = future.result()
-            except Exception as error:  # noqa: BLE001  whatever it is, this run failed by it
-                runs[side, seed] = _crashed(side, seed, error)
+            except Exception as error:  # noqa: BLE001  whatever it was, this run failed by it
+                runs[side, seed] = Run(side=side, seed=seed, error=f"{type(error).__name__}: {error}")
     everything = tuple(runs[side, seed] for side in Side for seed in seeds)
     return everything, judge_convergence(everything, margins(), seeds=seeds, case=CASE)
 
 
-def _crashed(side: Side, seed: int, error: Exception) -> Run:
-    return Run(side=side, seed=seed, error=f"{type(error).__name__}: {error}")
+def _submit(pool: ProcessPoolExecutor, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+    """Hands work to a process, waiting for those of its arguments that are in work themselves; never raises."""
+    try:
+        ready = [argument.result() if isinstance(argument, Future) else argument for argument in arguments]
+        return pool.submit(function, *ready)
+    except Exception as error:  # noqa: BLE001  whatever it was, this work failed by it
+        failed: Future[Any] = Future()
+        failed.set_exception(error)
+        return failed
 
 
 ENVIRONMENT = {
