@@ -10,6 +10,7 @@ from parity import Comparison, Status
 from parity.convergence import FEWEST_PAIRS, Run, Side, find_equivalences
 from parity.pairs import epibert_convergence
 from parity.pairs.epibert_convergence import FIRST_SEED, PAIRS, margins, run_convergence
+from parity.tolerances import TABLE
 from tests import training_faults
 
 pytestmark = [pytest.mark.convergence, pytest.mark.usefixtures("proven_ladder")]
@@ -54,8 +55,8 @@ def test_the_two_sides_start_alike_and_go_their_own_ways(outcome):
     runs = {(run.side, run.seed): run for run in outcome[0]}
     for seed in range(FIRST_SEED, FIRST_SEED + PAIRS):
         reference, port = runs[Side.REFERENCE, seed], runs[Side.PORT, seed]
-        assert port.losses[0] == pytest.approx(reference.losses[0], rel=1e-5)
-        assert port.losses[1] != pytest.approx(reference.losses[1], rel=1e-5)
+        start, first = (abs(port.losses[epoch] / reference.losses[epoch] - 1) for epoch in (0, 1))
+        assert start <= TABLE["float32_only_accumulated"].limit < first
 
 
 def test_a_fault_of_training_is_rejected_by_this_rung_alone(outcome):

@@ -30,7 +30,7 @@ def test_masked_bins_are_zero_in_the_input_and_the_others_hold_their_counts():
     bins = drawn.atac.reshape(50, 32, 8).sum(axis=-1)[:, 2:-2]
     masked = drawn.mask[..., 0] == 1
     assert np.all(bins[masked] == 0)
-    assert np.allclose(bins[~masked], drawn.target[..., 0][~masked])
+    assert np.array_equal(bins[~masked], drawn.target[..., 0][~masked])
     assert 0.1 < masked.mean() < 0.4
     assert masked.any(axis=1).all()
     # A mean of means of examples is another loss than the mean of all bins only where examples mask differently.
