@@ -27,6 +27,7 @@ import json
 import logging
 import multiprocessing
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,7 +100,7 @@ class Recipe:
         batch: Examples in a step.
         peak: Highest learning rate.
         warmup: Steps up to it.
-        floor: Share of it that the last step has.
+        floor: Share of it that remains after the last step.
         epsilon: Keras' epsilon of AdamW.
         weight_decay: Of kernels, times the learning rate.
         global_clipnorm: Largest norm of all gradients together.
@@ -345,6 +346,7 @@ def train_port(
     with warnings.catch_warnings():
         # Workers for the loader would take longer to start than the run lasts.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own use of PyTorch
         trainer.validate(module, whole, verbose=False)
         trainer.fit(module, steps, whole)
     return _finished(Side.PORT, seed, scores.scores)
@@ -472,6 +474,18 @@ ENVIRONMENT = {
 }
 
 
+def _end_with_parent() -> None:
+    """Ends this process when its parent is killed; it would wait for work forever."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
 @contextlib.contextmanager
 def processes(count: int) -> Iterator[list[ProcessPoolExecutor]]:
     """Pools of one fresh process each, which start when they get work; the rest of the work is dropped at the end."""
@@ -479,7 +493,7 @@ def processes(count: int) -> Iterator[list[ProcessPoolExecutor]]:
     # Read by the frameworks when a process imports them, which is before it could be told otherwise.
     os.environ.update(ENVIRONMENT)
     context = multiprocessing.get_context("spawn")
-    pools = [ProcessPoolExecutor(1, mp_context=context) for _ in range(count)]
+    pools = [ProcessPoolExecutor(1, mp_context=context, initializer=_end_with_parent) for _ in range(count)]
     try:
         yield pools
     finally:
