@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from parity.records import Comparison, GateStatus, Result, Status
-from parity.report.summary import Rung, expected, got, ladder, layer, printable, setting, verdict
+from parity.report.summary import Rung, expected, got, ladder, owner, place, printable, setting, subject, verdict
 
 
 def write_junit(result: Result, path: str | Path) -> None:
@@ -52,12 +52,11 @@ def _suite(result: Result, rung: Rung) -> ElementTree.Element:
     gate = result.gates.get(rung.name)
     seen: Counter[str] = Counter()
     for row in gate.comparisons if gate is not None else ():
-        title = f"{layer(row.port)} {printable(row.quantity)} [{setting(row)}]"
+        title = f"{subject(row)} {printable(row.quantity)} [{setting(row)}]"
         seen[title] += 1
         if seen[title] > 1:  # several calls of one layer: CI servers keep one case per name
             title += f" #{seen[title]}"
-        owner = f"{name}.{layer(row.layer)}"
-        case = ElementTree.SubElement(suite, "testcase", classname=owner, name=title, time="0.000")
+        case = ElementTree.SubElement(suite, "testcase", classname=f"{name}.{owner(row)}", name=title, time="0.000")
         _outcome(case, row, rung)
     red = rung.failed or (rung.status is GateStatus.BLOCKED and rung.compared)
     if rung.status is not GateStatus.PASSED and not red:
@@ -83,9 +82,9 @@ def _outcome(case: ElementTree.Element, row: Comparison, rung: Rung) -> None:
     lines = [
         f"got: {got(row)}",
         f"expected: {expected(row)}",
-        f"where: port {layer(row.port)}, reference {layer(row.reference)}, {printable(row.quantity)}, "
+        f"where: port {place(row, 'port')}, reference {place(row, 'reference')}, {printable(row.quantity)}, "
         f"shape {row.shape}, {setting(row)}",
-        f"answers for it: {layer(row.layer)}",
+        f"answers for it: {owner(row)}",
     ]
     if row.detail:
         lines.append(f"detail: {printable(row.detail, multiline=True)}")

@@ -8,8 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from parity.ladder import CONVERGENCE, TRAINING_GATES
 from parity.records import Comparison, Result, Status
+from parity.report.figures import absent, by_case, figures
 from parity.report.summary import (
+    PARTS,
     by_reason,
     excess,
     expected,
@@ -17,11 +20,14 @@ from parity.report.summary import (
     ladder,
     layer,
     number,
+    owner,
+    place,
     plural,
     printable,
     rule_text,
     setting,
     share,
+    subject,
     verdict,
 )
 
@@ -77,18 +83,27 @@ def render(result: Result) -> str:
         "got": got,
         "expected": expected,
         "plural": plural,
+        "owner": owner,
+        "place": place,
+        "subject": subject,
+        "used": lambda row: share(excess(row)),
     }
+    drawn = figures(result)
     return environment.get_template("page.html.jinja").render(
         result=result,
         verdict=verdict(result),
         ladder=ladder(result),
+        parts=PARTS,
+        figures=drawn,
+        absent=absent(result, drawn),
+        by_case=by_case(result),
         not_compared=by_reason(result.not_compared),
         tolerances=list(_tolerances(result)),
         configuration=list(_flat(result.configuration)),
         environment=list(_flat(result.environment)),
         seconds=list(_seconds(result.seconds)),
         total_seconds=_duration(sum(result.seconds.values())),
-        data=markupsafe.Markup(embedded(result)),
+        data=markupsafe.Markup(embedded(result, drawn)),
         style=markupsafe.Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         plotly=markupsafe.Markup(plotly),
         script=markupsafe.Markup(script),
@@ -111,10 +126,45 @@ def check_installed() -> None:
         raise ImportError(f"report.html needs the extra `report` ({error}): {_INSTALL}") from error
 
 
-def embedded(result: Result) -> str:
-    """``result.to_dict()`` as JSON that can stand inside a script element: ASCII, without ``<``, ``>`` and ``&``."""
-    text = json.dumps(result.to_dict(), allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+def embedded(result: Result, drawn: Mapping[str, Any] | None = None) -> str:
+    """``result.to_dict()`` as JSON that can stand inside a script element: ASCII, without ``<``, ``>`` and ``&``.
+
+    Args:
+        result: What a verification found.
+        drawn: What its figures are drawn from, ``parity.report.figures.figures(result)`` when None.
+
+    Returns:
+        JSON text. The comparisons of a gate stand column by column, see ``_columns``, because 16,000 of them would take
+        10 MB otherwise; ``figures`` and the names of ``training`` are added.
+    """
+    plain = result.to_dict()
+    for gate in plain["gates"].values():
+        gate["comparisons"] = _columns(gate["comparisons"])
+    plain["figures"] = figures(result) if drawn is None else drawn
+    plain["training"] = {"gates": [*TRAINING_GATES, CONVERGENCE], "parts": PARTS}
+    text = json.dumps(plain, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rows of the same fields as columns.
+
+    Returns:
+        ``count``, and for each field its values: ``{"list": [...]}``, or ``{"table": [...], "at": [...]}`` with
+        positions in a table where values repeat, or ``{"all": value}``.
+    """
+    columns: dict[str, dict[str, Any]] = {}
+    for field in rows[0] if rows else ():
+        values = [row[field] for row in rows]
+        table = {repr(value): value for value in values}
+        if len(table) == 1:
+            columns[field] = {"all": values[0]}
+        elif len(table) > len(rows) / 2:
+            columns[field] = {"list": values}
+        else:
+            position = {text: index for index, text in enumerate(table)}
+            columns[field] = {"table": list(table.values()), "at": [position[repr(value)] for value in values]}
+    return {"count": len(rows), "columns": columns}
 
 
 def _content_hash(script: str) -> str:

@@ -2,16 +2,23 @@
 
 import dataclasses
 import math
+import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 
+from parity.ladder import CONVERGENCE, TRAINING_GATES
 from parity.records import Comparison, Culprit, Gate, GateStatus, NotCompared, Reading, Result, Status
+from parity.training import LOSS, METRIC, OPTIMIZER, SCHEDULE
 
 PRECISIONS = ("exact", "float64", "float32", "bfloat16")
 """Known precisions in the order in which they are shown; others follow by name."""
 
 COPIED = ("weights", "constants")
 """Gates that compare copied values: a failure there explains failures everywhere behind it."""
+
+PARTS = (LOSS, METRIC, OPTIMIZER, SCHEDULE)
+"""What answers for a failure in training that is no layer's."""
 
 
 def printable(text: str, *, multiline: bool = False) -> str:
@@ -67,6 +74,30 @@ def layer(path: str) -> str:
     return printable(path) or "(model)"
 
 
+def place(row: Comparison, side: str) -> str:
+    """Where a comparison was made on one side, ``port`` or ``reference``: a path, or what stands for one."""
+    path, other = (row.port, row.reference) if side == "port" else (row.reference, row.port)
+    if path or row.gate not in (*TRAINING_GATES, CONVERGENCE) or row.quantity.startswith("gradient"):
+        return layer(path)
+    if row.gate == CONVERGENCE:
+        return "-" if other else "(all runs)"
+    return printable(row.layer) if row.layer in PARTS else "(training run)"
+
+
+def subject(row: Comparison) -> str:
+    """What a comparison is about; a training run with whose it is."""
+    if row.gate == CONVERGENCE and (row.port or row.reference):
+        return f"port, {printable(row.port)}" if row.port else f"reference, {printable(row.reference)}"
+    return place(row, "port")
+
+
+def owner(row: Comparison) -> str:
+    """What answers for a failure: a layer, a part of training, or the whole."""
+    if row.layer or row.gate not in (*TRAINING_GATES, CONVERGENCE):
+        return layer(row.layer)
+    return "(all runs)" if row.gate == CONVERGENCE else "(training run)"
+
+
 def excess(row: Comparison) -> float:
     """Error over limit: how much of what is allowed was used. Infinite where that cannot be told."""
     if row.error is None or not math.isfinite(row.error):
@@ -91,7 +122,18 @@ def got(row: Comparison) -> str:
         return "not run"
     if row.status is Status.NON_FINITE:
         return "NaN or infinite"
-    own = "" if row.reference_error is None else f", the reference's own is {number(row.reference_error)}"
+    if row.error is None:
+        return "nothing that could be measured"
+    if row.tolerance == "convergence":
+        return f"an interval that reaches {row.error:.2g} of the reference's spread"
+    if row.tolerance == "convergence_power":
+        return f"a power of {1 - row.error:.3g}"
+    if row.tolerance == "convergence_learned":
+        return f"{100 * row.error:.2g} % less change than the reference's runs"
+    if row.tolerance == "zero_gradient":
+        return f"{number(row.error)} of the root mean square of all gradients"
+    name = "envelope" if row.gate == "trajectory" else "reference's own"
+    own = "" if row.reference_error is None else f", the {name} is {number(row.reference_error)}"
     return f"relative error {number(row.error)}{own}"
 
 
@@ -100,6 +142,12 @@ def expected(row: Comparison) -> str:
     name = f" ({printable(row.tolerance)})" if row.tolerance else ""
     if row.limit is None:
         return f"a finite value within tolerance{name}"
+    if row.tolerance == "convergence":
+        return f"at most {row.limit:g}{name}"
+    if row.tolerance == "convergence_power":
+        return f"at least {1 - row.limit:g}{name}"
+    if row.tolerance == "convergence_learned":
+        return f"at most {100 * row.limit:g} %{name}"
     return f"bit for bit the same{name}" if row.limit == 0 else f"at most {number(row.limit)}{name}"
 
 
@@ -177,7 +225,7 @@ def _rung(name: str, gate: Gate | None, requested: bool) -> Rung:
 
 def _weight(row: Comparison) -> tuple[bool, bool, float]:
     """Failures first; then what the rule of the precision judged, before what has a wider rule of its own."""
-    own_rule = row.precision == "exact" or row.tolerance.startswith(row.precision)
+    own_rule = row.precision in ("exact", row.tolerance[: len(row.precision)]) or row.tolerance == row.gate
     return row.status is not Status.PASS, own_rule, excess(row)
 
 
@@ -274,6 +322,37 @@ def by_reason(rows: Sequence[NotCompared]) -> dict[str, list[NotCompared]]:
     return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 
+def decision(found: Any) -> str:
+    """What an equivalence test found, in words.
+
+    Args:
+        found: A ``parity.convergence.Equivalence``.
+    """
+    count = len(found.differences)
+    measured = count > 0 and math.isfinite(found.mean)
+    numbers = (
+        f"mean difference (port - reference) {found.mean:+.3g}, 90 % interval [{found.low:+.3g}, {found.high:+.3g}], "
+        f"margin ±{found.margin:.3g} declared beforehand; p {found.p_value:.2g}, power {_power(found.power)}, "
+        f"n = {plural(count, 'pair')}"
+    )
+    if found.passed:
+        return f"Equivalent: the interval lies inside the margin. {_sentence(numbers)}"
+    if not measured:
+        reason = printable(found.reason) or "nothing was measured"
+        return f"No decision, which counts as not equivalent: {reason}. Margin ±{found.margin:.3g} declared beforehand."
+    outside = found.low >= found.margin or found.high <= -found.margin
+    word = "Different" if outside else "Not shown to be equivalent"
+    return f"{word}: {printable(found.reason) or 'it did not pass'}. {_sentence(numbers)}"
+
+
+def _power(value: float) -> str:
+    return "above 0.999" if 0.999 < value < math.inf else f"{value:.3g}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The answer.
@@ -299,6 +378,18 @@ def _culprit_step(result: Result, culprit: Culprit) -> str:
     own = own or [culprit.worst]
     failed = [row for row in own if row.status is not Status.PASS] or [culprit.worst]
     statuses = {row.status for row in failed}
+    if culprit.port in PARTS and {row.gate for row in failed} <= set(TRAINING_GATES):
+        return _part_step(culprit.port, own, failed)
+    if not culprit.certain and culprit.worst.gate == "state":
+        return (
+            "After the first step the state agrees, later it does not: compare what one step hands to the next, such "
+            "as learning rate, dropout masks, counters and the order of batches."
+        )
+    if not culprit.certain and culprit.worst.gate == "gradients":
+        return (
+            "Only end-to-end gradients exist, and this is the first in model order that differs, which need not be "
+            "where it goes wrong: a live reference reads each layer's by itself."
+        )
     if not culprit.certain:
         return (
             "Only end-to-end readings exist, and this is where they first part. Look at this layer and at what runs "
@@ -310,6 +401,11 @@ def _culprit_step(result: Result, culprit: Culprit) -> str:
         return "It turns finite inputs into NaN or infinity: check divisions, logarithms, exponentials, epsilons."
     if all(row.reading is Reading.STATE for row in failed):
         return "Its outputs agree, its state after a training pass does not: check momentum and the variance estimate."
+    if all(row.gate == "gradients" for row in failed):
+        return (
+            "Forward it agrees, backward it does not, given the reference's own values and gradient: check detached "
+            "tensors, in-place changes, a backward pass written by hand, and dropout's mask and scale."
+        )
     modes = {row.mode for row in own}
     if modes > {row.mode for row in failed} == {"training"}:
         return "It agrees in evaluation mode and differs in training mode: check how batch statistics are used."
@@ -323,6 +419,121 @@ def _culprit_step(result: Result, culprit: Culprit) -> str:
         "It was given the reference's own inputs, so the fault is in this layer: compare formula, epsilons, constants, "
         "padding and axis order with the reference."
     )
+
+
+def _part_step(part: str, own: Sequence[Comparison], failed: Sequence[Comparison]) -> str:
+    """What to look at in a part of training that is no layer."""
+    if part == LOSS:
+        if all("gradient" in row.quantity for row in failed) and len(own) > len(failed):
+            return (
+                "Its value agrees and its gradient does not: check clamps, detached tensors and what is reduced when."
+            )
+        return (
+            "Compare the loss with the reference's: sum or mean and over which axes, epsilons, total_weight, "
+            "rescaling, and which positions the mask selects."
+        )
+    if part == METRIC:
+        return (
+            "Compare the metric with the reference's: which sums it keeps and in which precision, which axes are "
+            "reduced, what is prediction and what is target, and what a batch adds."
+        )
+    if part == SCHEDULE:
+        return (
+            "The optimizer is given another learning rate: check whether steps count from 0 or 1, the length of "
+            "warm-up and decay, and the fraction that is left at the end."
+        )
+    cases = list(dict.fromkeys(row.case for row in failed))
+    agreeing = [case for case in dict.fromkeys(row.case for row in own) if case not in cases]
+    where = ""
+    if agreeing:
+        names = ", ".join(printable(case) or "unnamed" for case in cases[:3]) + (", ..." if len(cases) > 3 else "")
+        where = f" It fails in {names} and agrees in {plural(len(agreeing), 'other case')}: what do they differ in?"
+    if any(row.quantity.startswith("step counter") for row in failed):
+        return f"Its step counter differs: check when it is raised, and from where it starts.{where}"
+    if any(row.quantity.startswith("exp_avg") for row in failed):
+        return (
+            f"Its moments differ, so the update is not the first thing: check clipping, betas and their order.{where}"
+        )
+    numbers = {int(match[1]) for row in failed if (match := re.search(r"step (\d+)", row.quantity))}
+    if numbers and 1 not in numbers and any("step 1" in row.quantity for row in own):
+        return f"The first step agrees and later ones do not: check counters and bias correction.{where}"
+    return (
+        "Its moments agree and the weights that it leaves do not: check where epsilon is added, bias correction, "
+        f"weight decay, and which weights are excluded from it.{where}"
+    )
+
+
+def _trajectory_verdict(rows: Sequence[Comparison]) -> tuple[str, str, Comparison]:
+    """(what was found, what to do, where to look) for a training run that leaves the envelope."""
+    # All that a step computes is there before it: the first step counts, and in it what is farthest off.
+    step, precision = min((row.order, row.precision != "float64") for row in rows)
+    worst = max((row for row in rows if (row.order, row.precision != "float64") == (step, precision)), key=excess)
+    quantity = printable(worst.quantity)
+    if worst.status is not Status.FAIL:
+        return (
+            f"the training run in {printable(worst.precision)} ends early ({quantity}: {got(worst)})",
+            "Every part passes by itself, so look at what only a run has: the first step that cannot be compared, and "
+            "the error that ended it.",
+            worst,
+        )
+    times = f", {excess(worst):.3g} times its limit" if math.isfinite(excess(worst)) else ""
+    found = f"training in {printable(worst.precision)} leaves the reference's envelope with {quantity}{times}"
+    if step <= 1:
+        action = "It parts at the first step, so put together what one step does: batch, masks, clipping, rate, update."
+    else:
+        action = (
+            f"Every part passes by itself and {plural(step - 1, 'step')} agree, so compare what changes with the step: "
+            "learning rate, dropout masks and noise, the order of batches, statistics, counters."
+        )
+    return found, action, worst
+
+
+def _convergence_verdict(result: Result, rows: Sequence[Comparison]) -> tuple[str, str, Comparison]:
+    """(what was found, what to do, where to look) for training runs that are not equivalent."""
+    runs = [row for row in rows if row.port or row.reference]
+    if runs:
+        broken, count = runs[0], len({subject(row) for row in runs})
+        whom = "port" if broken.port else "reference"
+        if broken.tolerance != "convergence_learned":
+            action = "Train each planned seed once on each side, and no other."
+        elif broken.status is Status.FAIL:
+            action = (
+                f"Begin with this run of the {whom}: it trains and does not learn. Look at its loss over the epochs."
+            )
+        elif broken.status is Status.NON_FINITE:
+            action = f"Begin with this run of the {whom}: find the first step with NaN or infinity and what feeds it."
+        else:
+            action = f"Begin with this run of the {whom}: train its seed alone and read what ended it."
+        found = f"{plural(count, 'training run')} cannot be used, first {subject(broken)}"
+        return f"{found} ({printable(broken.detail) or got(broken)})", action, broken
+    decided = [row for row in rows if row.tolerance == "convergence"]
+    start = decided[0] if decided else rows[0]
+    name = start.quantity.removeprefix("final ").removesuffix(".power")
+    words = {"losses": "validation loss", "pearsons": "validation Pearson"}.get(name, printable(name))
+    found = next((item for item in result.equivalences if item.quantity == name), None)
+    if not decided:
+        return (
+            f"the test on the {words} could not have told ({got(start)})",
+            "The runs scatter more than was planned for: train more pairs, and see what made them scatter.",
+            start,
+        )
+    reason = printable(start.detail if found is None else found.reason) or got(start)
+    apart = found is not None and (found.low >= found.margin or found.high <= -found.margin)
+    sentence = f"the final {words} {'differs' if apart else 'is not shown to be equivalent'} ({reason})"
+    if found is None or not math.isfinite(found.mean):
+        return sentence, "The test could not be carried out: mend what it names, then train again.", start
+    if found.low <= 0 <= found.high:
+        action = (
+            "No difference is visible either: the interval holds zero and is too wide. Train more pairs before you "
+            "look for a fault, without touching the margin."
+        )
+    else:
+        better = "lower" if found.mean < 0 else "higher"
+        action = (
+            f"The port ends {better} throughout while every part passes by itself, so look at what only whole runs "
+            "have: its own dropout, the order and number of steps, the switch between training and evaluation, decay."
+        )
+    return sentence, action, start
 
 
 def verdict(result: Result) -> Verdict:
@@ -359,19 +570,25 @@ def verdict(result: Result) -> Verdict:
         if first.name == "weights":
             where = "key, layout and source in the weight map"
         step = f"Mend this first, everything computed with it differs too: compare {where}."
+    elif first.name == "trajectory" and rows:
+        found, step, start = _trajectory_verdict(rows)
+    elif first.name == CONVERGENCE and rows:
+        found, step, start = _convergence_verdict(result, rows)
     elif result.culprit_rows:
         culprit = result.culprit_rows[0]
         others = len(result.culprit_rows) - 1
-        more = "" if not others else f" and {plural(others, 'other layer')}"
+        noun = "part" if any(row.port in PARTS for row in result.culprit_rows) else "layer"
+        more = "" if not others else f" and {plural(others, f'other {noun}')}"
+        name = f"the {culprit.port}" if culprit.port in PARTS else layer(culprit.port)
         if culprit.certain:
-            found = (
-                f"{layer(culprit.port)}{more} {'compute' if others else 'computes'} something else than the reference"
-            )
+            found = f"{name}{more} {'compute' if others else 'computes'} something else than the reference"
+        elif culprit.worst.gate == "state" and not culprit.worst.layer:
+            found = "the state of the two parts after the first training step"
         else:
-            found = f"{layer(culprit.port)} is where the two first part"
+            found = f"{name} is where the two first part"
         step, start = _culprit_step(result, culprit), culprit.worst
     elif start is not None:
-        found = f"no single layer is at fault, but {layer(start.port)} is the first that does not pass"
+        found = f"no single layer is at fault, but {subject(start)} is the first that does not pass"
         step = "Look at this comparison first."
         if start.reading in (Reading.BLOCK, Reading.ACCUMULATED):
             step = (
@@ -381,6 +598,8 @@ def verdict(result: Result) -> Verdict:
     else:
         found = f"gate {first.name} is {first.label}: {first.reason}"
         step = "Run the gates before it until they pass."
+        if first.name == CONVERGENCE:
+            step = "Training runs prove something only on top of every earlier gate: run and mend those first."
     return Verdict(proven=False, headline="Not proven", sentence=f"{counts}: {found}.", next_step=step, start=start)
 
 
@@ -399,6 +618,15 @@ def _proven(rungs: Sequence[Rung], asked: Sequence[Rung]) -> Verdict:
     return Verdict(
         proven=True,
         headline="Proven",
-        sentence=f"{gates}: {compared}, each within its limit. The port computes what the reference computes.",
+        sentence=f"{gates}: {compared}, each within its limit. {_claim({rung.name for rung in asked})}",
         next_step="Nothing to mend. What was left out, and which differences are known, is listed with the result.",
     )
+
+
+def _claim(names: Collection[str]) -> str:
+    """What may be said when these gates and all before them pass."""
+    if CONVERGENCE in names:
+        return "The port computes what the reference computes, and trained by itself it arrives at the same place."
+    if "trajectory" in names:
+        return "The port computes what the reference computes and trains as it trains, step by step."
+    return "The port computes what the reference computes."

@@ -9,6 +9,7 @@ from parity.records import Comparison, GateStatus, Result, Status
 from parity.report.summary import (
     Rung,
     by_reason,
+    decision,
     excess,
     expected,
     failures,
@@ -17,10 +18,12 @@ from parity.report.summary import (
     layer,
     number,
     ordered_precisions,
+    place,
     plural,
     printable,
     rules,
     setting,
+    subject,
     verdict,
 )
 
@@ -46,6 +49,7 @@ def print_result(result: Result, console: Console | None = None) -> None:
     console.print()
     _ladder(result, console)
     _rules(result, console)
+    _equivalences(result, console)
     _culprits(result, console)
     _failures(result, console)
     _known_differences(result, console)
@@ -126,20 +130,30 @@ def _rules(result: Result, console: Console) -> None:
             largest = row.status.value
         else:
             largest = number(row.error) if rule.ratio is None else f"{rule.ratio:.2f} x"
-        place = ", ".join(printable(part) for part in (row.case, row.mode) if part)
+        where = ", ".join(printable(part) for part in (row.case, row.mode) if part)
         quantity = "" if row.quantity == "output" else f" {printable(row.quantity)}"
         table.add_row(
             Text(printable(rule.name), no_wrap=True),
             f"{rule.compared:,}",
             Text(largest, style="" if row.status is Status.PASS else "red", no_wrap=True),
             Text(rule.allowed, no_wrap=True),
-            Text("" if row.error == 0 else f"{layer(row.port)}{quantity} ({place})"),
+            Text("" if row.error == 0 else f"{subject(row)}{quantity} ({where})"),
         )
     console.print(table)
     ratios = [rule for rule in found if rule.ratio is not None]
     if ratios:
         note = f"x: times the reference's own error; {plural(sum(rule.by_floor for rule in ratios), 'comparison')} "
         console.print(Text(note + "farther off, but below the floor of the rule.", style="dim"))
+    console.print()
+
+
+def _equivalences(result: Result, console: Console) -> None:
+    if not result.equivalences:
+        return
+    _heading(console, "Convergence")
+    for found in result.equivalences:
+        name = Text(f"final {printable(found.quantity)}  ", style="" if found.passed else "red")
+        console.print(Text.assemble(name, decision(found)))
     console.print()
 
 
@@ -175,10 +189,10 @@ def _failures(result: Result, console: Console) -> None:
             Text.assemble(
                 (printable(row.gate), "dim"),
                 "  ",
-                (layer(row.port), "bold"),
+                (subject(row), "bold"),
                 quantity,
                 ("  reference ", "dim"),
-                layer(row.reference),
+                place(row, "reference"),
             )
         )
         times = f" ({excess(row):.2g} times the limit)" if 1 < excess(row) < float("inf") else ""

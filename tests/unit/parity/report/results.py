@@ -1,10 +1,13 @@
 """Made-up results for the tests of the report: one that passes, one that fails in many ways, and the corner cases."""
 
 import dataclasses
+import functools
 import math
 import random
 from collections.abc import Iterator
 
+from parity.convergence import Margin, Run, Side, find_equivalences, judge_convergence
+from parity.ladder import CONVERGENCE, FORWARD_GATES, GATES, TRAINING_GATES
 from parity.records import (
     Comparison,
     Culprit,
@@ -19,7 +22,6 @@ from parity.records import (
 )
 
 OFF = "dropout is off: it passes its input on"
-GATES = ("weights", "constants", "layers", "blocks", "model")
 HOSTILE = (
     "</script><script>document.title='taken'</script><img src=x onerror=alert(1)>[red]%{y}\x1b[31m\ud800\u202e\x00&amp;"
 )
@@ -37,7 +39,25 @@ TOLERANCES = {
         "reason": "Two correct orders of summation differ by a random walk each.",
     },
     "bfloat16": {"limit": 1.5, "floor": 2.3e-3, "reason": "As float32; rounding dominates."},
+    "gradient_live": {"limit": 1e-11, "floor": 0.0, "reason": "A backward pass is longer than a forward pass."},
+    "gradient_float32": {"limit": 4.0, "floor": 3.4e-8, "reason": "As float32, through one long chain."},
+    "zero_gradient": {"limit": 1e-12, "floor": 0.0, "reason": "Noise, related to all gradients."},
+    "optimizer": {"limit": 1e-10, "floor": 0.0, "reason": "Elementwise arithmetic."},
+    "state": {"limit": 1e-10, "floor": 0.0, "reason": "As accurate as the weights."},
+    "trajectory_float64": {"limit": 4.0, "floor": 8.9e-16, "reason": "The reference's own divergence."},
+    "trajectory_float32": {"limit": 4.0, "floor": 4.8e-7, "reason": "The reference's own divergence."},
+    "convergence": {"limit": 1.0, "floor": 0.0, "reason": "One more seed."},
+    "convergence_power": {"limit": 0.1, "floor": 0.0, "reason": "The power that is promised."},
+    "convergence_learned": {"limit": 0.5, "floor": 0.0, "reason": "Two that have not learned are equivalent too."},
 }
+CASE = "P1 live"
+STEPS = 50
+QUANTITIES = ("loss", "weights", "statistics", "exp_avg", "exp_avg_sq")
+SEEDS = tuple(range(1, 25))
+MARGINS = (
+    Margin(quantity="losses", spread=0.012, change=-0.3, paired_deviation=0.01),
+    Margin(quantity="pearsons", spread=0.03, change=0.7, paired_deviation=0.02),
+)
 
 
 def names() -> Iterator[tuple[str, str]]:
@@ -146,8 +166,166 @@ def _values(gate: str, rows: list[tuple[str, str]]) -> Iterator[Comparison]:
         )
 
 
-def passing() -> Result:
-    """A full ladder that passes: some 130 layers, three readings, three precisions, two modes."""
+def parameters() -> list[tuple[str, str]]:
+    """(port, reference) of the parameters in model order."""
+    silent = "pool", "activation", "ffn", "attention", "performer"
+    layers = [(port, reference) for port, reference in names() if port and not port.endswith(silent)]
+    layers = [(port, reference) for port, reference in layers if not port.rpartition(".")[2].isdigit()]
+    return [
+        (f"{port}.{own}", f"{reference}/{theirs}")
+        for port, reference in layers
+        for own, theirs in (("weight", "kernel"), ("bias", "bias"))
+    ]
+
+
+def _training(gate: str, random_: random.Random, size: float, **changes) -> Comparison:
+    """A row of a training gate in float64."""
+    error = size * random_.uniform(0.3, 1.0)
+    values = {"gate": gate, "case": CASE, "mode": "training", "error": error, "peak": 2 * error}
+    return comparison(**(values | changes))
+
+
+def _losses(random_: random.Random) -> Iterator[Comparison]:
+    where = {"port": "", "reference": "", "case": "functions live"}
+    for quantity in ("poisson", "poisson, gradient", "poisson_multinomial", "poisson_multinomial, gradient"):
+        yield _training("losses", random_, 1e-15, quantity=quantity, layer="loss", **where)
+    for batch in range(1, 5):
+        yield _training("losses", random_, 1e-15, quantity=f"PearsonR after batch {batch}", layer="metric", **where)
+
+
+def _gradients(random_: random.Random) -> Iterator[Comparison]:
+    for reading, precision, size in (
+        (Reading.ISOLATED, "float64", 3e-15),
+        (Reading.ACCUMULATED, "float64", 5e-14),
+        (Reading.ACCUMULATED, "float32", 4e-6),
+    ):
+        exact = precision == "float64"
+        row = {"reading": reading, "precision": precision, "limit": 1e-11, "tolerance": "gradient_live"}
+        if not exact:
+            row |= {"reference_error": size, "limit": 4 * size, "tolerance": "gradient_float32"}
+        yield _training("gradients", random_, size, port="", reference="", layer="loss", quantity="loss", **row)
+        for order, (port, reference) in enumerate(parameters()):
+            row |= {"port": port, "reference": reference, "order": order, "layer": port.rpartition(".")[0]}
+            if port.endswith("attention.key.bias"):  # a shift of all keys changes nothing
+                for side in ("port", "reference") if exact else ():
+                    noise = row | {"limit": 1e-12, "tolerance": "zero_gradient"}
+                    quantity = f"gradient of the {side}, zero in theory"
+                    yield _training("gradients", random_, 1e-15, quantity=quantity, **noise)
+                continue
+            own = None if exact else size * random_.uniform(0.6, 1.5)
+            if own is not None:
+                row |= {"reference_error": own, "limit": 4 * own, "tolerance": "gradient_float32"}
+            yield _training("gradients", random_, size, quantity="gradient", **row)
+        for order, (port, reference) in enumerate(names() if exact else ()):
+            row |= {"port": port, "reference": reference, "order": order, "layer": port or "loss"}
+            for quantity in ("gradient by output", "gradient by input"):
+                yield _training("gradients", random_, size, quantity=quantity, **row)
+
+
+def _optimizer(random_: random.Random, runs: tuple[str, ...]) -> Iterator[Comparison]:
+    for run in runs:
+        row = {"case": f"{CASE}, {run}", "layer": "optimizer", "limit": 1e-10, "tolerance": "optimizer"}
+        for step in (1, 5):
+            for order, (port, reference) in enumerate(parameters()):
+                row |= {"order": order, "port": port, "reference": reference}
+                for quantity in ("change", "exp_avg", "exp_avg_sq"):
+                    yield _training("optimizer", random_, 1e-13, quantity=f"{quantity} after step {step}", **row)
+            row |= {"port": "", "reference": ""}
+            exact = row | {"error": 0.0, "peak": 0.0, "limit": 0.0, "tolerance": "exact"}
+            yield _training("optimizer", random_, 0.0, quantity=f"step counters at step {step}", **exact)
+            rates = row | {"layer": "schedule", "limit": 1e-12, "tolerance": "float64"}
+            yield _training("optimizer", random_, 1e-16, quantity=f"learning rates at step {step}", **rates)
+
+
+def _state(random_: random.Random) -> Iterator[Comparison]:
+    for step in (1, 5):
+        for order, (port, reference) in enumerate((p, r) for p, r in names() if p.endswith("block.norm")):
+            for name in ("running_mean", "running_var"):
+                yield _training(
+                    "state",
+                    random_,
+                    1e-15 * step,
+                    reading=Reading.STATE if step == 1 else Reading.ACCUMULATED,
+                    order=order,
+                    port=f"{port}.{name}",
+                    reference=f"{reference}/{name}",
+                    layer=port if step == 1 else "",
+                    quantity=f"{name} after step {step}",
+                    limit=1e-10,
+                    tolerance="state",
+                )
+
+
+def _trajectory(random_: random.Random) -> Iterator[Comparison]:
+    for precision, size, floor in (("float64", 3e-16, 8.9e-16), ("float32", 1e-7, 4.8e-7)):
+        drift = dict.fromkeys(QUANTITIES, size)
+        for step in range(1, STEPS + 1):
+            for quantity in QUANTITIES:
+                drift[quantity] *= random_.uniform(1.0, 1.2)
+                error = drift[quantity] * random_.uniform(0.4, 1.3)
+                yield _training(
+                    "trajectory",
+                    random_,
+                    0.0,
+                    error=error,
+                    peak=error,
+                    reading=Reading.ACCUMULATED,
+                    precision=precision,
+                    order=step,
+                    port="",
+                    reference="",
+                    quantity=f"{quantity} at step {step}",
+                    reference_error=drift[quantity],
+                    limit=max(4 * drift[quantity], floor),
+                    tolerance=f"trajectory_{precision}",
+                )
+
+
+def training_runs(shift: float = 0.0, seeds: tuple[int, ...] = SEEDS) -> tuple[Run, ...]:
+    """Runs of both sides; the port's last values differ by ``shift``."""
+    random_ = random.Random(1)
+    runs = []
+    for seed in seeds:
+        common = random_.gauss(0, 0.008)
+        for side in Side:
+            more = shift if side is Side.PORT else 0.0
+            losses = [0.95 + common, 0.78, 0.69, 0.65 + common + more]
+            pearsons = [0.02, 0.45, 0.66, 0.72 - 2 * common - more]
+            runs.append(
+                Run(
+                    side=side,
+                    seed=seed,
+                    losses=tuple(value + random_.gauss(0, 0.005) for value in losses),
+                    pearsons=tuple(value + random_.gauss(0, 0.01) for value in pearsons),
+                )
+            )
+    return tuple(runs)
+
+
+def with_runs(result: Result, runs: tuple[Run, ...], seeds: tuple[int, ...] = SEEDS) -> Result:
+    """The result with the convergence gate that these runs give."""
+    rows = tuple(judge_convergence(runs, MARGINS, seeds=seeds, case="planted motifs"))
+    failed = sum(row.status is not Status.PASS for row in rows)
+    gate = Gate(
+        name=CONVERGENCE,
+        status=GateStatus.FAILED if failed else GateStatus.PASSED,
+        reason=f"{failed} of {len(rows)} comparisons do not pass" if failed else "",
+        comparisons=rows,
+    )
+    return dataclasses.replace(
+        result,
+        gates={**result.gates, CONVERGENCE: gate},
+        runs=runs,
+        equivalences=tuple(find_equivalences(runs, MARGINS, seeds=seeds).values()),
+    )
+
+
+ADAM = ("adam, gradients of size 1", "adamw, gradients of size 1e-08")
+
+
+@functools.cache
+def passing(optimizer_runs: tuple[str, ...] = ADAM) -> Result:
+    """A full ladder that passes: some 130 layers, three readings, three precisions, two modes, and training."""
     random_ = random.Random(0)
     layers = [(order, *pair) for order, pair in enumerate(names())]
     blocks = [row for row in layers if row[1].count(".") <= 2 and row[1].startswith(("performer.layers", "conv_tower"))]
@@ -177,12 +355,17 @@ def passing() -> Result:
         "layers": tuple(_computed(random_, "layers", Reading.ISOLATED, layers)),
         "blocks": tuple(_computed(random_, "blocks", Reading.BLOCK, blocks)),
         "model": tuple(_computed(random_, "model", Reading.ACCUMULATED, layers)),
+        "losses": tuple(_losses(random_)),
+        "gradients": tuple(_gradients(random_)),
+        "optimizer": tuple(_optimizer(random_, optimizer_runs)),
+        "state": tuple(_state(random_)),
+        "trajectory": tuple(_trajectory(random_)),
     }
-    return Result(
+    result = Result(
         pair="EpiBERT, tiny",
         reference="tf_reference on tensorflow 2.21.0, live",
         requested=GATES,
-        gates={name: Gate(name=name, status=GateStatus.PASSED, comparisons=rows[name]) for name in GATES},
+        gates={name: Gate(name=name, status=GateStatus.PASSED, comparisons=found) for name, found in rows.items()},
         not_compared=(
             *(NotCompared(side="reference", name=f"performer/layers/{i}/dropout", reason=OFF) for i in range(7)),
             NotCompared(side="port", name="performer.rotary_table", reason="weightless; its table is a constant"),
@@ -207,6 +390,102 @@ def passing() -> Result:
         environment={"python": "3.11.2", "torch": "2.13.0", "machine": {"processor": "x86_64", "cores": 2}, "seed": 7},
         seconds={"weights": 0.4, "constants": 0.02, "layers": 61.5, "blocks": 12.1, "model": 33.0},
     )
+    return with_runs(result, training_runs())
+
+
+def forward() -> Result:
+    """The same without training: neither asked for nor run."""
+    result = passing()
+    unasked = {name: Gate(name=name, status=GateStatus.NOT_RUN, reason="not asked for") for name in GATES}
+    gates = unasked | {name: result.gates[name] for name in FORWARD_GATES}
+    return dataclasses.replace(result, requested=FORWARD_GATES, gates=gates, runs=(), equivalences=())
+
+
+def _from_here_blocked(result: Result, name: str, culprits: tuple[Culprit, ...] = ()) -> Result:
+    """The result in which a gate fails: what follows is blocked, and there are no runs."""
+    later = {
+        gate: dataclasses.replace(
+            result.gates[gate], status=GateStatus.BLOCKED, reason=f"the gate {name!r} did not pass"
+        )
+        for gate in GATES[GATES.index(name) + 1 :]
+    }
+    if CONVERGENCE in later:
+        later[CONVERGENCE] = dataclasses.replace(later[CONVERGENCE], comparisons=())
+        result = dataclasses.replace(result, runs=(), equivalences=())
+    return dataclasses.replace(result, gates={**result.gates, **later}, culprit_rows=culprits)
+
+
+def changed(name: str, change) -> Result:
+    """``passing()`` with ``change(row)`` applied to each comparison of one gate, and what follows from it."""
+    result = passing()
+    gate = replace_rows(result.gates[name], change)
+    reason = f"{len(gate.failures)} of {len(gate.comparisons)} comparisons do not pass"
+    result = dataclasses.replace(result, gates={**result.gates, name: dataclasses.replace(gate, reason=reason)})
+    owners = {row.layer: row for row in gate.failures if row.reading is not Reading.ACCUMULATED}
+    culprits = tuple(
+        Culprit(port=owner, reference=row.reference, gates=(name,), worst=row) for owner, row in owners.items()
+    )
+    return _from_here_blocked(result, name, culprits)
+
+
+def wrong_gradients() -> Result:
+    """One layer's backward pass is wrong, in isolation and all the way down from it; a hostile name among them."""
+
+    def change(row: Comparison) -> Comparison:
+        if row.layer == "performer.layers.3.norm" and row.quantity.startswith("gradient"):
+            return dataclasses.replace(row, status=Status.FAIL, error=2e-3, detail="largest difference at (0,)")
+        if row.layer == "performer.layers.2.norm" and row.quantity == "gradient":
+            return dataclasses.replace(
+                row, port=HOSTILE, reference=HOSTILE, layer=HOSTILE, status=Status.FAIL, error=1e-3, detail=HOSTILE
+            )
+        if row.layer == "performer.layers.1.norm" and row.quantity == "gradient":
+            return dataclasses.replace(row, status=Status.MISSING, error=None, limit=None, detail="no such array")
+        return row
+
+    return changed("gradients", change)
+
+
+def wrong_optimizer() -> Result:
+    """Epsilon is in the wrong place, which shows where gradients are small."""
+
+    def change(row: Comparison) -> Comparison:
+        if row.quantity.startswith("change") and "1e-08" in row.case:
+            return dataclasses.replace(row, status=Status.FAIL, error=0.3)
+        return row
+
+    return changed("optimizer", change)
+
+
+def leaving() -> Result:
+    """The run leaves the envelope at step 20."""
+
+    def change(row: Comparison) -> Comparison:
+        if row.order >= 20 and row.quantity.startswith(("weights", "loss")):
+            return dataclasses.replace(
+                row, status=Status.FAIL, error=40 * (row.reference_error or 0), detail="most of it in stem_conv.weight"
+            )
+        return row
+
+    return changed("trajectory", change)
+
+
+def different() -> Result:
+    """Every gate passes but the last: the port arrives elsewhere."""
+    return with_runs(passing(), training_runs(shift=0.02))
+
+
+def broken_run() -> Result:
+    """A run of the port ends with an error."""
+    first, *others = training_runs()
+    assert first.side is Side.REFERENCE
+    second, *others = others
+    ended = dataclasses.replace(second, losses=(), pearsons=(), error=f"ValueError: {HOSTILE}")
+    return with_runs(passing(), (first, ended, *others))
+
+
+def full_size() -> Result:
+    """As many rows as a run on the recorded cases has."""
+    return passing(tuple(f"adam, gradients of size 1e{power}" for power in range(-8, 8)))
 
 
 def replace_rows(gate: Gate, change) -> Gate:
@@ -252,6 +531,10 @@ def failing() -> Result:
             result.gates["blocks"], status=GateStatus.BLOCKED, reason="gate layers did not pass"
         ),
         "model": Gate(name="model", status=GateStatus.NOT_RUN, reason="stopped by hand"),
+        **{
+            name: Gate(name=name, status=GateStatus.BLOCKED, reason="the gate 'layers' did not pass")
+            for name in (*TRAINING_GATES, CONVERGENCE)
+        },
     }
 
     def culprit(port: str) -> Culprit:
@@ -263,6 +546,8 @@ def failing() -> Result:
     return dataclasses.replace(
         result,
         gates=gates,
+        runs=(),
+        equivalences=(),
         culprit_rows=tuple(map(culprit, ports)),
         weights=(
             *result.weights,

@@ -36,7 +36,7 @@ def test_passing_result_has_one_green_case_per_comparison(tmp_path):
     assert root.get("failures") == root.get("errors") == "0"
     for suite, gate in zip(root, result.gates.values(), strict=True):
         assert suite.get("tests") == str(len(gate.comparisons))
-        assert suite.get("time") == f"{result.seconds[gate.name]:.3f}"
+        assert suite.get("time") == f"{result.seconds.get(gate.name, 0.0):.3f}"
 
 
 def test_failing_result_is_red_where_it_failed(tmp_path):
@@ -137,3 +137,44 @@ def test_characters_that_xml_cannot_hold_are_written_out(tmp_path):
     root = written(tmp_path, results.failing())
     names = [case.get("name", "") for case in root.iter("testcase")]
     assert any(r"\x1b[31m\ud800\u202e\x00" in name and "</script>" in name for name in names)
+
+
+def test_training_is_named_by_what_answers_for_it(tmp_path):
+    suites = {suite.get("name"): suite for suite in written(tmp_path, results.passing())}
+    cases = {
+        name: {(case.get("classname"), case.get("name")) for case in suite.iter("testcase")}
+        for name, suite in suites.items()
+    }
+    assert ("losses.metric", "metric PearsonR after batch 1 [functions live, isolated, float64, training]") in cases[
+        "losses"
+    ]
+    assert ("gradients.loss", "loss loss [P1 live, isolated, float64, training]") in cases["gradients"]
+    case = "P1 live, adam, gradients of size 1"
+    assert ("optimizer.schedule", f"schedule learning rates at step 1 [{case}, isolated, float64, training]") in cases[
+        "optimizer"
+    ]
+    assert ("optimizer.optimizer", f"stem_conv.weight change after step 5 [{case}, isolated, float64, training]") in (
+        cases["optimizer"]
+    )
+    title = "(training run) weights at step 50 [P1 live, accumulated, float32, training]"
+    assert ("trajectory.(training run)", title) in cases["trajectory"]
+    title = "reference, seed 24 losses [planted motifs, run, float32, training]"
+    assert ("convergence.(all runs)", title) in cases["convergence"]
+    assert not any("#2" in str(name) for _, name in cases["trajectory"] | cases["convergence"])
+
+
+def test_blocked_convergence_is_red(tmp_path):
+    suite = {suite.get("name"): suite for suite in written(tmp_path, results.wrong_gradients())}["convergence"]
+    failure = suite.find("testcase/failure")
+    assert failure is not None
+    assert failure.get("message") == "the gate 'gradients' did not pass"
+    assert suite.get("tests") == "1"
+
+
+def test_convergence_is_said_in_its_own_units(tmp_path):
+    suite = {suite.get("name"): suite for suite in written(tmp_path, results.different())}["convergence"]
+    message = next(case for case in suite if "final losses [" in str(case.get("name")))[0].get("message")
+    assert message is not None
+    assert message.startswith(
+        "an interval that reaches 1.9 of the reference's spread; expected at most 1 (convergence)"
+    )

@@ -12,6 +12,8 @@ from parity.records import Gate, GateStatus, Result
 from parity.report.page import embedded, render, write_html
 from tests.unit.parity.report import results
 
+SAMPLES = ("passing", "forward", "failing", "wrong_gradients", "broken_run", "empty", "nothing_asked")
+
 
 class Parsed(html.parser.HTMLParser):
     """Elements, attributes and texts of a page, as a browser would cut it."""
@@ -46,15 +48,34 @@ class Parsed(html.parser.HTMLParser):
         return re.sub(r"\s+", " ", "".join(self.texts))
 
 
+def unpacked(text: str) -> dict:
+    """The result as it was before its comparisons were put into columns, without what belongs to the page alone."""
+    data = json.loads(text)
+    del data["figures"], data["training"]
+
+    def value(column, index):
+        if "all" in column:
+            return column["all"]
+        return column["table"][column["at"][index]] if "at" in column else column["list"][index]
+
+    for gate in data["gates"].values():
+        packed = gate["comparisons"]
+        gate["comparisons"] = [
+            {field: value(column, index) for field, column in packed["columns"].items()}
+            for index in range(packed["count"])
+        ]
+    return data
+
+
 @pytest.fixture(scope="module")
 def pages() -> dict[str, Parsed]:
-    return {name: Parsed(render(getattr(results, name)())) for name in ("passing", "failing", "empty", "nothing_asked")}
+    return {name: Parsed(render(getattr(results, name)())) for name in SAMPLES}
 
 
-@pytest.mark.parametrize("name", ["passing", "failing", "empty", "nothing_asked"])
+@pytest.mark.parametrize("name", SAMPLES)
 def test_embedded_data_is_the_result(pages, name):
     data, *scripts = pages[name].scripts
-    assert json.loads(data) == json.loads(json.dumps(getattr(results, name)().to_dict()))
+    assert unpacked(data) == json.loads(json.dumps(getattr(results, name)().to_dict()))
     assert len(scripts) == 2  # plotly.js and our own
 
 
@@ -137,7 +158,7 @@ def test_page_holds_every_section(pages):
 
 
 def test_unlisted_tolerance_is_shown():
-    result = dataclasses.replace(results.passing(), tolerances={})
+    result = dataclasses.replace(results.forward(), tolerances={})
     assert "not in the table of tolerances" in Parsed(render(result)).text
 
 
@@ -159,3 +180,62 @@ def test_missing_library_names_the_extra(monkeypatch, tmp_path, library):
     with pytest.raises(ImportError, match=r"extra `report`.*pip install 'epibert-parity\[report\]'"):
         write_html(results.passing(), path)
     assert not path.exists()
+
+
+def headings(page: Parsed) -> set[str]:
+    return {str(attributes["id"]) for tag, attributes in page.elements if tag == "h2"}
+
+
+def test_training_has_its_figures(pages):
+    found = headings(pages["passing"])
+    assert {"gradients-heading", "trajectory-heading", "convergence-heading", "by-case-heading"} <= found
+    assert "absent-heading" not in found
+    ids = {attributes.get("id") for _, attributes in pages["passing"].elements}
+    assert {"gradients", "trajectory-0", "trajectory-1", "runs-0", "differences-0", "runs-1", "differences-1"} <= ids
+
+
+def test_training_that_was_not_asked_for_is_said_in_a_line(pages):
+    found = headings(pages["forward"])
+    assert "absent-heading" in found
+    assert not {"gradients-heading", "trajectory-heading", "convergence-heading", "by-case-heading"} & found
+    for name in ("gradients", "trajectory", "convergence"):
+        assert f"{name} not run: not asked for." in pages["forward"].text
+
+
+def test_blocked_convergence_says_why(pages):
+    page = pages["wrong_gradients"]
+    assert "convergence-heading" not in headings(page)
+    assert "trajectory-heading" in headings(page)
+    assert "convergence blocked: the gate 'gradients' did not pass. Nothing was measured." in page.text
+    assert "trajectory blocked: the gate 'gradients' did not pass. What is shown of it proves nothing." in page.text
+
+
+def test_decision_of_the_convergence_is_in_words(pages):
+    text = pages["passing"].text
+    found = results.passing().equivalences[0]
+    assert f"90 % interval [{found.low:+.3g}, {found.high:+.3g}], margin ±0.012 declared beforehand" in text
+    assert "n = 24 pairs" in text
+    assert text.count("Equivalent: the interval lies inside the margin.") == 2
+
+
+def test_hostile_names_in_training_are_text(pages):
+    for name in ("wrong_gradients", "broken_run"):
+        page = pages[name]
+        assert "<img src=x onerror=alert(1)>" in page.text
+        assert [tag for tag, _ in page.elements].count("script") == 3
+        assert "img" not in {tag for tag, _ in page.elements}
+    assert r"port, seed 1: ValueError: </script><script>" in pages["broken_run"].text
+
+
+def test_runs_without_a_decision_and_decisions_without_runs_are_shown():
+    result = results.passing()
+    assert (
+        Parsed(render(dataclasses.replace(result, equivalences=()))).text.count("No decision on it was recorded.") == 2
+    )
+    assert "Equivalent" in Parsed(render(dataclasses.replace(result, runs=()))).text
+
+
+def test_a_full_run_stays_small():
+    result = results.full_size()
+    assert len(result.comparisons) > 16_000
+    assert len(render(result)) < 8_000_000

@@ -19,7 +19,9 @@ def printed(result: Result, width: int = 400, **options) -> str:
 
 def test_passing_result_ends_with_the_verdict():
     text = printed(results.passing())
-    assert text.splitlines()[-1].startswith("Proven. All 5 gates pass: 1,755 comparisons")
+    assert text.splitlines()[-1].startswith(
+        f"Proven. All 11 gates pass: {len(results.passing().comparisons):,} comparisons"
+    )
     assert "Culprits" not in text
     assert "First failures" not in text
 
@@ -73,7 +75,7 @@ def test_failing_result_shows_culprits_with_both_names():
     text = printed(results.failing())
     assert "performer.layers.2.attention  reference performer/layers/2/self_attention" in text
     assert text.splitlines()[-1].startswith(
-        "Not proven. 3 of 5 gates did not pass: performer.layers.2.attention and 4 other layers"
+        "Not proven. 9 of 11 gates did not pass: performer.layers.2.attention and 4 other layers"
     )
     assert "blocks: gate layers did not pass" in text
 
@@ -128,3 +130,30 @@ def test_eighty_columns_are_enough():
     assert "2e-15" in lines[first]
     assert "/ 1e-12" in lines[first + 1]
     assert max(map(len, lines)) <= 80
+
+
+def test_decision_of_the_convergence_is_printed():
+    lines = printed(results.passing()).splitlines()
+    start = lines.index("Convergence")
+    assert lines[start + 1].startswith("final losses  Equivalent: the interval lies inside the margin. Mean difference")
+    assert lines[start + 2].startswith("final pearsons  Equivalent")
+    assert "Convergence" not in printed(results.forward()).splitlines()
+
+
+def test_failures_of_training_are_named():
+    text = printed(results.leaving())
+    assert "trajectory  (training run) loss at step 20  reference (training run)" in text
+    assert "the envelope is" in text
+    text = printed(results.wrong_optimizer())
+    assert "Culprits (1, in model order)" in text
+    assert "optimizer  stem_conv.weight change after step 1" in text
+    text = printed(results.broken_run())
+    assert "convergence  (all runs) final losses  reference (all runs)" in text
+    assert "convergence  port, seed 1 losses  reference -" in text
+    assert "\x00" not in text
+
+
+def test_culprit_that_is_no_layer_fits_eighty_columns():
+    for result in (results.wrong_optimizer(), results.leaving(), results.different()):
+        lines = printed(result, width=80).splitlines()
+        assert max(map(len, lines)) <= 80
