@@ -120,9 +120,9 @@ def convergence(result: Result) -> dict[str, Any]:
     for name in names:
         pairs = []
         for seed in seeds:
-            last = {side: _last(result.runs, side, seed, name) for side in ("reference", "port")}
-            ours, theirs = last["port"], last["reference"]
-            pairs.append({"seed": seed, **last, "difference": None if None in (ours, theirs) else ours - theirs})
+            ours, theirs = (_last(result.runs, side, seed, name) for side in ("port", "reference"))
+            difference = None if ours is None or theirs is None else ours - theirs
+            pairs.append({"seed": seed, "reference": theirs, "port": ours, "difference": difference})
         found = decisions.get(name)
         # The test's own numbers, where it is clear which is whose.
         if found is not None and len(found.differences) == len(pairs):

@@ -340,9 +340,9 @@ def decision(found: Any) -> str:
     if not measured:
         reason = printable(found.reason) or "nothing was measured"
         return f"No decision, which counts as not equivalent: {reason}. Margin ±{found.margin:.3g} declared beforehand."
-    outside = found.low >= found.margin or found.high <= -found.margin
-    word = "Different" if outside else "Not shown to be equivalent"
-    return f"{word}: {printable(found.reason) or 'it did not pass'}. {_sentence(numbers)}"
+    if found.low >= found.margin or found.high <= -found.margin:
+        return f"Different: the whole interval lies outside the margin. {_sentence(numbers)}"
+    return f"Not shown to be equivalent: the interval is not inside the margin. {_sentence(numbers)}"
 
 
 def _power(value: float) -> str:
