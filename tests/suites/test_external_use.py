@@ -51,6 +51,8 @@ class User:
 
 @pytest.fixture(scope="module")
 def user(tmp_path_factory, tensorflow) -> User:
+    # Shared by the tests of this file, so it is made before any of them sets a seed.
+    tensorflow.random.set_seed(0)
     return User(tmp_path_factory.mktemp("user"), tensorflow)
 
 
