@@ -13,6 +13,7 @@ from parity.records import Comparison, Result, Status
 from parity.report.figures import absent, by_case, figures
 from parity.report.summary import (
     PARTS,
+    beginning,
     by_reason,
     excess,
     expected,
@@ -20,8 +21,6 @@ from parity.report.summary import (
     ladder,
     layer,
     number,
-    owner,
-    place,
     plural,
     printable,
     rule_text,
@@ -83,8 +82,7 @@ def render(result: Result) -> str:
         "got": got,
         "expected": expected,
         "plural": plural,
-        "owner": owner,
-        "place": place,
+        "beginning": beginning,
         "subject": subject,
         "used": lambda row: share(excess(row)),
     }

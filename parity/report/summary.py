@@ -98,6 +98,19 @@ def owner(row: Comparison) -> str:
     return "(all runs)" if row.gate == CONVERGENCE else "(training run)"
 
 
+def beginning(row: Comparison) -> tuple[str, str, str]:
+    """Where to begin with a failure: (what answers for it, where it was seen if elsewhere, the reference's name).
+
+    Empty where there is no more to say. Whole training runs answer for themselves, so their quantity or seed is named.
+    """
+    if not row.layer and row.gate in (*TRAINING_GATES, CONVERGENCE):
+        named = row.gate == CONVERGENCE and bool(row.port or row.reference)
+        where = "" if named or not row.port else printable(row.port)
+        return subject(row) if named else printable(row.quantity), where, "" if named else printable(row.reference)
+    what, where, reference = owner(row), subject(row), place(row, "reference")
+    return what, "" if where == what else where, "" if reference == what and row.layer in PARTS else reference
+
+
 def excess(row: Comparison) -> float:
     """Error over limit: how much of what is allowed was used. Infinite where that cannot be told."""
     if row.error is None or not math.isfinite(row.error):

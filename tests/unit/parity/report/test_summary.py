@@ -6,7 +6,7 @@ import math
 import pytest
 
 from parity.records import Comparison, Culprit, Gate, GateStatus, Reading, Result, Status
-from parity.report.summary import excess, ladder, number, printable, share, verdict
+from parity.report.summary import beginning, excess, ladder, number, printable, share, verdict
 from tests.unit.parity.report import results
 
 
@@ -339,3 +339,34 @@ def test_proven_claims_no_more_than_was_asked():
     answer = verdict(dataclasses.replace(result, gates=gates, requested=tuple(gates)))
     assert "trains as it trains" in answer.sentence
     assert "arrives" not in answer.sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({}, ("stem.conv", "", "stem/conv")),
+        ({"layer": "", "port": "", "reference": ""}, ("(model)", "", "(model)")),
+        ({"layer": "stem"}, ("stem", "stem.conv", "stem/conv")),
+        ({"gate": "optimizer", "layer": "optimizer"}, ("optimizer", "stem.conv", "stem/conv")),
+        ({"gate": "losses", "layer": "loss", "port": "", "reference": ""}, ("loss", "", "")),
+        (
+            {"gate": "gradients", "layer": "loss", "port": "", "reference": "", "quantity": "gradient by output"},
+            ("loss", "(model)", "(model)"),
+        ),
+        (
+            {"gate": "trajectory", "layer": "", "port": "", "reference": "", "quantity": "loss at step 3"},
+            ("loss at step 3", "", ""),
+        ),
+        (
+            {"gate": "state", "layer": "", "quantity": "mean after step 5"},
+            ("mean after step 5", "stem.conv", "stem/conv"),
+        ),
+        ({"gate": "convergence", "layer": "", "port": "", "reference": "seed 3"}, ("reference, seed 3", "", "")),
+        (
+            {"gate": "convergence", "layer": "", "port": "", "reference": "", "quantity": "final losses"},
+            ("final losses", "", ""),
+        ),
+    ],
+)
+def test_where_to_begin(changes, shown):
+    assert beginning(results.comparison(**({"layer": "stem.conv"} | changes))) == shown
