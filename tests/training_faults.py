@@ -15,7 +15,7 @@ from torch_impl import EpiBERT
 from torch_impl.epibert_lightning import EpiBERTLightning
 from torch_impl.losses import poisson
 from torch_impl.model import BatchNorm
-from torch_impl.optim import CosineWarmup, decay_groups
+from torch_impl.optim import CosineWarmup, cosine_warmup, decay_groups
 
 # --- of the model ----------------------------------------------------------------------------------------------------
 
@@ -167,13 +167,20 @@ def decay_without_learning_rate(module: EpiBERTLightning) -> None:
     _before_every_step(module, _decay_unscaled)
 
 
+class _OneAhead(CosineWarmup):
+    def get_lr(self) -> list[Any]:
+        rate = cosine_warmup(self.last_epoch + 1, self.peak, self.warmup, self.decay, self.floor)
+        return [rate for _ in self.optimizer.param_groups]
+
+
 def schedule_off_by_one(module: EpiBERTLightning) -> None:
     """The learning rate of the next step."""
     original = module.configure_optimizers
 
     def configure(module: EpiBERTLightning) -> Any:
         configured: Any = original()
-        configured["lr_scheduler"]["scheduler"].step()
+        schedule = _OneAhead(configured["optimizer"], module.peak, module.warmup, module.decay, module.floor)
+        configured["lr_scheduler"]["scheduler"] = schedule
         return configured
 
     module.configure_optimizers = types.MethodType(configure, module)

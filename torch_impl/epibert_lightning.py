@@ -6,8 +6,10 @@ section 3. Nothing is computed here: each part stands in its own module.
 Letters in shapes: B batch, L base pairs, A accessibility values, N bins after the crop, M motifs.
 """
 
+from collections.abc import Sequence
+
 import lightning
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -17,15 +19,9 @@ from torch_impl.metrics import R2, PearsonR
 from torch_impl.model import EpiBERT
 from torch_impl.optim import CosineWarmup, KerasAdam, KerasAdamW, decay_groups
 
-Batch = tuple[
-    Float[Tensor, "B L 4"],
-    Float[Tensor, "B A 1"],
-    Shaped[Tensor, "B N 1"],
-    Shaped[Tensor, "B N 1"],
-    Float[Tensor, "B N 1"],
-    Float[Tensor, "B 1 M"],
-]
-"""Sequence, masked accessibility, mask, unmask, target, motif activity: the order of the original's pipeline."""
+Batch = Sequence[Tensor]
+"""Sequence (B, L, 4), masked accessibility (B, A, 1), mask, unmask and target (B, N, 1 each), motif activity (B, 1, M):
+the order of the original's pipeline. A loader makes it a tuple or a list."""
 
 
 class EpiBERTLightning(lightning.LightningModule):
