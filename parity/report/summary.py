@@ -399,6 +399,19 @@ def _culprit_step(result: Result, culprit: Culprit) -> str:
             "as learning rate, dropout masks, counters and the order of batches."
         )
     if not culprit.certain and culprit.worst.gate == "gradients":
+        agreeing = {row.reading for row in own if row.gate == "gradients" and row.status is Status.PASS}
+        if "float64" not in {row.precision for row in failed} and Reading.ACCUMULATED in agreeing:
+            names = " and ".join(ordered_precisions({row.precision for row in failed}))
+            return (
+                f"In float64 it agrees, so the backward pass is right; in {names} more is lost on the way to it than "
+                "in the reference: check casts and the order of summation behind it. The error of a tensor of a few "
+                "numbers is a single draw, and so is the reference's that it is held against."
+            )
+        if Reading.ISOLATED in agreeing:
+            return (
+                "Given the reference's own gradient it agrees, so what differs is handed to it: look at how gradients "
+                "are put together behind it, such as residual connections, scales, and what is detached."
+            )
         return (
             "Only end-to-end gradients exist, and this is the first in model order that differs, which need not be "
             "where it goes wrong: a live reference reads each layer's by itself."
@@ -597,6 +610,8 @@ def verdict(result: Result) -> Verdict:
             found = f"{name}{more} {'compute' if others else 'computes'} something else than the reference"
         elif culprit.worst.gate == "state" and not culprit.worst.layer:
             found = "the state of the two parts after the first training step"
+        elif culprit.worst.gate == "gradients" and culprit.port not in PARTS:
+            found = f"the gradient at {name} differs end to end"
         else:
             found = f"{name} is where the two first part"
         step, start = _culprit_step(result, culprit), culprit.worst

@@ -253,9 +253,23 @@ def test_uncertain_culprits_of_training_are_not_explained_as_layers():
     answer = verdict(of(failed("state", row), culprits=(row,), certain=False))
     assert "the state of the two parts after the first training step" in answer.sentence
     assert "what one step hands to the next" in answer.next_step
-    row = results.comparison(gate="gradients", reading=Reading.ACCUMULATED, status=Status.FAIL, error=1.0)
-    answer = verdict(of(failed("gradients", row), culprits=(row,), certain=False))
-    assert "first in model order" in answer.next_step
+
+
+@pytest.mark.parametrize(
+    ("fine", "precision", "words"),
+    [
+        ([], "float64", "first in model order"),
+        ([Reading.ISOLATED], "float64", "what differs is handed to it"),
+        ([Reading.ISOLATED, Reading.ACCUMULATED], "float32", "In float64 it agrees, so the backward pass is right"),
+    ],
+)
+def test_gradients_that_differ_end_to_end_only(fine, precision, words):
+    common = {"gate": "gradients", "quantity": "gradient", "mode": "training"}
+    rows = [results.comparison(reading=reading, **common) for reading in fine]
+    row = results.comparison(reading=Reading.ACCUMULATED, precision=precision, status=Status.FAIL, error=1.0, **common)
+    answer = verdict(of(failed("gradients", *rows, row), culprits=(row,), certain=False))
+    assert "the gradient at stem.conv differs end to end" in answer.sentence
+    assert words in answer.next_step
 
 
 def test_trajectory_says_when_it_leaves_the_envelope():
