@@ -69,6 +69,7 @@ def parity(
                 goldens=GOLDENS if goldens is None else goldens,
                 bins=bins,
                 batch=batch,
+                jobs=min(2, os.cpu_count() or 1),
                 ledger=Ledger(goldens=Path(GOLDENS if goldens is None else goldens)),
                 say=lambda text: status.update(escape(text)),
             )

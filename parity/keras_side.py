@@ -4,7 +4,7 @@ TensorFlow is imported when a model is watched, not when this module is.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ class KerasSide:
             stack.enter_context(_no_dropout(self.layers))
             if graph:
                 key = recorder.begin("")
-                output = tf.function(self.model)(arguments, training=training)
+                output = as_graph(self.model)(arguments, training=training)
                 recorder.end(key, (), _arrays(flatten(output, tf.is_tensor)))
             else:
                 for path, layer in self.layers.items():
@@ -81,6 +81,13 @@ class KerasSide:
             if own:
                 states[path] = {name: np.asarray(value, dtype=np.float64) for name, value in own.items()}
         return states
+
+
+def as_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A ``tf.function`` of what is graph operations already: AutoGraph would take most of the time to trace."""
+    import tensorflow as tf
+
+    return tf.function(tf.autograph.experimental.do_not_convert(function), autograph=False)
 
 
 def layers_by_path(model: Any) -> dict[str, Any]:

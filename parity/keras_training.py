@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from parity.draws import Draws
-from parity.keras_side import _arrays, _kept_variables, layers_by_path
+from parity.keras_side import _arrays, _kept_variables, as_graph, layers_by_path
 from parity.trace import Recorder, flatten, replace
 from parity.training import Backward, Inputs, Recipe, Snapshot, Targets, TensorPair
 
@@ -41,6 +41,7 @@ class KerasTraining:
         self.layers = layers_by_path(model)
         for path in ignored or {}:
             self.layers.pop(path, None)
+        self._apply: tuple[Sequence[tuple[Any, Sequence[Any]]], Callable[[Any], None]] | None = None
         self._step: tuple[Sequence[tuple[Any, Sequence[Any]]], Callable[[Any, Any], Any]] | None = None
 
     def gradients(self, inputs: Inputs, targets: Targets) -> Backward:
@@ -108,37 +109,47 @@ class KerasTraining:
         import tensorflow as tf
 
         kept = [(variable, variable.numpy()) for variable in self.model.variables]
-        optimizers = self.recipe.optimizers(self.model)
+        optimizers, apply = self._applied()
         key_of = {id(variable): key for key, variable in self.variables.items()}
         snapshots = []
         try:
             for step, given in enumerate(gradients):
                 rates = _set_rates(optimizers, self.recipe.schedule(step))
-                for optimizer, variables in optimizers:
-                    arrays = [given[key_of[id(variable)]] for variable in variables]
-                    pairs = [
-                        (tf.constant(array, variable.dtype), variable)
-                        for array, variable in zip(arrays, variables, strict=True)
+                apply(
+                    [
+                        [tf.constant(given[key_of[id(variable)]], variable.dtype) for variable in variables]
+                        for _, variables in optimizers
                     ]
-                    optimizer.apply_gradients(pairs)
+                )
                 snapshots.append(self._snapshot(step + 1, 0.0, rates, optimizers, tensors))
         finally:
             for variable, value in kept:
                 variable.assign(value)
         return snapshots
 
+    def _applied(self) -> tuple[Sequence[tuple[Any, Sequence[Any]]], Callable[[Any], None]]:
+        """Optimizers as if new and their steps as a graph, made once."""
+        if self._apply is None:
+            optimizers = self.recipe.optimizers(self.model)
+
+            def apply(gradients: Any) -> None:
+                for (optimizer, variables), own in zip(optimizers, gradients, strict=True):
+                    optimizer.apply_gradients(list(zip(own, variables, strict=True)))
+
+            for optimizer, variables in optimizers:
+                optimizer.build(variables)
+            self._apply = optimizers, as_graph(apply)
+        _reset(self._apply[0])
+        return self._apply
+
     def _compiled(self) -> tuple[Sequence[tuple[Any, Sequence[Any]]], Callable[[Any, Any], Any]]:
         """Optimizers as if new and the step as a graph, which is made once: tracing takes longer than many steps."""
-        import tensorflow as tf
-
         if self._step is None:
             optimizers = self.recipe.optimizers(self.model)
             for optimizer, variables in optimizers:
                 optimizer.build(variables)
-            self._step = optimizers, tf.function(self._step_function(optimizers), autograph=False)
-        for optimizer, _ in self._step[0]:
-            for variable in optimizer.variables:
-                variable.assign(tf.zeros_like(variable))
+            self._step = optimizers, as_graph(self._step_function(optimizers))
+        _reset(self._step[0])
         return self._step
 
     def _step_function(self, optimizers: Sequence[tuple[Any, Sequence[Any]]]) -> Callable[[Any, Any], Any]:
@@ -301,6 +312,15 @@ def _own(tensor: Any, tape: Any) -> Any:
     if own.dtype.is_floating:
         tape.watch(own)
     return own
+
+
+def _reset(optimizers: Sequence[tuple[Any, Sequence[Any]]]) -> None:
+    """Counters and moments as if no step had been made; the learning rate is set before each."""
+    import tensorflow as tf
+
+    for optimizer, _ in optimizers:
+        for variable in optimizer.variables:
+            variable.assign(tf.zeros_like(variable))
 
 
 def _set_rates(optimizers: Sequence[tuple[Any, Sequence[Any]]], rates: Sequence[float]) -> tuple[float, ...]:

@@ -3,12 +3,16 @@
 import dataclasses
 import importlib.util
 import json
+import multiprocessing
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from parity.convergence import Equivalence, Run, find_equivalences
 from parity.environment import ROOT, describe_environment, hash_file, version
@@ -79,6 +83,15 @@ class Findings:
     runs: list[Run] = dataclasses.field(default_factory=list)
     equivalences: list[Equivalence] = dataclasses.field(default_factory=list)
 
+    def add(self, other: "Findings") -> None:
+        """Takes up what another part of the work found."""
+        for field in dataclasses.fields(self):
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if isinstance(mine, dict):
+                mine.update(theirs)
+            else:
+                mine.extend(theirs)
+
     def result(self, gates: Sequence[str]) -> Result:
         """Judged."""
         # All cases have the same kinds of layers; the deepest one orders them.
@@ -125,6 +138,7 @@ def run(
     prepare_port: Callable[[EpiBERT], None] | None = None,
     training: PortTraining = PORT,
     ledger: Ledger | None = None,
+    jobs: int = 1,
     say: Say = lambda text: None,
 ) -> Result:
     """Climbs the ladder.
@@ -141,6 +155,7 @@ def run(
         prepare_port: Called with every port before it is compared; tests inject faults here.
         training: What trains the port; tests put faulty parts here.
         ledger: Where to enter what was found; only a run on the recorded cases with both references is entered.
+        jobs: Processes that share the recorded cases; nothing may be put in the port's place then.
         say: Told what is going on.
 
     Raises:
@@ -182,11 +197,14 @@ def run(
                 raise UsageError(
                     f"no recorded numbers in {folder}: run from a clone of the repository, or give --goldens"
                 )
-        _functions(findings, wanted, Path(goldens), reference, training, say)
-        for name in CASES:
-            _recorded_case(findings, wanted, name, Path(goldens) / name, reference, prepare_port, training, say)
-        if reference != "live" and "losses" in wanted:
-            _finetuning_case(findings, wanted, Path(goldens) / FINETUNING_CASE, training, say)
+        units = _units(wanted, reference)
+        job = _Job(tuple(wanted), str(goldens), reference)
+        if jobs == 1 or prepare_port is not None or training is not PORT:
+            found = [job.do(unit, prepare_port, training, say) for unit in units]
+        else:
+            found = _in_processes(job, units, jobs, say)
+        for part in found:
+            findings.add(part)
     if CONVERGENCE in wanted:
         _convergence(findings, prepare_port, say)
     result = findings.result(gates)
@@ -220,78 +238,148 @@ def model_tensors(checkpoint: Checkpoint, config: EpiBERTConfig) -> dict[str, np
     return {path: checkpoint[key] for path, key in keys.items()}
 
 
-def _recorded_case(
-    findings: Findings,
-    wanted: Sequence[str],
-    name: str,
-    folder: Path,
-    reference: References,
-    prepare_port: Callable[[EpiBERT], None] | None,
-    training: PortTraining,
-    say: Say,
-) -> None:
-    try:
-        config, checkpoint = load_case(folder)
-        original = json.loads((folder.parent / "environment.json").read_text(encoding="utf-8"))
-        recording = read_recording(folder / "forward.h5", name=f"recorded TensorFlow {original['tensorflow']}")
-        inputs = epibert.recorded_inputs(recording)
-    except CheckpointError:
-        raise
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise UsageError(f"the recorded numbers in {folder} cannot be read: {error}") from None
-    stored = model_tensors(checkpoint, config)
-    findings.configuration[name] = dataclasses.asdict(config)
-    findings.weights += [dataclasses.replace(row, note=name) for row in epibert.weight_map(config, stored)]
-    findings.sources |= {f"{name}/{path.name}": hash_file(path) for path in checkpoint.files}
-    findings.sources[f"{name}/forward.h5"] = hash_file(folder / "forward.h5")
-    if reference != "live":
-        case = f"{name} recorded"
-        with _timed(findings, case, say):
-            projection, rotary = epibert.recorded_constants(recording)
-            port = EpiBERT(config)
-            transplant(checkpoint, port, constants=(projection, rotary, recording.name))
-            findings.origins[case] = port.constants_origin
-            _prepare(port, prepare_port)
-            findings.references.append(f"numbers of the original, TensorFlow {original['tensorflow']}")
-            rows = [
-                *epibert.compare_weights(port, stored, case=case),
-                *epibert.compare_constants(port, projection, rotary, case=case),
-            ]
-            if "layers" in wanted:
-                rows += epibert.compare_with_recording(port, recording, case=case)
-                findings.not_compared += unrecorded(epibert.absent_layers(epibert.layer_map(config)), case=case)
-            if "model" in wanted:
-                rows += epibert.compare_own_constants(port, inputs, recording.finals["float64", "eager"], case=case)
-                differences, effects = epibert.measure_known_differences(port, inputs, case=case)
-                findings.known_differences += differences
-                rows += effects
-            if "losses" in wanted and name in RECORDED_VARIANTS:
-                targets = epibert_training.recorded_targets(recording)
-                rows += _recorded_training(findings, name, port, folder, inputs, targets, training)
-            findings.comparisons += [row for row in rows if row.gate in wanted]
-            findings.not_compared += epibert.unmapped_modules(port, epibert.layer_map(config))
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """What is asked of the recorded cases; its units of work can be done apart from each other."""
+
+    wanted: tuple[str, ...]
+    goldens: str
+    reference: References
+
+    def do(
+        self,
+        unit: tuple[str, str],
+        prepare_port: Callable[[EpiBERT], None] | None = None,
+        training: PortTraining = PORT,
+        say: Say = lambda text: None,
+    ) -> Findings:
+        """One unit: (what to do, with which case)."""
+        findings, (task, name) = Findings(), unit
+        if task == "functions":
+            _functions(findings, self.wanted, Path(self.goldens), self.reference, training, say)
+        elif task == "fine-tuning":
+            _finetuning_case(findings, self.wanted, Path(self.goldens) / name, training, say)
+        else:
+            case = _Case(Path(self.goldens) / name, prepare_port)
+            case.describe(findings)
+            work = {"recorded": _recorded_case, "live": _living_case, "training": _training_case}[task]
+            work(findings, self.wanted, case, training, say)
+        return findings
+
+
+def _units(wanted: Sequence[str], reference: References) -> list[tuple[str, str]]:
+    """All units of work, those that take longest first."""
+    units: list[tuple[str, str]] = []
+    training = any(gate in TRAINING_GATES for gate in wanted)
     if reference != "recorded":
-        port = EpiBERT(config)
-        transplant(checkpoint, port, constants="tensorflow")
-        _prepare(port, prepare_port)
+        units += [("training", name) for name in CASES if training]
+        units += [("live", name) for name in CASES]
+    if reference != "live":
+        units += [("recorded", name) for name in CASES]
+        units += [("fine-tuning", FINETUNING_CASE)] if training else []
+    return [*units, ("functions", "")] if training else units
 
-        def make_port(config: EpiBERTConfig) -> EpiBERT:
-            made = EpiBERT(config)
-            transplant(checkpoint, made, constants="tensorflow")
-            _prepare(made, prepare_port)
-            return made
 
-        # Steps along given gradients and whole runs cost minutes and do not depend on the shape of the model.
-        trained = wanted if name == CASES[0] else [gate for gate in wanted if gate not in LONG_GATES]
-        if trained != wanted:
-            findings.not_compared.append(
-                NotCompared(
-                    side=f"{name} live",
-                    name=", ".join(LONG_GATES),
-                    reason=f"compared on {CASES[0]}; neither optimizer nor statistics know the model's shape",
-                )
+def _in_processes(job: _Job, units: Sequence[tuple[str, str]], jobs: int, say: Say) -> list[Findings]:
+    """The units by several processes, in their order. A process that dies ends the run: nothing is left out."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=_use_threads, initargs=(threads,)) as pool:
+        futures = {pool.submit(job.do, unit): unit for unit in units}
+        for count, future in enumerate(as_completed(futures), start=1):
+            task, name = futures[future]
+            say(f"{count} of {len(units)} parts compared, the last: {name} {task}".replace("  ", " "))
+            if future.exception() is not None:
+                pool.shutdown(cancel_futures=True)
+                break
+        return [future.result() for future in futures]
+
+
+def _use_threads(count: int) -> None:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ["TF_NUM_INTRAOP_THREADS"] = str(count)
+    torch.set_num_threads(count)
+
+
+class _Case:
+    """A recorded case, read."""
+
+    def __init__(self, folder: Path, prepare_port: Callable[[EpiBERT], None] | None) -> None:
+        self.folder, self.name, self._prepare = folder, folder.name, prepare_port
+        try:
+            self.config, self.checkpoint = load_case(folder)
+            self.original = json.loads((folder.parent / "environment.json").read_text(encoding="utf-8"))["tensorflow"]
+            self.recording = read_recording(folder / "forward.h5", name=f"recorded TensorFlow {self.original}")
+            self.inputs = epibert.recorded_inputs(self.recording)
+        except CheckpointError:
+            raise
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise UsageError(f"the recorded numbers in {folder} cannot be read: {error}") from None
+        self.stored = model_tensors(self.checkpoint, self.config)
+
+    def describe(self, findings: Findings) -> None:
+        """Notes what the case consists of."""
+        findings.configuration[self.name] = dataclasses.asdict(self.config)
+        rows = epibert.weight_map(self.config, self.stored)
+        findings.weights += [dataclasses.replace(row, note=self.name) for row in rows]
+        findings.sources |= {f"{self.name}/{path.name}": hash_file(path) for path in self.checkpoint.files}
+        findings.sources[f"{self.name}/forward.h5"] = hash_file(self.folder / "forward.h5")
+
+    def port(self, config: EpiBERTConfig | None = None, constants: Any = "tensorflow") -> EpiBERT:
+        """A port with the weights of the case."""
+        made = EpiBERT(self.config if config is None else config)
+        transplant(self.checkpoint, made, constants=constants)
+        if self._prepare is not None:
+            self._prepare(made)
+        return made
+
+
+def _recorded_case(findings: Findings, wanted: Sequence[str], case: _Case, training: PortTraining, say: Say) -> None:
+    """A port against the recorded numbers."""
+    name, recording = f"{case.name} recorded", case.recording
+    with _timed(findings, name, say):
+        projection, rotary = epibert.recorded_constants(recording)
+        port = case.port(constants=(projection, rotary, recording.name))
+        findings.origins[name] = port.constants_origin
+        findings.references.append(f"numbers of the original, TensorFlow {case.original}")
+        rows = [
+            *epibert.compare_weights(port, case.stored, case=name),
+            *epibert.compare_constants(port, projection, rotary, case=name),
+        ]
+        if "layers" in wanted:
+            rows += epibert.compare_with_recording(port, recording, case=name)
+            findings.not_compared += unrecorded(epibert.absent_layers(epibert.layer_map(case.config)), case=name)
+        if "model" in wanted:
+            rows += epibert.compare_own_constants(port, case.inputs, recording.finals["float64", "eager"], case=name)
+            differences, effects = epibert.measure_known_differences(port, case.inputs, case=name)
+            findings.known_differences += differences
+            rows += effects
+        if "losses" in wanted and case.name in RECORDED_VARIANTS:
+            targets = epibert_training.recorded_targets(recording)
+            rows += _recorded_training(findings, case.name, port, case.folder, case.inputs, targets, training)
+        findings.comparisons += [row for row in rows if row.gate in wanted]
+        findings.not_compared += epibert.unmapped_modules(port, epibert.layer_map(case.config))
+
+
+def _living_case(findings: Findings, wanted: Sequence[str], case: _Case, training: PortTraining, say: Say) -> None:
+    """A port against the living reference, without training."""
+    _live_case(findings, wanted, f"{case.name} live", case.port(), case.stored, case.inputs, say)
+
+
+def _training_case(findings: Findings, wanted: Sequence[str], case: _Case, training: PortTraining, say: Say) -> None:
+    """A port's training against the living reference's."""
+    # Steps along given gradients and whole runs take long and do not depend on the shape of the model.
+    gates = [gate for gate in wanted if case.name == CASES[0] or gate not in LONG_GATES]
+    left_out = [gate for gate in wanted if gate not in gates]
+    if left_out:
+        findings.not_compared.append(
+            NotCompared(
+                side=f"{case.name} live",
+                name=", ".join(left_out),
+                reason=f"compared on {CASES[0]}; neither optimizer nor statistics know the model's shape",
             )
-        _live_case(findings, trained, f"{name} live", port, stored, inputs, make_port, training, say)
+        )
+    _live_training(findings, gates, f"{case.name} live", case.config, case.stored, case.port, training, say)
 
 
 def _own_checkpoint(
@@ -351,7 +439,8 @@ def _own_checkpoint(
             *epibert_training.compare_losses(training),
             *epibert_training.compare_metrics(training),
         ]
-    _live_case(findings, wanted, Path(path).name, port, stored, inputs, make_port, training, say)
+    _live_case(findings, wanted, Path(path).name, port, stored, inputs, say)
+    _live_training(findings, wanted, Path(path).name, config, stored, make_port, training, say)
 
 
 def _live_case(
@@ -361,8 +450,6 @@ def _live_case(
     port: EpiBERT,
     stored: Mapping[str, np.ndarray],
     inputs: tuple[np.ndarray, ...],
-    make_port: Callable[[EpiBERTConfig], EpiBERT],
-    training: PortTraining,
     say: Say,
 ) -> None:
     with _timed(findings, case, say):
@@ -390,13 +477,26 @@ def _live_case(
                     side, drawn, mapped, gates=["layers"], modes=["evaluation"], case=f"{case}, drawn weights"
                 )
         findings.comparisons += [row for row in rows if row.gate in wanted]
-    in_training = [gate for gate in wanted if gate in TRAINING_GATES]
-    if in_training:
-        with _timed(findings, f"{case}, training", say):
-            findings.comparisons += epibert_training.compare_live_training(
-                port.config, stored, make_port, gates=in_training, training=training, case=case, say=say
-            )
-            findings.not_compared += not_compared_gradients(epibert_training.tensor_pairs(port.config), case=case)
+
+
+def _live_training(
+    findings: Findings,
+    wanted: Sequence[str],
+    case: str,
+    config: EpiBERTConfig,
+    stored: Mapping[str, np.ndarray],
+    make_port: Callable[[EpiBERTConfig], EpiBERT],
+    training: PortTraining,
+    say: Say,
+) -> None:
+    gates = [gate for gate in wanted if gate in TRAINING_GATES]
+    if not gates:
+        return
+    with _timed(findings, f"{case}, training", say):
+        findings.comparisons += epibert_training.compare_live_training(
+            config, stored, make_port, gates=gates, training=training, case=case, say=say
+        )
+        findings.not_compared += not_compared_gradients(epibert_training.tensor_pairs(config), case=case)
 
 
 def _functions(

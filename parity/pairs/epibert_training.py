@@ -64,7 +64,7 @@ SEED = 2026
 TRAINING_BINS = 16
 """Window of the training rungs: no weight depends on the length, so a short one exercises all."""
 TRAJECTORY_STEPS = 50
-TRAJECTORY_DRAWS = 4
+TRAJECTORY_DRAWS = 3
 STATE_STEPS = (1, 5)
 SCHEDULE_ARGUMENTS: Mapping[str, Any] = {"peak": 1e-3, "warmup": 10, "decay": 30, "floor": 0.1}
 """Warm-up, decay and floor all lie within the trajectory."""

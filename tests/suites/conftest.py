@@ -20,7 +20,7 @@ def ladder(tensorflow) -> Result:
 
     It is climbed whole whatever is selected, and entered in the ledger, on which the rung of convergence stands.
     """
-    return run(ledger=Ledger())
+    return run(ledger=Ledger(), jobs=2)
 
 
 @pytest.fixture(scope="session")
