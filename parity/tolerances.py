@@ -38,10 +38,9 @@ class Tolerance:
         return self.limit if reference_error is None else max(self.limit * reference_error, self.floor)
 
 
-def _rounding_floor(precision: str) -> float:
-    # Rounding to nearest moves a number by at most u of itself, and an array by at most u of its norm. A layer rounds
-    # what goes in and what comes out.
-    return 2 * UNIT_ROUNDOFF[precision]
+def _rounding_floor(precision: str, roundings: int) -> float:
+    # Rounding to nearest moves a number by at most u of itself, and an array by at most u of its norm.
+    return roundings * UNIT_ROUNDOFF[precision]
 
 
 TABLE: dict[str, Tolerance] = {
@@ -60,7 +59,7 @@ TABLE: dict[str, Tolerance] = {
         ratio=True,
         peak_ratio=16.0,
         largest_own=1e-2,
-        floor=_rounding_floor("float32"),
+        floor=_rounding_floor("float32", 2),
         reason="Distance to the float64 result, at most twice the reference's own: two correct summation orders differ "
         "by a random walk each. Floor: rounding the input once and the exact result once. Peak: the worst of up to 1e6 "
         "elements is five standard deviations out and that of two draws differs by less than a factor of 16. A "
@@ -71,10 +70,11 @@ TABLE: dict[str, Tolerance] = {
         ratio=True,
         peak_ratio=16.0,
         largest_own=0.25,
-        floor=_rounding_floor("bfloat16"),
+        floor=_rounding_floor("bfloat16", 1),
         reason="As float32; rounding to 8 bits dominates the order of summation, so the two come closer. The spread "
-        "between the reference's eager and graph execution counts as its own. Floor: rounding the input "
-        "once and the exact result once. Peak as for float32; a reference off by a quarter decides nothing.",
+        "between the reference's eager and graph execution counts as its own. Floor: rounding the exact result "
+        "once; a second rounding inside a layer, as of a norm computed in bfloat16, is a fault. Peak as for float32; "
+        "a reference off by a quarter decides nothing.",
     ),
     "gradient": Tolerance(
         limit=1e-10,
@@ -152,7 +152,7 @@ TABLE: dict[str, Tolerance] = {
         ratio=True,
         peak_ratio=16.0,
         largest_own=0.25,
-        floor=_rounding_floor("bfloat16"),
+        floor=_rounding_floor("bfloat16", 1),
         reason="The living reference in bfloat16 on a processor without bfloat16 arithmetic, against a recording made "
         "with it: TensorFlow then rounds partial sums to 8 bits that the other kept in 32. Over the 64 positions of "
         "the recorded windows that is a random walk of sqrt(64) roundings in place of one. The port is not judged by "

@@ -199,7 +199,7 @@ def run(
                 )
         units = _units(wanted, reference)
         job = _Job(tuple(wanted), str(goldens), reference)
-        if jobs == 1 or prepare_port is not None or training is not PORT:
+        if jobs == 1 or len(units) == 1 or prepare_port is not None or training is not PORT:
             found = [job.do(unit, prepare_port, training, say) for unit in units]
         else:
             found = _in_processes(job, units, jobs, say)

@@ -1,6 +1,8 @@
 """The ladder is climbed once; each rung's file asks about its own part of the result."""
 
+import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -39,12 +41,17 @@ class FaultBench:
         self.config, checkpoint = load_case(folder)
         self.stored = model_tensors(checkpoint, self.config)
         self.layer_map = epibert.layer_map(self.config)
-        model = epibert.build_reference(self.config, self.stored, "float64")
+        model = self.reference("float64")
         self.constants = model.get_constants()
         self.recording: Recording = read_recording(folder / "forward.h5", name="recorded")
         self.inputs = epibert.recorded_inputs(self.recording)
         self.live = LiveReference({"float64": model}, self.inputs, self.layer_map, "living reference")
         self._checkpoint = checkpoint
+
+    @functools.cache  # noqa: B019  one bench a session
+    def reference(self, precision: str) -> Any:
+        """The living reference in a precision."""
+        return epibert.build_reference(self.config, self.stored, precision)
 
     def port(self) -> EpiBERT:
         """A port that is right."""

@@ -4,6 +4,7 @@ The numbers are the rows of the specification's table of porting traps (section 
 """
 
 import dataclasses
+import functools
 import math
 import types
 from collections.abc import Callable
@@ -15,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parity import GateStatus
+from parity import GateStatus, Status
 from parity.ladder import compare_live, find_culprits, judge
 from parity.pairs import epibert
+from parity.reference import LiveReference
 from tests.suites.conftest import FaultBench
 from torch_impl import EpiBERT
 from torch_impl.random import projection_matrix, rotary_table
@@ -598,6 +600,27 @@ def test_all_of_several_faults_are_named_in_one_pass(bench):
         fault.inject(port)
     _, culprits = climb(bench, port, gates=("layers",), modes=("evaluation",))
     assert {culprit.port for culprit in culprits} == {name for fault in chosen for name in fault.culprits}
+
+
+def norm_in_its_inputs_precision(norm: Any, x: Tensor) -> Tensor:
+    weight, bias = norm.weight.to(x.dtype), norm.bias.to(x.dtype)
+    mean = x.mean(dim=-1, keepdim=True)
+    variance = (x - mean).square().mean(dim=-1, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + norm.eps) * weight + bias
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_layer_norm_that_computes_in_bfloat16_is_seen_by_its_rounding(bench, broken):
+    """Right in float64, so only the comparison of roundings can tell."""
+    port = bench.port()
+    if broken:
+        for layer in port.performer.layers:
+            layer.norm.forward = functools.partial(norm_in_its_inputs_precision, layer.norm)
+    models = {precision: bench.reference(precision) for precision in ("float64", "bfloat16")}
+    live = LiveReference(models, bench.inputs, bench.layer_map, "living reference")
+    rows = list(compare_live(epibert.watch(port), live, bench.layer_map, gates=("layers",), modes=("evaluation",)))
+    failed = {(row.precision, row.layer) for row in rows if row.status is not Status.PASS}
+    assert failed == ({("bfloat16", f"performer.layers.{index}.norm") for index in range(2)} if broken else set())
 
 
 FIRST_RECORDED_TRACE = {

@@ -18,6 +18,7 @@ import tf_keras
 from parity.compare import compare, compare_array
 from parity.records import Comparison, Reading, Status
 from parity.reference import read_array
+from parity.tolerances import TABLE
 from parity.trace import Sample
 from tests.unit.tf_reference.recordings import GOLDENS, Recording
 from tf_reference import EpiBERT, EpiBERTRampage, metrics
@@ -168,7 +169,7 @@ def test_a_metric_without_data_is_nan_and_ignores_weights():
         assert np.isnan(metric.result()[kind.__name__]).all()
         values = tf.constant([[[1.0], [2.0], [4.0]]])
         metric.update_state(values, values, sample_weight=[0.0])
-        assert abs(metric.result()[kind.__name__] - 1) < 1e-6
+        assert abs(metric.result()[kind.__name__] - 1) <= TABLE["float64"].limit
         assert metric.result()[kind.__name__].shape == (1,)
 
 
@@ -450,7 +451,8 @@ def test_the_loss_is_divided_by_the_replicas(bins):
         losses.append((float(step((values, values, values), target, mask)), 1 - float(model.factor)))
         assert float(kept["train_loss"].result()) == losses[-1][0]
         assert np.isfinite(kept["ATAC_R2_tr"].result()["R2"])
-    assert losses[1] == pytest.approx((losses[0][0] / 4, losses[0][1] / 4), rel=1e-6)
+    quarters = np.array(losses[0]) / np.array(losses[1]) / 4
+    assert np.max(np.abs(quarters - 1)) <= TABLE["float32_only"].limit
 
 
 def test_fine_tuning_without_accessibility():

@@ -401,9 +401,10 @@ def test_learning_rates():
 def test_the_published_schedule():
     at = {step: cosine_warmup(step, 1e-4, 5000, 500_000, 0.1) for step in (0, 2500, 5000, 255_000, 505_000, 10**9)}
     assert_same(np.array(list(at.values())), np.array([1e-7, 5.005e-5, 1e-4, 5.5e-5, 1e-5, 1e-5]), "recorded_rate")
+    peak = at[5000]
     with pytest.raises(ValueError, match="positive number of steps"):
-        cosine_warmup(5, 1e-4, 5, 0, 0.1)
-    assert cosine_warmup(5, 1e-4, 5, 0, 0.1, constant=True) == 1e-4
+        cosine_warmup(5, peak, 5, 0, 0.1)
+    assert cosine_warmup(5, peak, 5, 0, 0.1, constant=True) == peak
 
 
 def test_the_scheduler_sets_the_rate_of_the_coming_step_and_goes_on():
