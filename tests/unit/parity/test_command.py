@@ -112,7 +112,7 @@ def test_a_port_that_raises_is_not_proven_rather_than_an_error_of_the_command(tm
         port.crop_final.forward = boom  # type: ignore[assignment]
 
     break_port(monkeypatch, raising)
-    assert status_of("--reference", "recorded", "--out", tmp_path) == 1
+    assert status_of("--reference", "recorded", "--gates", "model", "--out", tmp_path) == 1
     result = json.loads((tmp_path / "parity.json").read_text())
     assert result["culprits"] == ["crop_final"]
 
