@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parity import GateStatus, Status
-from parity.ladder import compare_live, find_culprits, judge
+from parity.ladder import FORWARD_GATES, compare_live, find_culprits, judge
 from parity.pairs import epibert
 from parity.reference import LiveReference
 from tests.suites.conftest import FaultBench
@@ -570,7 +570,7 @@ def climb(bench: FaultBench, port: EpiBERT, *, gates: tuple[str, ...], modes: tu
         *compare_live(epibert.watch(port), bench.live, bench.layer_map, gates=gates, modes=modes),
     ]
     culprits = find_culprits(rows, bench.layer_map, model_name="EpiBERT")
-    return judge(rows, requested=gates), culprits
+    return judge(rows, requested=gates, ladder=FORWARD_GATES), culprits
 
 
 def test_a_port_without_a_fault_is_proven(bench):
