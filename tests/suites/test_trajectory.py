@@ -1,8 +1,11 @@
 """Rung 10: a whole training run, dropout on, inside the reference's own divergence at every step."""
 
+import itertools
+
 import pytest
 
 from parity.pairs.epibert_training import PRECISIONS, TRAJECTORY_STEPS
+from parity.tolerances import TABLE
 from parity.training import GROUPS
 from tests.suites.rungs import assert_all_pass, assert_gate, pick
 
@@ -26,4 +29,6 @@ def test_the_envelope_is_narrow_enough_to_decide_and_widens(ladder, precision):
     rows = pick(ladder, "trajectory", case="P1 live", precision=precision)
     own = [row.reference_error or 0.0 for row in rows if row.quantity.startswith("weights ")]
     assert min(own) > 0.0
-    assert own == sorted(own)
+    # It only widens; how wide it is was computed from numbers that round.
+    rounding = TABLE["float64"].limit
+    assert all(later >= earlier * (1 - rounding) for earlier, later in itertools.pairwise(own))
