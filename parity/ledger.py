@@ -60,6 +60,7 @@ class Ledger:
 
     def __init__(self, folder: Path | None = None, goldens: Path = ROOT / "goldens") -> None:
         self.folder = folder or Path(os.environ.get(FOLDER_VARIABLE) or ROOT / "out" / "ledger")
+        self.goldens = goldens
         self.content = content(goldens)
         self.fingerprint = fingerprint(self.content)
 
@@ -83,7 +84,12 @@ class Ledger:
 
         Args:
             result: Of a run on the recorded cases against both references, with nothing patched.
+
+        Raises:
+            NotProven: The content has changed since this ledger was made, so nobody knows what the run was of.
         """
+        if content(self.goldens) != self.content:
+            raise NotProven("sources, recordings or versions changed while the ladder was climbed; climb it again")
         self.open()
         with self._locked():
             try:

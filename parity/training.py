@@ -314,7 +314,7 @@ def _activation_gradients(
                     None, None, tolerance=tolerance, layer=owner, quantity="gradients", detail=detail, **where, **common
                 )
                 continue
-            for position in range(len(reference.outputs)):
+            for position in range(max(len(reference.outputs), len(port.outputs), len(pair.outputs))):
                 name = pair.outputs[position] if position < len(pair.outputs) else f"output_{position}"
                 yield compare(
                     _at(port.outputs, position),
@@ -554,11 +554,15 @@ def compare_trajectory(
                 detail = port.error
             expected = None if reference is None else _flat(reference, quantity)
             if expected is not None and others and all(other is not None for other in others):
-                own = _farthest([_flat(other, quantity) for other in others if other is not None], expected)
+                flat = [_flat(other, quantity) for other in others if other is not None]
+                own = _farthest([run for run in flat if run is not None], expected)
                 drift = distance(own, expected)[0]
                 widest[quantity] = max(widest[quantity], drift)
-                if 0.0 < drift < widest[quantity]:
-                    own = expected + (own - expected) * (widest[quantity] / drift)
+                if drift < widest[quantity]:
+                    # As far as the widest: the same drift scaled up, or, where there is none now, a share of the truth.
+                    own = expected + (
+                        (own - expected) * (widest[quantity] / drift) if drift else widest[quantity] * expected
+                    )
             row = compare(
                 found,
                 expected,
@@ -581,11 +585,13 @@ def compare_trajectory(
             yield row
 
 
-def _flat(snapshot: Snapshot, quantity: str) -> np.ndarray:
-    """One group of a snapshot as one vector, in the order of the names."""
+def _flat(snapshot: Snapshot, quantity: str) -> np.ndarray | None:
+    """One group of a snapshot as one vector, in the order of the names; None when there is nothing in it."""
     if quantity == "loss":
         return np.asarray([snapshot.loss], dtype=np.float64)
     group: Mapping[str, np.ndarray] = getattr(snapshot, quantity)
+    if not group:
+        return None
     return np.concatenate([np.ravel(group[name]).astype(np.float64) for name in sorted(group)])
 
 

@@ -649,17 +649,24 @@ def not_compared_recorded(case: str, variants: Sequence[Variant], path: Path) ->
             name="single layers in isolation, activation gradients, dropout",
             reason="not recorded; the living reference is read so",
         ),
+        NotCompared(
+            side=case,
+            name="streamed metrics of the run, losses of the single heads",
+            reason="made by the metrics and losses that are compared on their own, from the outputs that are compared",
+        ),
     ]
     with h5py.File(path) as file:
         for variant in variants:
-            if "optimizer1" not in _group(file[f"f64/{variant.name}"]):
-                rows.append(
-                    NotCompared(
-                        side=case,
-                        name=f"slots of {variant.name}",
-                        reason="not recorded for this variant; the weights after five steps were made by them",
-                    )
+            recorded = _group(file[f"f64/{variant.name}"])
+            rows += [
+                NotCompared(
+                    side=case,
+                    name=f"slots of {variant.name}, optimizer {number}",
+                    reason="not recorded for this variant; the weights after five steps were made by them",
                 )
+                for number in ((1, 2) if variant.finetuning else (1,))
+                if f"optimizer{number}" not in recorded
+            ]
     return tuple(rows)
 
 
@@ -839,6 +846,7 @@ def training_config(config: EpiBERTConfig, bins: int = TRAINING_BINS) -> EpiBERT
     """A configuration as it is trained: with the published model's dropout where it has none, and a short window."""
     rates = {name: rate for name, rate in DROPOUT.items() if getattr(config, name) == 0.0}
     trimmed = config.output_length - config.final_output_length
+    bins = max(bins, trimmed + 4)
     return dataclasses.replace(config, **rates, output_length=bins, final_output_length=bins - trimmed)
 
 
@@ -873,9 +881,10 @@ def compare_live_training(
     if "optimizer" in gates:
         say(f"{case}: optimizer steps")
         yield from live_steps(pair, case=case)
-    if "state" in gates:
+    if "state" in gates or "trajectory" in gates:
         say(f"{case}: {steps} training steps")
-        yield from live_runs(pair, "float64", steps, case=case, with_trajectory="trajectory" in gates)
+        runs = live_runs(pair, "float64", steps, case=case, with_trajectory="trajectory" in gates)
+        yield from (row for row in runs if row.gate in gates)
     if "trajectory" in gates:
         yield from live_runs(pair, "float32", steps, case=case)
 

@@ -21,10 +21,11 @@ from parity.pairs import epibert, epibert_training
 from parity.pairs.epibert_run import load_case, model_tensors
 from parity.pairs.epibert_training import ADAM_EPSILON, CLIP, PORT, WEIGHT_DECAY, LivePair, PortTraining
 from parity.records import GateStatus
-from parity.training import LOSS, OPTIMIZER, SCHEDULE
+from parity.training import LOSS, METRIC, OPTIMIZER, SCHEDULE
 from tests.training_faults import torch_momentum, unbiased_variance
 from torch_impl import EpiBERT
 from torch_impl.losses import masked_loss
+from torch_impl.metrics import PearsonR
 from torch_impl.optim import KerasAdam, KerasAdamW, cosine_warmup
 from weights import transplant
 
@@ -69,6 +70,13 @@ class DecayWithoutRate(KerasAdamW):
         finally:
             for group, decay in zip(self.param_groups, kept, strict=True):
                 group["weight_decay"] = decay
+
+
+class SquaredCorrelation(PearsonR):
+    """Equal to the coefficient of determination of a linear fit, which predictions are not."""
+
+    def compute(self) -> Tensor:
+        return super().compute().square()
 
 
 def mean_of_examples(true: Tensor, predicted: Tensor, mask: Tensor, *, unmask: Any = None, **arguments: Any) -> Tensor:
@@ -175,6 +183,11 @@ FAULTS = {
     "mean of per-example losses": Fault(
         gate="losses", named=only(LOSS), training=with_parts(masked_loss=mean_of_examples)
     ),
+    "squared correlation for the coefficient of determination": Fault(
+        gate="losses",
+        named=only(METRIC),
+        training=with_parts(metrics={"PearsonR": PearsonR, "R2": SquaredCorrelation}),
+    ),
     "unbiased running variance": Fault(
         gate="state", named=lambda culprit: culprit.endswith(".norm"), inject=unbiased_variance
     ),
@@ -218,6 +231,7 @@ class Bench:
         rows: list[Comparison] = []
         if "losses" in gates:
             rows += epibert_training.compare_losses(fault.training)
+            rows += epibert_training.compare_metrics(fault.training)
         if "gradients" in gates:
             rows += epibert_training.live_gradients(pair, precisions=("float64",))
         if "optimizer" in gates:

@@ -15,7 +15,7 @@ def test_the_rung_is_proven(ladder):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_every_step_is_inside_the_envelope(ladder, precision):
+def test_every_step_is_within_the_limit_on_the_envelope(ladder, precision):
     rows = pick(ladder, "trajectory", case="P1 live", precision=precision)
     expected = [
         f"{quantity} at step {step}" for step in range(1, TRAJECTORY_STEPS + 1) for quantity in ("loss", *GROUPS)
