@@ -559,10 +559,9 @@ def compare_trajectory(
                 drift = distance(own, expected)[0]
                 widest[quantity] = max(widest[quantity], drift)
                 if drift < widest[quantity]:
-                    # As far as the widest: the same drift scaled up, or, where there is none now, a share of the truth.
-                    own = expected + (
-                        (own - expected) * (widest[quantity] / drift) if drift else widest[quantity] * expected
-                    )
+                    # As far as the widest: this drift scaled up or, where there is none, a share of the truth.
+                    moved = (own - expected) / drift if drift else expected
+                    own = expected + moved * widest[quantity]
             row = compare(
                 found,
                 expected,

@@ -566,7 +566,8 @@ def converge(
 ) -> int:
     """Train reference and port on planted motifs and test whether they arrive at the same place.
 
-    Exit status 0: every repetition passed; 1: not.
+    For measuring by hand: it asks for no proof of the rungs before and so claims nothing. `epibert parity --gates
+    convergence` and `make convergence` do. Exit status 0: every repetition passed; 1: not.
 
     Args:
         repeat: Repetitions, each with seeds of its own.

@@ -536,7 +536,7 @@ def _functions(
                 NotCompared(
                     side="functions recorded",
                     name="float32 values of losses, sums inside metrics, the two helpers that do not stream",
-                    reason="one rounded number is a single draw; results are made of the sums; nothing uses the helpers",
+                    reason="one rounded number is one draw; results are made of the sums; nothing uses the helpers",
                 )
             )
         if reference != "recorded":
