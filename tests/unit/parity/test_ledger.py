@@ -130,9 +130,17 @@ def test_other_content_is_not_proven(ledger, part, value):
         other.require(BEFORE)
 
 
-def test_an_entry_of_other_content_under_this_name_is_not_taken(ledger):
+def test_sources_that_change_while_the_ladder_is_climbed_prove_nothing(ledger, monkeypatch):
+    monkeypatch.setattr("parity.ledger.content", lambda goldens: {**ledger.content, "sources": {}})
+    with pytest.raises(NotProven, match="changed while the ladder was climbed"):
+        ledger.record(result())
+    assert not ledger.path.exists()
+
+
+def test_an_entry_of_other_content_under_this_name_is_not_taken(ledger, monkeypatch):
     other = Ledger(ledger.folder)
     other.content = {**ledger.content, "python": "3.0"}
+    monkeypatch.setattr("parity.ledger.content", lambda goldens: other.content)
     other.record(result())
     assert other.path == ledger.path
     with pytest.raises(NotProven, match="edited or damaged"):
