@@ -126,7 +126,11 @@ def bench(
     if not tensorflow_installed():
         raise UsageError("the reference needs TensorFlow: install the extra 'reference'")
     with _files(out) as scratch:
-        status = run_benchmarks(config, repeats, rounds, scratch / "bench.json")
+        try:
+            status = run_benchmarks(config, repeats, rounds, scratch / "bench.json")
+        except RuntimeError as error:  # a process that died, or outputs that are not the same function's
+            Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"epibert: error: {error}")
+            return NOT_PROVEN
     Console(markup=False, soft_wrap=True, highlight=False).print(f"written to {out}: bench.json")
     return status
 

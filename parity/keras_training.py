@@ -76,7 +76,12 @@ class KerasTraining:
         )
 
     def run(
-        self, batches: Callable[[int], tuple[Inputs, Targets]], steps: int, tensors: Sequence[TensorPair]
+        self,
+        batches: Callable[[int], tuple[Inputs, Targets]],
+        steps: int,
+        tensors: Sequence[TensorPair],
+        *,
+        disturb: Callable[[str, int, np.ndarray], np.ndarray] | None = None,
     ) -> list[Snapshot]:
         """Trains with optimizers as if new; afterwards the model has the weights that it came with.
 
@@ -84,6 +89,8 @@ class KerasTraining:
             batches: Inputs and targets of a step counted from 0.
             steps: Number of steps.
             tensors: What to keep after each step.
+            disturb: Called before every step with each variable's key, the step and its value; returns the value that
+                it has from there on.
 
         Returns:
             A snapshot after every step.
@@ -97,6 +104,9 @@ class KerasTraining:
                     self.draws.step = step
                     inputs, targets = batches(step)
                     rates = _set_rates(optimizers, self.recipe.schedule(step))
+                    if disturb is not None:
+                        for key, variable in self.variables.items():
+                            variable.assign(disturb(key, step, variable.numpy()))
                     loss = float(step_function(self._arguments(inputs), self._targets(targets)))
                     snapshots.append(self._snapshot(step + 1, loss, rates, optimizers, tensors))
             finally:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from parity.layer_map import LayerMap, LayerPair
-from parity.trace import Call, Recorder, Sample, Trace, flatten, replace
+from parity.trace import Call, Recorder, Sample, Trace, describe, flatten, replace
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 PrecisionSetter = Callable[[nn.Module, str], contextlib.AbstractContextManager[None]]
@@ -223,11 +223,6 @@ def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Trac
             del module.forward
         else:
             module.forward = own_forward
-
-
-def describe(exception: Exception) -> str:
-    """An exception in one line."""
-    return f"{type(exception).__name__}: {' '.join(str(exception).split())}"
 
 
 def _array(tensor: Tensor) -> np.ndarray:

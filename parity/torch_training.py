@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from parity.draws import Draws
 from parity.layer_map import LayerMap, LayerPair
-from parity.torch_side import DTYPES, PrecisionSetter, _array, _arrays, _kept_state, _tensor, cast_module, describe
-from parity.trace import Call, Recorder, Sample, flatten, replace
+from parity.torch_side import DTYPES, PrecisionSetter, _array, _arrays, _kept_state, _tensor, cast_module
+from parity.trace import Call, Recorder, Sample, describe, flatten, replace
 from parity.training import MOMENTS, Backward, Inputs, Recipe, Snapshot, Targets, TensorPair
 
 Gradients = dict[tuple[str, int], tuple[list[Tensor | None], list[Tensor | None]]]
@@ -100,13 +100,16 @@ class TorchTraining:
     ) -> list[Snapshot]:
         """Trains with fresh optimizers. A step that raises ends the run; its snapshot says what was raised."""
         snapshots: list[Snapshot] = []
+        optimizers: Sequence[torch.optim.Optimizer] = ()
+        rates: tuple[float, ...] = ()
         with self._prepared(precision):
-            optimizers = self.recipe.optimizers(self.module)
             for step in range(steps):
                 self.draws.step = step
                 inputs, targets = batches(step)
-                rates = _set_rates(optimizers, self.recipe.schedule(step))
                 try:
+                    if not snapshots:
+                        optimizers = self.recipe.optimizers(self.module)
+                    rates = _set_rates(optimizers, self.recipe.schedule(step))
                     for optimizer in optimizers:
                         optimizer.zero_grad(set_to_none=True)
                     output = self.module(*self._arguments(inputs, precision))
@@ -125,14 +128,17 @@ class TorchTraining:
     ) -> list[Snapshot]:
         """Optimizer steps along given gradients, one {parameter name: array in the port's layout} a step."""
         snapshots: list[Snapshot] = []
+        optimizers: Sequence[torch.optim.Optimizer] = ()
+        rates: tuple[float, ...] = ()
         with self._prepared(precision):
-            optimizers = self.recipe.optimizers(self.module)
             parameters = dict(self.module.named_parameters())
             for step, given in enumerate(gradients):
-                rates = _set_rates(optimizers, self.recipe.schedule(step))
                 for name, array in given.items():
                     parameters[name].grad = torch.from_numpy(np.array(array)).to(parameters[name])
                 try:
+                    if not snapshots:
+                        optimizers = self.recipe.optimizers(self.module)
+                    rates = _set_rates(optimizers, self.recipe.schedule(step))
                     for optimizer in optimizers:
                         optimizer.step()
                 except Exception as exception:  # noqa: BLE001  a finding, not our failure

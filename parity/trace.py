@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,3 +118,16 @@ def replace(structure: Any, is_tensor: Callable[[Any], bool], substitutes: list[
     if isinstance(structure, list | tuple):
         return type(structure)(replace(item, is_tensor, substitutes) for item in structure)
     return structure
+
+
+def attempt(call: Callable[[], T]) -> tuple[T | None, str]:
+    """What a call into the port returns, or what it raised in one line: whatever it raises is a finding."""
+    try:
+        return call(), ""
+    except Exception as exception:  # noqa: BLE001  see above
+        return None, describe(exception)
+
+
+def describe(exception: Exception) -> str:
+    """An exception in one line."""
+    return f"{type(exception).__name__}: {' '.join(str(exception).split())}"

@@ -13,7 +13,7 @@ import numpy as np
 from parity.compare import compare, compare_array, distance
 from parity.layer_map import LayerMap
 from parity.records import Comparison, NotCompared, Reading, Status
-from parity.trace import Sample, Trace
+from parity.trace import Sample, Trace, attempt
 
 LOSS, METRIC, OPTIMIZER, SCHEDULE = "loss", "metric", "optimizer", "schedule"
 """What answers for a failure that is no layer's."""
@@ -382,7 +382,7 @@ def compare_steps(
     for step in steps:
         port, reference = _taken(observed, step), _taken(truth, step)
         if port is None or reference is None or port.error:
-            detail = port.error if port is not None and port.error else f"one side has no step {step}"
+            detail = _error(observed) or f"one side has no step {step}"
             yield compare(
                 None,
                 None,
@@ -427,8 +427,9 @@ def compare_schedules(
     case: str = "",
 ) -> Iterator[Comparison]:
     """The learning rate of every step asked for."""
+    found, error = attempt(lambda: np.asarray([observed(step) for step in steps], dtype=np.float64))
     yield compare(
-        np.asarray([observed(step) for step in steps], dtype=np.float64),
+        found,
         np.asarray([truth(step) for step in steps], dtype=np.float64),
         gate="optimizer",
         case=case,
@@ -440,11 +441,17 @@ def compare_schedules(
         port_path="",
         layer=SCHEDULE,
         quantity=f"learning rates, {label}",
+        detail=error,
     )
 
 
 def _taken(snapshots: Sequence[Snapshot], step: int) -> Snapshot | None:
     return next((snapshot for snapshot in snapshots if snapshot.step == step), None)
+
+
+def _error(snapshots: Sequence[Snapshot]) -> str:
+    """What ended a run early."""
+    return next((snapshot.error for snapshot in snapshots if snapshot.error), "")
 
 
 def _bookkeeping(
@@ -498,7 +505,7 @@ def compare_state(
         port, reference = _taken(observed, step), _taken(truth, step)
         common["reading"] = Reading.STATE if step == 1 else Reading.ACCUMULATED
         if port is None or reference is None or port.error:
-            detail = port.error if port is not None and port.error else f"one side has no step {step}"
+            detail = _error(observed) or f"one side has no step {step}"
             where = {"reference_path": "", "port_path": "", "layer": ""}
             yield compare(None, None, quantity=f"step {step}", detail=detail, **where, **common)
             continue
@@ -530,14 +537,14 @@ def compare_trajectory(
 ) -> Iterator[Comparison]:
     """Every step of a training run against the reference's own divergence.
 
-    The envelope at a step is how far the reference has drifted from itself by then after its weights were moved by one
-    unit in the last place: the farthest of several such runs, at this step or an earlier one, because a single number
-    such as the loss comes close to itself by accident now and then.
+    The envelope at a step is how far the reference has drifted from itself by then when its weights are moved by one
+    unit in the last place before every step: the farthest of several such runs, at this step or an earlier one, because
+    a single number such as the loss comes close to itself by accident now and then.
 
     Args:
         observed: The port's run.
         truth: The reference's run.
-        perturbed: Runs of the reference from perturbed weights.
+        perturbed: Runs of the reference whose weights were perturbed in every step.
         steps: Number of steps that there must be.
         precision: Precision of all of them.
         case: Name of the case.
@@ -550,8 +557,8 @@ def compare_trajectory(
             detail, found, own = "", None, None
             if port is not None and not port.error:
                 found = _flat(port, quantity)
-            elif port is not None:
-                detail = port.error
+            else:
+                detail = _error(observed)
             expected = None if reference is None else _flat(reference, quantity)
             if expected is not None and others and all(other is not None for other in others):
                 flat = [_flat(other, quantity) for other in others if other is not None]

@@ -36,6 +36,8 @@ ATAC_STEM_WIDTH = 32
 SHORT_SUM = 256
 SHORT_PRODUCT = 64
 OWN_CONSTANTS = "philox"
+BFLOAT16_PRODUCTS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Whether this processor has fast bfloat16 products. Without, PyTorch's own take ten times as long as float32 ones."""
 
 
 class Trunk(nn.Module):
@@ -286,7 +288,7 @@ class FavorAttention(nn.Module):
         key = self.features(key, projection, is_query=False)
         # Head by head in memory: of any other layout a matrix product makes its own copy, ten times slower in bfloat16.
         query, key, value = (projected.transpose(1, 2).contiguous() for projected in (query, key, value))
-        state = torch.einsum("bhlm,bhld->bhmd", key, value)
+        state = _einsum("bhlm,bhld->bhmd", key, value)
         numerator, denominator = _over_features(query, state, key.sum(dim=2))
         attended = (numerator / denominator.unsqueeze(-1)).transpose(1, 2)
         return self.output(attended), key.permute(2, 0, 1, 3), query.permute(2, 0, 1, 3)
@@ -303,14 +305,13 @@ class FeatureMap(nn.Module):
     def forward(
         self, x: Float[Tensor, "B L H D"], projection: Float[Tensor, "M D"], *, is_query: bool
     ) -> Float[Tensor, "B L H M"]:
-        projection = projection.to(x.dtype)
         ratio = 1 / math.sqrt(projection.shape[0])
         if self.kernel == RELU_KERNEL:
-            return F.linear(x, projection).mul_(ratio).relu_() + self.stabilizer
+            return _linear(x, projection).mul_(ratio).relu_() + self.stabilizer
         if self.kernel == RELU_QUARTIC_KERNEL:
-            return F.linear(x, projection).mul_(ratio).relu_() ** 4 + self.stabilizer
+            return _linear(x, projection).mul_(ratio).relu_() ** 4 + self.stabilizer
         x = x * x.shape[-1] ** -0.25
-        projected = F.linear(x, projection)
+        projected = _linear(x, projection)
         half_norm = x.square().sum(dim=-1, keepdim=True) / 2
         # Queries may be shifted one by one, keys only by what all positions share, or attention would change.
         largest = projected.amax(dim=-1 if is_query else (1, 3), keepdim=True)
@@ -454,14 +455,14 @@ class Conv1d(nn.Conv1d):
         nn.init.zeros_(cast(Tensor, self.bias))
 
     def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L c"]:
-        weight, bias = self.weight.to(x.dtype), cast(Tensor, self.bias).to(x.dtype)
         if self.kernel_size[0] == 1:
-            return F.linear(x, weight.squeeze(-1), bias)
+            return _linear(x, self.weight.squeeze(-1), self.bias)
         left, right = (self.kernel_size[0] - 1) // 2, self.kernel_size[0] // 2
-        image = _image(x)
+        image, weight, bias = _image(x), self.weight.to(x.dtype), cast(Tensor, self.bias).to(x.dtype)
         if left != right:
             image, left = F.pad(image, (left, right)), 0
-        return _positions(F.conv2d(image, weight.unsqueeze(2), bias, padding=(0, left)))
+        image, weight, bias = _for_product(image, weight, bias)
+        return _positions(F.conv2d(image, weight.unsqueeze(2), bias, padding=(0, left)).to(x.dtype))
 
 
 class Linear(nn.Linear):
@@ -497,8 +498,7 @@ class Linear(nn.Linear):
                 nn.init.zeros_(self.bias)
 
     def forward(self, x: Float[Tensor, "... C"]) -> Float[Tensor, "... c"]:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        x = F.linear(x, self.weight.to(x.dtype), bias)
+        x = _linear(x, self.weight, self.bias)
         return x if self.activation is None else self.activation(x)
 
 
@@ -527,14 +527,14 @@ class HeadsIn(_Heads):
     """Query, key or value projection. The Keras kernel (C, H, D) is the transposed weight."""
 
     def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L H D"]:
-        return F.linear(x, self.weight.to(x.dtype)).unflatten(-1, (self.heads, -1))
+        return _linear(x, self.weight).unflatten(-1, (self.heads, -1))
 
 
 class HeadsOut(_Heads):
     """Output projection of attention. The Keras kernel (H, D, C) is the transposed weight."""
 
     def forward(self, x: Float[Tensor, "B L H D"]) -> Float[Tensor, "B L C"]:
-        return F.linear(x.flatten(-2), self.weight.to(x.dtype))
+        return _linear(x.flatten(-2), self.weight)
 
 
 class BatchNorm(nn.Module):
@@ -643,6 +643,26 @@ def lecun_normal_(tensor: Tensor, *, fan_in: int) -> None:
     nn.init.trunc_normal_(tensor, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
+def _linear(
+    x: Float[Tensor, "... C"], weight: Float[Tensor, "c C"], bias: Float[Tensor, " c"] | None = None
+) -> Float[Tensor, "... c"]:
+    """Input times transposed weight, in the dtype of the input."""
+    bias = None if bias is None else bias.to(x.dtype)
+    return F.linear(*_for_product(x, weight.to(x.dtype), bias)).to(x.dtype)
+
+
+def _einsum(equation: str, left: Tensor, right: Tensor) -> Tensor:
+    """``torch.einsum`` of two tensors of one dtype."""
+    return torch.einsum(equation, *_for_product(left, right)).to(left.dtype)
+
+
+def _for_product(*tensors: Any) -> tuple[Any, ...]:
+    """Factors in the dtype that they are multiplied in, which sums in float32 whatever it is."""
+    if tensors[0].dtype == torch.bfloat16 and tensors[0].device.type == "cpu" and not BFLOAT16_PRODUCTS:
+        return tuple(None if tensor is None else tensor.float() for tensor in tensors)
+    return tensors
+
+
 def _over_features(
     query: Float[Tensor, "B H L M"], state: Float[Tensor, "B H M D"], total: Float[Tensor, "B H M"]
 ) -> tuple[Float[Tensor, "B H L D"], Float[Tensor, "B H L"]]:
@@ -652,7 +672,7 @@ def _over_features(
     TensorFlow's, so short ones are added up. In bfloat16 every part would be rounded, and the whole sum is not.
     """
     if query.dtype == torch.bfloat16:
-        return torch.einsum("bhlm,bhmd->bhld", query, state), torch.einsum("bhlm,bhm->bhl", query, total)
+        return _einsum("bhlm,bhmd->bhld", query, state), _einsum("bhlm,bhm->bhl", query, total)
     parts = zip(
         query.flatten(0, 1).split(SHORT_PRODUCT, dim=2), state.flatten(0, 1).split(SHORT_PRODUCT, dim=1), strict=True
     )

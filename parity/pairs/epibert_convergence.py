@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from parity import ledger
 from parity.convergence import (
     Margin,
     Run,
@@ -547,9 +548,10 @@ def describe() -> Iterator[str]:
 
 
 def summary(runs: Sequence[Run], rows: Sequence[Comparison], seeds: Sequence[int]) -> dict[str, Any]:
-    """One repetition as plain data."""
+    """One repetition as plain data, with the ledger's fingerprint of the content that it speaks about."""
     failures = [row for row in rows if row.status is not Status.PASS]
     return {
+        "content": ledger.fingerprint(ledger.content()),
         "first seed": seeds[0],
         "pairs": len(seeds),
         "passed": not failures,
@@ -575,16 +577,24 @@ def converge(
         pairs: Pairs in a repetition.
         out: File for one JSON line for each repetition; those that it holds already are not run again.
         measure_pairs: Measure the reference's own spread with this many seeds instead.
+
+    Raises:
+        ValueError: The file holds repetitions of other sources, versions or another machine, or they change meanwhile.
     """
     if measure_pairs:
         measure(measure_pairs)
         return 0
     for line in describe():
         print(line)
+    present = ledger.fingerprint(ledger.content())
     file = None if out is None else Path(out)
     done: list[dict[str, Any]] = []
     if file is not None and file.exists():
         done = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        if any(entry["content"] != present for entry in done):
+            raise ValueError(
+                f"{file} holds repetitions of other sources, versions or another machine; name another file"
+            )
     finished = {entry["first seed"]: entry["passed"] for entry in done if entry["pairs"] == pairs}
     passed = 0
     for start in range(first_seed, first_seed + repeat * pairs, pairs):
@@ -592,6 +602,8 @@ def converge(
             started = time.perf_counter()
             runs, rows = run_convergence(start, pairs)
             entry = summary(runs, rows, range(start, start + pairs))
+            if entry["content"] != present:
+                raise ValueError("sources or versions changed during the repetitions; begin again")
             entry["seconds"] = round(time.perf_counter() - started, 1)
             finished[start] = entry["passed"]
             verdict = "passed" if entry["passed"] else "FAILED"

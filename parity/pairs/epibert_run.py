@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import logging
 import multiprocessing
 import os
 import time
@@ -82,6 +83,7 @@ class Findings:
     unavailable: dict[str, str] = dataclasses.field(default_factory=dict)
     runs: list[Run] = dataclasses.field(default_factory=list)
     equivalences: list[Equivalence] = dataclasses.field(default_factory=list)
+    workers: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def add(self, other: "Findings") -> None:
         """Takes up what another part of the work found."""
@@ -114,6 +116,7 @@ class Findings:
             configuration=self.configuration,
             environment={
                 **describe_environment(),
+                **self.workers,
                 "content": self.sources,
                 "constants of attention": self.origins,
             },
@@ -208,7 +211,9 @@ def run(
         if jobs == 1 or len(units) == 1 or prepare_port is not None or training is not PORT:
             found = [job.do(unit, prepare_port, training, say) for unit in units]
         else:
-            found = _in_processes(job, units, jobs, say)
+            threads = max(1, (os.cpu_count() or 1) // jobs)
+            found = _in_processes(job, units, jobs, threads, say)
+            findings.workers = {"processes": jobs, "threads": threads}
         for part in found:
             findings.add(part)
     if CONVERGENCE in wanted:
@@ -289,9 +294,8 @@ def _units(wanted: Sequence[str], reference: References) -> list[tuple[str, str]
     return [*units, ("functions", "")] if training else units
 
 
-def _in_processes(job: _Job, units: Sequence[tuple[str, str]], jobs: int, say: Say) -> list[Findings]:
+def _in_processes(job: _Job, units: Sequence[tuple[str, str]], jobs: int, threads: int, say: Say) -> list[Findings]:
     """The units by several processes, in their order. A process that dies ends the run: nothing is left out."""
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, initializer=_use_threads, initargs=(threads,)) as pool:
         futures = {pool.submit(job.do, unit): unit for unit in units}
@@ -307,6 +311,8 @@ def _in_processes(job: _Job, units: Sequence[tuple[str, str]], jobs: int, say: S
 def _use_threads(count: int) -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["TF_NUM_INTRAOP_THREADS"] = str(count)
+    # Every shape is traced anew on purpose; TensorFlow would advise against that in the middle of the progress line.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     torch.set_num_threads(count)
 
 

@@ -6,6 +6,7 @@ TensorFlow is needed for the living reference only, and imported there.
 import ast
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from parity.pairs import epibert
 from parity.records import Comparison, NotCompared, Reading
 from parity.reference import Recording, read_array
 from parity.torch_training import TorchTraining
-from parity.trace import Sample
+from parity.trace import Sample, attempt
 from parity.training import (
     LOSS,
     METRIC,
@@ -261,18 +262,15 @@ def compare_losses(port: PortTraining = PORT, *, case: str = "") -> Iterator[Com
     from tf_reference import losses
 
     def both(ours: Callable[..., Any], theirs: Callable[..., Any], label: str, sample: "_LossSample") -> Iterator[Any]:
-        predicted = torch.from_numpy(sample.predicted).requires_grad_()
-        ours(torch.from_numpy(sample.true), predicted, *map(torch.from_numpy, sample.masks)).backward()
-        with torch.no_grad():
-            value = ours(torch.from_numpy(sample.true), predicted, *map(torch.from_numpy, sample.masks))
+        true, predicted, *masks = map(torch.from_numpy, (sample.true, sample.predicted, *sample.masks))
+        value, gradient, error = _value_and_gradient(lambda p: ours(true, p, *masks), predicted)
         with tf.GradientTape() as tape:
             watched = tf.constant(sample.predicted)
             tape.watch(watched)
             expected = theirs(tf.constant(sample.true), watched, *map(tf.constant, sample.masks))
-        gradient = None if predicted.grad is None else predicted.grad.numpy()
         truth: Any = tape.gradient(expected, watched)
-        yield _loss_row(value.double().numpy(), expected.numpy(), f"{label}, {sample.name}", case)
-        yield _loss_row(gradient, truth.numpy(), f"{label}, {sample.name}, gradient", case)
+        yield _loss_row(value, expected.numpy(), f"{label}, {sample.name}", case, detail=error)
+        yield _loss_row(gradient, truth.numpy(), f"{label}, {sample.name}, gradient", case, detail=error)
 
     for sample in _loss_samples():
         for loss_type, weight in LOSS_TYPES:
@@ -297,6 +295,21 @@ def compare_losses(port: PortTraining = PORT, *, case: str = "") -> Iterator[Com
                     f"masked {label}{' with the unmasked term' if unmasked else ''}",
                     chosen,
                 )
+
+
+def _value_and_gradient(
+    loss: Callable[[torch.Tensor], torch.Tensor], predicted: torch.Tensor
+) -> tuple[np.ndarray | None, np.ndarray | None, str]:
+    """A loss of the port, its gradient by the prediction, and what it raised instead."""
+    watched = predicted.detach().clone().requires_grad_()
+
+    def both() -> tuple[np.ndarray, np.ndarray | None]:
+        value = loss(watched)
+        value.backward()
+        return value.detach().double().numpy(), None if watched.grad is None else watched.grad.double().numpy()
+
+    found, error = attempt(both)
+    return (None, None, error) if found is None else (*found, "")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -334,7 +347,14 @@ def _masked(function: Callable[..., Any], loss_type: str, weight: float) -> Call
 
 
 def _loss_row(
-    found: Any, expected: Any, quantity: str, case: str, *, tolerance: str = "float64", layer: str = LOSS
+    found: Any,
+    expected: Any,
+    quantity: str,
+    case: str,
+    *,
+    tolerance: str = "float64",
+    layer: str = LOSS,
+    detail: str = "",
 ) -> Comparison:
     return compare(
         None if found is None else np.atleast_1d(np.asarray(found, dtype=np.float64)),
@@ -349,6 +369,7 @@ def _loss_row(
         port_path="",
         layer=layer,
         quantity=quantity,
+        detail=detail,
     )
 
 
@@ -368,18 +389,35 @@ def compare_metrics(port: PortTraining = PORT, *, case: str = "") -> Iterator[Co
             ("float64", torch.float64, "float64"),
             ("float32", torch.float32, "float32"),
         ):
-            ours, theirs = make(state_dtype=dtype), getattr(metrics, name)(dtype=tensorflow_dtype)
+            given = [[torch.from_numpy(array).to(dtype) for array in batch] for batch in batches]
+            ours = _streamed(lambda make=make, dtype=dtype: make(state_dtype=dtype), given)
+            theirs = getattr(metrics, name)(dtype=tensorflow_dtype)
             for index, (predicted, true) in enumerate(batches):
-                ours.update(torch.from_numpy(predicted).to(dtype), torch.from_numpy(true).to(dtype))
                 theirs.update_state(tf.constant(true, tensorflow_dtype), tf.constant(predicted, tensorflow_dtype))
+                value, error = ours[index]
                 yield _loss_row(
-                    ours.compute().numpy(),
+                    value,
                     _metric_result(theirs),
                     f"{name} after batch {index + 1}",
                     case,
                     tolerance="float64" if precision == "float64" else "float32_metric",
                     layer=METRIC,
+                    detail=error,
                 )
+
+
+def _streamed(
+    make: Callable[[], Any], batches: Sequence[Sequence[torch.Tensor]]
+) -> list[tuple[np.ndarray | None, str]]:
+    """What a metric of the port says after every batch (prediction, truth), or what it raised."""
+    metric, error = attempt(make)
+    results: list[tuple[np.ndarray | None, str]] = []
+    for batch in batches:
+        if not error:
+            _, error = attempt(lambda batch=batch: metric.update(*batch))
+        value, raised = (None, error) if error else attempt(lambda: metric.compute().numpy())
+        results.append((value, raised))
+    return results
 
 
 def _metric_result(metric: Any) -> np.ndarray:
@@ -395,15 +433,13 @@ def compare_recorded_functions(path: Path, port: PortTraining = PORT, *, case: s
     with h5py.File(path) as file:
         for name, sample in _groups(file["losses"]):
             true = torch.from_numpy(_numbers(sample["y_true"]))
+            predicted = torch.from_numpy(_numbers(sample["y_pred"]))
             for recorded, call in _recorded_losses(_group(sample["f64"]), port):
-                predicted = torch.from_numpy(_numbers(sample["y_pred"])).requires_grad_()
-                call(true, predicted).backward()
-                value = _numbers(recorded["value"]).mean()
+                value, gradient, error = _value_and_gradient(functools.partial(call, true), predicted)
                 label = f"{recorded.name.partition('/f64/')[2]}, {name}"
-                yield _loss_row(float(call(true, predicted.detach())), value, label, case)
-                gradient = None if predicted.grad is None else predicted.grad.numpy()
+                yield _loss_row(value, _numbers(recorded["value"]).mean(), label, case, detail=error)
                 expected = _numbers(recorded["grad_of_mean_wrt_y_pred"])
-                yield _loss_row(gradient, expected, f"{label}, gradient", case)
+                yield _loss_row(gradient, expected, f"{label}, gradient", case, detail=error)
                 same = _group(sample["f32"])[f"{recorded.name.partition('/f64/')[2]}/grad_of_mean_wrt_y_pred"]
                 yield _float32_gradient(call, sample, expected, _numbers(same), f"{label}, gradient", case)
         for name, sample in _groups(file["metrics"]):
@@ -426,10 +462,10 @@ def _float32_gradient(
     call: Callable[..., Any], sample: h5py.Group, truth: np.ndarray, own: np.ndarray, quantity: str, case: str
 ) -> Comparison:
     """The same gradient in float32, against float64, by the original's own distance to it."""
-    predicted = torch.from_numpy(sample["y_pred"][()]).requires_grad_()
-    call(torch.from_numpy(sample["y_true"][()]), predicted).backward()
+    true, predicted = (torch.from_numpy(sample[key][()]) for key in ("y_true", "y_pred"))
+    _, gradient, error = _value_and_gradient(lambda p: call(true, p), predicted)
     return compare(
-        None if predicted.grad is None else predicted.grad.double().numpy(),
+        gradient,
         truth,
         reference_same_precision=own,
         gate="losses",
@@ -442,6 +478,7 @@ def _float32_gradient(
         port_path="",
         layer=LOSS,
         quantity=quantity,
+        detail=error,
     )
 
 
@@ -457,16 +494,17 @@ def _recorded_metric(name: str, sample: h5py.Group, port: PortTraining, case: st
     kind = name.partition("_")[2]
     batches = [_group(sample[f"batch{index}"]) for index in range(len([key for key in sample if "batch" in key]))]
     shape = tuple(_group(sample["state"])["count"].shape)
-    metric = port.metrics[kind](reduce_axis=axes, shape=shape)
-    for index, batch in enumerate(batches):
-        metric.update(*(torch.from_numpy(batch[key][()]) for key in ("y_pred", "y_true")))
+    given = [[torch.from_numpy(batch[key][()]) for key in ("y_pred", "y_true")] for batch in batches]
+    found = _streamed(lambda: port.metrics[kind](reduce_axis=axes, shape=shape), given)
+    for index, (batch, (value, error)) in enumerate(zip(batches, found, strict=True)):
         yield _loss_row(
-            metric.compute().numpy(),
+            value,
             _numbers(batch["result_so_far"]),
             f"{name} after batch {index + 1}",
             case,
             tolerance="float32_metric",
             layer=METRIC,
+            detail=error,
         )
 
 
@@ -627,7 +665,7 @@ def compare_recorded_training(
         yield _recorded_value(norm, recorded["grad0_global_norm"], "gradients", "global norm", LOSS, "gradient", case)
         steps = len(recorded["learning_rate"])
         snapshots = side.run(lambda step: (inputs, targets), steps, tensors, precision="float64")
-        yield from _recorded_series(snapshots, recorded, case)
+        yield from _recorded_series(snapshots, recorded, len(orders), case)
         for step in RECORDED_STEPS:
             yield from _recorded_weights(snapshots, _group(recorded[f"weights_after_{step}"]), step, tensors, case)
         for number, order in enumerate(orders, start=1):
@@ -689,7 +727,9 @@ def _recorded_value(
     )
 
 
-def _recorded_series(snapshots: Sequence[Snapshot], recorded: h5py.Group, case: str) -> Iterator[Comparison]:
+def _recorded_series(
+    snapshots: Sequence[Snapshot], recorded: h5py.Group, optimizers: int, case: str
+) -> Iterator[Comparison]:
     """Learning rates and losses, one number a step. A series that ended early has another shape, which fails."""
     common: dict[str, Any] = {
         "case": case,
@@ -701,17 +741,13 @@ def _recorded_series(snapshots: Sequence[Snapshot], recorded: h5py.Group, case: 
     }
     done = [snapshot for snapshot in snapshots if not snapshot.error]
     detail = next((snapshot.error for snapshot in snapshots if snapshot.error), "")
-    for gate, quantity, name, values, layer, tolerance in (
-        (
-            "optimizer",
-            "learning rates",
-            "learning_rate",
-            [s.learning_rates[0] for s in done],
-            SCHEDULE,
-            "recorded_rate",
-        ),
-        ("state", "loss of every step", "train_loss", [s.loss for s in done], "", "state"),
-    ):
+    series = [("state", "loss of every step", "train_loss", [s.loss for s in done], "", "state")]
+    for number in range(1, optimizers + 1):
+        rates = [s.learning_rates[number - 1] for s in done if len(s.learning_rates) == optimizers]
+        quantity = f"learning rates of optimizer {number}"
+        # One schedule was recorded, which sets the rates of all optimizers.
+        series.append(("optimizer", quantity, "learning_rate", rates, SCHEDULE, "recorded_rate"))
+    for gate, quantity, name, values, layer, tolerance in series:
         yield compare(
             np.asarray(values, dtype=np.float64),
             _numbers(recorded[name]),
@@ -979,19 +1015,13 @@ class LivePair:
         )
 
     def run(self, precision: str, steps: int, *, perturbed: int | None = None) -> list[Snapshot]:
-        """The reference's training run, from its weights or from perturbed ones."""
+        """The reference's training run, as it is or perturbed in every step."""
         reference = self.reference(precision)
-
-        def train() -> list[Snapshot]:
-            if perturbed is None:
-                return reference.run(self.batch, steps, self.tensors)
-            reference.model.assign(perturb(self.stored, precision, perturbed))
-            try:
-                return reference.run(self.batch, steps, self.tensors)
-            finally:
-                reference.model.assign(self.stored)
-
-        return self._remember(("run", precision, steps, perturbed), train)
+        disturb = None if perturbed is None else functools.partial(perturb, draw=perturbed)
+        return self._remember(
+            ("run", precision, steps, perturbed),
+            lambda: reference.run(self.batch, steps, self.tensors, disturb=disturb),
+        )
 
     def _remember(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         if key not in self._remembered:
@@ -1077,12 +1107,9 @@ def live_runs(
         yield from compare_trajectory(observed, truth, perturbed, steps=count, precision=precision, case=case)
 
 
-def perturb(stored: Mapping[str, np.ndarray], precision: str, draw: int) -> dict[str, np.ndarray]:
-    """Every number moved to a neighbour in a precision, up or down at random."""
+def perturb(key: str, step: int, value: np.ndarray, *, draw: int) -> np.ndarray:
+    """Every number moved to a neighbour in its precision, up or down at random."""
     draws = Draws(draw)
-    moved = {}
-    for key, value in stored.items():
-        exact = np.asarray(value, dtype=precision)
-        up = draws.generator(f"perturb|{key}").random(exact.shape) < 0.5
-        moved[key] = np.nextafter(exact, np.where(up, np.inf, -np.inf).astype(precision))
-    return moved
+    draws.step = step
+    up = draws.generator(f"perturb|{key}").random(value.shape) < 0.5
+    return np.nextafter(value, np.where(up, np.inf, -np.inf).astype(value.dtype))

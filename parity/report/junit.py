@@ -5,7 +5,19 @@ from collections import Counter
 from pathlib import Path
 
 from parity.records import Comparison, GateStatus, Result, Status
-from parity.report.summary import Rung, expected, got, ladder, owner, place, printable, setting, subject, verdict
+from parity.report.summary import (
+    Rung,
+    aspect,
+    expected,
+    got,
+    ladder,
+    owner,
+    place,
+    printable,
+    setting,
+    subject,
+    verdict,
+)
 
 
 def write_junit(result: Result, path: str | Path) -> None:
@@ -52,7 +64,7 @@ def _suite(result: Result, rung: Rung) -> ElementTree.Element:
     gate = result.gates.get(rung.name)
     seen: Counter[str] = Counter()
     for row in gate.comparisons if gate is not None else ():
-        title = f"{subject(row)} {printable(row.quantity)} [{setting(row)}]"
+        title = f"{subject(row)}{aspect(row)} [{setting(row)}]"
         seen[title] += 1
         if seen[title] > 1:  # several calls of one layer: CI servers keep one case per name
             title += f" #{seen[title]}"

@@ -91,6 +91,11 @@ def subject(row: Comparison) -> str:
     return place(row, "port")
 
 
+def aspect(row: Comparison) -> str:
+    """What was compared of the subject, with a space before it; nothing where the subject says it already."""
+    return "" if row.quantity == subject(row) else f" {printable(row.quantity)}"
+
+
 def owner(row: Comparison) -> str:
     """What answers for a failure: a layer, a part of training, or the whole."""
     if row.layer or row.gate not in (*TRAINING_GATES, CONVERGENCE):

@@ -8,6 +8,7 @@ from rich.text import Text
 from parity.records import Comparison, GateStatus, Result, Status
 from parity.report.summary import (
     Rung,
+    aspect,
     by_reason,
     decision,
     excess,
@@ -131,13 +132,13 @@ def _rules(result: Result, console: Console) -> None:
         else:
             largest = number(row.error) if rule.ratio is None else f"{rule.ratio:.2f} x"
         where = ", ".join(printable(part) for part in (row.case, row.mode) if part)
-        quantity = "" if row.quantity == "output" else f" {printable(row.quantity)}"
+        what = "" if row.quantity == "output" else aspect(row)
         table.add_row(
             Text(printable(rule.name), no_wrap=True),
             f"{rule.compared:,}",
             Text(largest, style="" if row.status is Status.PASS else "red", no_wrap=True),
             Text(rule.allowed, no_wrap=True),
-            Text("" if row.error == 0 else f"{subject(row)}{quantity} ({where})"),
+            Text("" if row.error == 0 else f"{subject(row)}{what} ({where})"),
         )
     console.print(table)
     ratios = [rule for rule in found if rule.ratio is not None]
@@ -184,13 +185,12 @@ def _failures(result: Result, console: Console) -> None:
         return
     _heading(console, f"First failures (of {len(rows):,})")
     for row in rows[:SHOWN_FAILURES]:
-        quantity = f" {printable(row.quantity)}"
         console.print(
             Text.assemble(
                 (printable(row.gate), "dim"),
                 "  ",
                 (subject(row), "bold"),
-                quantity,
+                aspect(row),
                 ("  reference ", "dim"),
                 place(row, "reference"),
             )

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchmetrics import Metric
 
 from parity import Comparison, LayerMap, Reading, Status
 from parity.ladder import TRAINING_GATES, find_culprits, judge
@@ -21,11 +22,12 @@ from parity.pairs import epibert, epibert_training
 from parity.pairs.epibert_run import load_case, model_tensors
 from parity.pairs.epibert_training import ADAM_EPSILON, CLIP, PORT, WEIGHT_DECAY, LivePair, PortTraining
 from parity.records import GateStatus
-from parity.training import LOSS, METRIC, OPTIMIZER, SCHEDULE
+from parity.reference import read_recording
+from parity.training import LOSS, METRIC, MOMENTS, OPTIMIZER, SCHEDULE
 from tests.training_faults import torch_momentum, unbiased_variance
-from torch_impl import EpiBERT
-from torch_impl.losses import masked_loss
-from torch_impl.metrics import PearsonR
+from torch_impl import EpiBERT, EpiBERTRampage
+from torch_impl.losses import finetuning_loss, masked_loss, poisson, poisson_multinomial
+from torch_impl.metrics import R2, PearsonR
 from torch_impl.optim import KerasAdam, KerasAdamW, cosine_warmup
 from weights import transplant
 
@@ -137,6 +139,42 @@ def with_parts(**parts: Any) -> PortTraining:
 
 def schedule(change: Callable[..., float]) -> PortTraining:
     return with_parts(schedule=change)
+
+
+def raises(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("no such thing")
+
+
+def narrow_in_float32(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Predictions rounded to bfloat16, but not those in float64."""
+
+    def rounded(true: Tensor, predicted: Tensor, *masks: Tensor, **arguments: Any) -> Tensor:
+        if predicted.dtype == torch.float32:
+            predicted = predicted.bfloat16().float()
+        return loss(true, predicted, *masks, **arguments)
+
+    return rounded
+
+
+def narrow_sums(kind: type[Metric]) -> Callable[..., Metric]:
+    """A metric whose sums are kept in bfloat16 where they should be in float32."""
+
+    def make(state_dtype: torch.dtype = torch.float32, **arguments: Any) -> Metric:
+        return kind(state_dtype=torch.bfloat16 if state_dtype == torch.float32 else state_dtype, **arguments)
+
+    return make
+
+
+class NarrowMoments(KerasAdam):
+    """Moments of float32 parameters rounded to bfloat16."""
+
+    def step(self, closure: Any = None) -> Any:
+        result = super().step(closure)
+        for parameter, slots in self.state.items():
+            if parameter.dtype == torch.float32:
+                for moment in MOMENTS:
+                    slots[moment].copy_(slots[moment].bfloat16())
+        return result
 
 
 FAULTS = {
@@ -281,6 +319,103 @@ def test_forward_rungs_accept_faults_of_dropout(training_bench, bench, name):
     fault = FAULTS[name]
     assert fault.inject is not None
     fault.inject(port)
-    rows = list(compare_live(epibert.watch(port), bench.live, bench.layer_map, gates=("layers",)))
-    assert {row.reading for row in rows} >= {Reading.ISOLATED}
+    rows = list(compare_live(epibert.watch(port), bench.live, bench.layer_map))
+    assert {row.reading for row in rows} >= {Reading.ISOLATED, Reading.BLOCK, Reading.ACCUMULATED}
     assert {row.status for row in rows} == {Status.PASS}
+
+
+# --- functions, recorded: no living reference is needed --------------------------------------------------------------
+
+FUNCTION_FAULTS = {
+    "epsilon inside Poisson's logarithm": (
+        with_parts(poisson=lambda true, predicted: poisson(true, predicted + 1e-7)),
+        # A prediction of zero shows it in float32 as well.
+        {(LOSS, "float64"), (LOSS, "float32")},
+    ),
+    "multinomial that never rescales": (
+        with_parts(
+            poisson_multinomial=lambda true, predicted, **arguments: poisson_multinomial(
+                true, predicted, **{**arguments, "rescale": False}
+            )
+        ),
+        {(LOSS, "float64"), (LOSS, "float32")},
+    ),
+    "Poisson loss of narrow predictions": (with_parts(poisson=narrow_in_float32(poisson)), {(LOSS, "float32")}),
+    "multinomial loss of narrow predictions": (
+        with_parts(poisson_multinomial=narrow_in_float32(poisson_multinomial)),
+        {(LOSS, "float32")},
+    ),
+    "narrow sums": (
+        with_parts(metrics={"PearsonR": narrow_sums(PearsonR), "R2": narrow_sums(R2)}),
+        {(METRIC, "float32")},
+    ),
+    "a loss that raises": (with_parts(poisson=raises), {(LOSS, "float64"), (LOSS, "float32")}),
+    "a metric that cannot be made": (with_parts(metrics={"PearsonR": raises, "R2": R2}), {(METRIC, "float32")}),
+    "a schedule that raises": (with_parts(schedule=raises), {(SCHEDULE, "float64")}),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTION_FAULTS)
+def test_recorded_functions_find_a_fault_and_say_whose_it_is(goldens, name):
+    training, named = FUNCTION_FAULTS[name]
+    rows = list(epibert_training.compare_recorded_functions(goldens / "functions.h5", training, case="functions"))
+    failing = {(row.layer, row.precision) for row in rows if row.status is not Status.PASS}
+    assert failing == named
+
+
+def without_scale_of_atac(*arguments: Any, **options: Any) -> Any:
+    return finetuning_loss(*arguments, **{**options, "atac_scale": 1.0})
+
+
+@pytest.mark.parametrize("fault", [without_scale_of_atac, raises])
+def test_the_recorded_training_of_the_fine_tuning_model_finds_a_fault_of_its_loss(goldens, fault):
+    config, checkpoint = load_case(goldens / "R1")
+    recording = read_recording(goldens / "R1" / "forward.h5", name="recorded")
+    port = EpiBERTRampage(config)
+    transplant(checkpoint, port, constants=(*epibert.recorded_constants(recording), recording.name))
+    rows = epibert_training.compare_recorded_training(
+        port,
+        epibert_training.RECORDED_VARIANTS["R1"][0],
+        goldens / "R1" / "train.h5",
+        epibert.recorded_inputs(recording),
+        epibert_training.recorded_targets(recording),
+        training=with_parts(finetuning_loss=fault),
+        case="R1",
+    )
+    failing = [row for row in rows if row.status is not Status.PASS]
+    assert {row.layer for row in failing if row.gate == "losses"} == {LOSS}
+
+
+# --- float32, live ---------------------------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_wrong_in_float32_alone_is_found_by_the_gradients(training_bench):
+    faulty = training_bench.pair.of(training_bench.port(), with_parts(masked_loss=narrow_in_float32(masked_loss)))
+    rows = list(epibert_training.live_gradients(faulty))
+    assert {row.precision for row in rows if row.status is not Status.PASS} == {"float32"}
+    sound = list(epibert_training.live_gradients(training_bench.pair.of(training_bench.port())))
+    assert {row.status for row in sound} == {Status.PASS}
+
+
+def test_moments_that_are_wrong_in_float32_alone_are_found_by_the_trajectory(training_bench):
+    narrow = with_parts(
+        adam=lambda module: [NarrowMoments(module.parameters(), eps=ADAM_EPSILON, global_clipnorm=CLIP)]
+    )
+    found = {}
+    for name, training in (("sound", PORT), ("narrow", narrow)):
+        pair = training_bench.pair.of(training_bench.port(), training)
+        rows = list(epibert_training.live_runs(pair, "float32", STEPS))
+        found[name] = [row for row in rows if row.status is not Status.PASS]
+    assert found["sound"] == []
+    assert any(row.quantity.startswith("exp_avg at") for row in found["narrow"])
+
+
+@pytest.mark.parametrize("part", ["adam", "schedule"])
+def test_a_part_that_raises_is_a_finding(training_bench, part):
+    pair = training_bench.pair.of(training_bench.port(), with_parts(**{part: raises}))
+    rows = list(epibert_training.live_runs(pair, "float64", STEPS, draws=1, with_trajectory=False))
+    assert rows
+    assert {row.status for row in rows} == {Status.MISSING}
+    assert all("no such thing" in row.detail for row in rows)
+    steps = list(epibert_training.live_steps(pair, runs=(("adam", 1.0),)))
+    assert any("no such thing" in row.detail for row in steps if row.status is Status.MISSING)

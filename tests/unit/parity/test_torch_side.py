@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from parity import LayerMap, LayerPair, Reading
-from parity.torch_side import TorchSide, describe
+from parity.torch_side import TorchSide
 from parity.trace import Call, Sample, Trace
 
 GENERATOR = np.random.default_rng(1)
@@ -483,10 +483,6 @@ def test_statistics_that_the_port_lacks_are_absent_not_an_error(net):
     trace = passes(net, training=True)
     assert trace.error == ""
     assert trace.state["norm"] == {}
-
-
-def test_an_exception_is_described_in_one_line():
-    assert describe(ValueError("first\n   second")) == "ValueError: first second"
 
 
 def test_readings_have_names_of_their_own():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parity.trace import Call, Recorder, Trace, flatten, replace
+from parity.trace import Call, Recorder, Trace, attempt, describe, flatten, replace
 
 
 class Leaf:
@@ -99,3 +99,12 @@ def test_a_call_that_began_and_never_ended_is_not_among_the_calls():
 def test_the_count_of_a_path_does_not_include_longer_paths():
     call = Call(path="a/b", index=0, order=0, inputs=None, outputs=())
     assert Trace(calls={("a/b", 0): call}).count("a") == 0
+
+
+def test_an_exception_is_described_in_one_line():
+    assert describe(ValueError("first\n   second")) == "ValueError: first second"
+
+
+def test_what_a_call_raises_is_its_answer():
+    assert attempt(lambda: 3) == (3, "")
+    assert attempt(lambda: [][0]) == (None, "IndexError: list index out of range")
