@@ -5,6 +5,7 @@ section 4.1. Letters in shapes: A accessibility values (4-bp bins), O output bin
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -26,9 +27,8 @@ class Record:
         tss_tokens: (O,) int32, 1 around a transcription start site; fine-tuning only.
         processed_gene_token: () int32 code of the gene; fine-tuning only.
         cell_encoding: () int32 code of the cell type; fine-tuning only.
-        peaks: (O,) int32, 1 where a widened peak lies; not used in training.
-        interval: () int32 row of the interval; not used in training.
-        cell_type: () int32; not used in training.
+        others: Features of other names, which nothing here reads, as their bytes: some writers add ``peaks``,
+            ``interval`` and ``cell_type``.
     """
 
     sequence: bytes
@@ -39,16 +39,14 @@ class Record:
     tss_tokens: np.ndarray | None = None
     processed_gene_token: np.ndarray | None = None
     cell_encoding: np.ndarray | None = None
-    peaks: np.ndarray | None = None
-    interval: np.ndarray | None = None
-    cell_type: np.ndarray | None = None
+    others: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
 
-FEATURES = tuple(field.name for field in dataclasses.fields(Record))
-"""Names of all features, in order."""
+FEATURES = tuple(field.name for field in dataclasses.fields(Record) if field.name != "others")
+"""Names of the features that are read, in order."""
+
+ARRAYS = FEATURES[1:]
+"""Those of them that hold arrays."""
 
 REQUIRED = ("sequence", "atac", "peaks_center", "motif_activity")
 """Features that every record has."""
-
-FINETUNING = ("rna",)
-"""Features that the fine-tuning model's training needs beside them."""

@@ -1,0 +1,342 @@
+"""Batches for training in PyTorch: converted records, drawn and augmented as the original does, in Lightning's form.
+
+Source of the semantics: the specification of the original TensorFlow implementation (naumanjaved/EpiBERT, MIT), its
+section 4.6. What is drawn for an example depends on the seed, the epoch and the number of its record alone: not on the
+worker, the process, the batch it falls into, or on what was loaded before. A run that resumes sees what it would have
+seen.
+
+Letters in shapes: B batch, L base pairs, A accessibility values, N bins after the crop, M motifs.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from torch_impl.data.convert import convert_tfrecord_to_hdf5
+from torch_impl.data.draws import OwnDraws
+from torch_impl.data.examples import Example, ExampleConfig, make_example
+from torch_impl.data.records import DataError
+from torch_impl.data.store import Store
+
+__all__ = [
+    "EpiBERTDataModule",
+    "ExampleDataset",
+    "ExampleSampler",
+    "ResumableLoader",
+    "collate",
+    "convert_tfrecord_to_hdf5",
+    "one_hot",
+]
+
+Order = Literal["records", "files", "stored"]
+Position = tuple[int, int]
+"""(epoch, number of the record)."""
+
+TRAIN, VALID, TEST = "train", "valid", "test"
+"""Subfolders of a dataset, named as the original's."""
+
+
+class ExampleDataset(Dataset[Example]):
+    """Training examples of a folder of converted records; safe to fork and to spawn.
+
+    Args:
+        folder: Folder that ``convert_tfrecord_to_hdf5`` wrote.
+        config: How examples are made.
+        seed: Of the draws.
+        motif_means: (M,) means for ``z_score``; None otherwise.
+        motif_deviations: (M,) standard deviations for ``z_score``; None otherwise.
+
+    Raises:
+        DataError: The folder holds no converted records.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: ExampleConfig,
+        *,
+        seed: int,
+        motif_means: np.ndarray | None = None,
+        motif_deviations: np.ndarray | None = None,
+    ) -> None:
+        self.store = Store(folder)
+        self.config = config
+        self.draws = OwnDraws(seed)
+        self._table = {"motif_means": motif_means, "motif_deviations": motif_deviations}
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, position: Position | int) -> Example:
+        """The example of a record in an epoch; a bare number means epoch 0."""
+        epoch, number = (0, position) if isinstance(position, int) else position
+        record = self.store[number]
+        drawn = self.draws.draw(record, self.config, epoch=epoch, index=number)
+        return make_example(record, drawn, self.config, **self._table)
+
+
+class ExampleSampler(Sampler[Position]):
+    """Which records one process sees, in which order.
+
+    Args:
+        shard_sizes: Number of records in each file.
+        order: ``records`` shuffles all records of all files anew in every epoch. ``files`` shuffles the files and keeps
+            the order within each, as the original does. ``stored`` shuffles nothing.
+        seed: Of the order.
+        rank: Number of this process.
+        processes: How many share the records.
+        even: Give every process as many positions, the first ones twice where they do not divide: processes that
+            train together must take as many steps. Otherwise each record is given out once.
+    """
+
+    def __init__(
+        self,
+        shard_sizes: Sequence[int],
+        *,
+        order: Order,
+        seed: int = 0,
+        rank: int = 0,
+        processes: int = 1,
+        even: bool = False,
+    ) -> None:
+        if not 0 <= rank < processes:
+            raise ValueError(f"rank must be from 0 to {processes - 1}, not {rank}")
+        self.shard_sizes = tuple(shard_sizes)
+        self.order = order
+        self.seed = seed
+        self.rank = rank
+        self.processes = processes
+        self.even = even
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch; a Trainer calls this before each."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        total = sum(self.shard_sizes)
+        if self.even:
+            return -(-total // self.processes)
+        return len(range(self.rank, total, self.processes))
+
+    def __iter__(self) -> Iterator[Position]:
+        numbers = self._numbers()
+        if self.even and len(numbers):
+            numbers = np.resize(numbers, len(self) * self.processes)
+        return iter([(self.epoch, int(number)) for number in numbers[self.rank :: self.processes]])
+
+    def _numbers(self) -> np.ndarray:
+        total = sum(self.shard_sizes)
+        if self.order == "stored":
+            return np.arange(total)
+        generator = np.random.default_rng((self.seed, self.epoch))
+        if self.order == "records":
+            return generator.permutation(total)
+        starts = np.cumsum((0, *self.shard_sizes[:-1]))
+        files = [np.arange(start, start + size) for start, size in zip(starts, self.shard_sizes, strict=True)]
+        return np.concatenate([files[index] for index in generator.permutation(len(files))] or [np.arange(0)])
+
+
+class ResumableLoader(DataLoader[Example]):
+    """A DataLoader that goes on within an epoch: Lightning keeps and restores its state with a checkpoint."""
+
+    def __init__(self, dataset: ExampleDataset, sampler: ExampleSampler, **options: Any) -> None:
+        super().__init__(dataset, sampler=_Rest(sampler), **options)
+        self._given = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        rest: Any = self.sampler
+        self._given, skipped = rest.skip, rest.skip
+        for index, batch in enumerate(super().__iter__(), start=skipped // (self.batch_size or 1) + 1):
+            self._given = index * (self.batch_size or 1)
+            yield batch
+        rest.skip = self._given = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Positions of the epoch that were given out."""
+        rest: Any = self.sampler
+        return {"epoch": rest.sampler.epoch, "given": self._given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on from a state."""
+        rest: Any = self.sampler
+        rest.sampler.set_epoch(state["epoch"])
+        rest.skip = state["given"] if state["given"] < len(rest.sampler) else 0
+
+
+class _Rest(Sampler[Position]):
+    """A sampler without the positions that were given out before."""
+
+    def __init__(self, sampler: ExampleSampler) -> None:
+        self.sampler = sampler
+        self.skip = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        if epoch != self.sampler.epoch:
+            self.skip = 0
+        self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Position]:
+        return iter(list(self.sampler)[self.skip :])
+
+
+def collate(examples: Sequence[Example]) -> list[Tensor]:
+    """Examples as one batch, in the order of the original's; fields that no example has are left out.
+
+    Returns:
+        Sequence (B, L) of base indices, which ``one_hot`` widens on the device; masked accessibility (B, A, 1); mask,
+        unmask, target (B, N, 1 each); motif activity (B, 1, M); of fine-tuning also what ``Example`` lists.
+
+    Raises:
+        DataError: The examples do not have the same fields.
+    """
+    batch = []
+    for name, *values in zip(Example._fields, *examples, strict=True):
+        missing = sum(value is None for value in values)
+        if missing not in (0, len(values)):
+            raise DataError(f"{missing} of {len(values)} examples of a batch have no {name}")
+        if not missing:
+            batch.append(torch.from_numpy(np.stack(values)))
+    return batch
+
+
+def one_hot(sequence: UInt8[Tensor, "B L"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "B L 4"]:
+    """A, C, G, T from base indices; an index of 4 or more is a zero row."""
+    return (sequence.unsqueeze(-1) == torch.arange(4, dtype=torch.uint8, device=sequence.device)).to(dtype)
+
+
+class EpiBERTDataModule(lightning.LightningDataModule):
+    """Converted records for a Trainer: subfolders ``train``, ``valid`` and ``test`` of one folder.
+
+    Batches are as ``collate`` makes them, with the sequence widened to one-hot on the device. Accessibility and motif
+    activity are rounded to bfloat16, as in the original, whatever the model computes in.
+
+    Args:
+        folder: Folder with the subfolders.
+        config: How training examples are made; validation and test differ from it as the original's do.
+        batch_size: Examples a process has in a batch.
+        workers: Processes that load, for each that trains.
+        seed: Of draws and order in training.
+        validation_seed: Of draws in validation and test.
+        order: Of the training records, as for ``ExampleSampler``.
+        fresh_validation_draws: Draw anew in every validation, as the original does; otherwise every validation sees the
+            same examples.
+        bfloat16_inputs: Round accessibility and motif activity to bfloat16.
+        drop_last: Leave out a last training batch that is not full; the original keeps it.
+        motif_means: (M,) means, which make validation scale motif activity by ``z_score``, as the original's
+            pre-training does. None: by ``min_max`` as in training, the right scaling for inference.
+        motif_deviations: (M,) standard deviations that go with them.
+
+    Raises:
+        ValueError: Only one of means and deviations is given.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        config: ExampleConfig | None = None,
+        *,
+        batch_size: int = 1,
+        workers: int = 0,
+        seed: int = 42,
+        validation_seed: int = 25,
+        order: Order = "records",
+        fresh_validation_draws: bool = False,
+        bfloat16_inputs: bool = True,
+        drop_last: bool = False,
+        motif_means: np.ndarray | None = None,
+        motif_deviations: np.ndarray | None = None,
+    ) -> None:
+        super().__init__()
+        if (motif_means is None) != (motif_deviations is None):
+            raise ValueError("means and deviations of motif activity belong together")
+        self.folder = Path(folder)
+        self.config = ExampleConfig.pretraining() if config is None else config
+        self.batch_size = batch_size
+        self.workers = workers
+        self.seed = seed
+        self.validation_seed = validation_seed
+        self.order: Order = order
+        self.fresh_validation_draws = fresh_validation_draws
+        self.bfloat16_inputs = bfloat16_inputs
+        self.drop_last = drop_last
+        self.motif_means = motif_means
+        self.motif_deviations = motif_deviations
+
+    def train_dataloader(self) -> ResumableLoader:
+        return self._loader(TRAIN, dataclasses.replace(self.config, training=True), order=self.order)
+
+    def val_dataloader(self) -> ResumableLoader:
+        return self._loader(VALID, self._evaluation(), order="stored")
+
+    def test_dataloader(self) -> ResumableLoader:
+        return self._loader(TEST, self._evaluation(), order="stored")
+
+    def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
+        """One-hot sequence, and inputs rounded as in the original."""
+        sequence, atac, mask, unmask, target, motif_activity, *others = batch
+        if self.bfloat16_inputs:
+            atac, motif_activity = atac.bfloat16().float(), motif_activity.bfloat16().float()
+        return [one_hot(sequence), atac, mask, unmask, target, motif_activity, *others]
+
+    def _evaluation(self) -> ExampleConfig:
+        scaling = "min_max" if self.motif_means is None else "z_score"
+        return dataclasses.replace(self.config, training=False, motif_scaling=scaling)
+
+    def _loader(self, subset: str, config: ExampleConfig, *, order: Order) -> ResumableLoader:
+        training = config.training
+        table: dict[str, np.ndarray | None] = {}
+        if config.motif_scaling == "z_score":
+            table = {"motif_means": self.motif_means, "motif_deviations": self.motif_deviations}
+        dataset = ExampleDataset(
+            self.folder / subset, config, seed=self.seed if training else self.validation_seed, **table
+        )
+        trainer = self.trainer
+        sampler = ExampleSampler(
+            dataset.store.shard_sizes,
+            order=order,
+            seed=self.seed,
+            rank=0 if trainer is None else trainer.global_rank,
+            processes=1 if trainer is None else trainer.world_size,
+            even=training,
+        )
+        if not training and not self.fresh_validation_draws:
+            sampler = _SameEpoch(sampler)
+        return ResumableLoader(
+            dataset,
+            sampler,
+            batch_size=self.batch_size,
+            num_workers=self.workers,
+            collate_fn=collate,
+            drop_last=training and self.drop_last,
+            persistent_workers=self.workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+class _SameEpoch(ExampleSampler):
+    """A sampler for which it is always epoch 0."""
+
+    def __init__(self, sampler: ExampleSampler) -> None:
+        super().__init__(
+            sampler.shard_sizes,
+            order=sampler.order,
+            seed=sampler.seed,
+            rank=sampler.rank,
+            processes=sampler.processes,
+            even=sampler.even,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch stays 0."""
