@@ -1,4 +1,4 @@
-"""The command line: ``epibert parity``, ``epibert weights ...``, ``epibert bench ...``.
+"""The command line: ``epibert parity``, ``epibert weights ...``, ``epibert data ...``, ``epibert bench``.
 
 Exit status 0: proven, or done. 1: not proven, or different. 2: wrong use or bad input, with one line that says what.
 """
@@ -37,7 +37,7 @@ def parity(
         checkpoint: A checkpoint of the original to verify on (prefix, directory, SavedModel or .h5); by default the
             recorded cases of the repository.
         config: JSON file with constructor arguments that the checkpoint's shapes do not tell, such as the seed.
-        gates: Rungs to prove, separated by commas, of weights, constants, layers, blocks, model, losses, gradients,
+        gates: Rungs to prove, separated by commas, of weights, constants, layers, blocks, model, data, losses, gradients,
             optimizer, state, trajectory, convergence; the ones before them are climbed as well. By default all up to
             trajectory for the recorded cases, and up to model for a checkpoint of your own.
         out: Folder for the three files; those of an earlier run are replaced.
@@ -137,6 +137,7 @@ def bench(
 
 def commands() -> dict[str, Any]:
     """The subcommands."""
+    from torch_impl.data import command as data
     from weights.command import diff, export_command, inspect, transplant_command
 
     weights = {
@@ -146,7 +147,14 @@ def commands() -> dict[str, Any]:
         "export": export_command,
         "diff": diff,
     }
-    return {"parity": parity, "weights": weights, "bench": bench}
+    records = {
+        "_help": "Training records: from TFRecords to HDF5 and back.",
+        "convert": data.convert,
+        "verify": data.verify,
+        "inspect": data.inspect,
+        "export": data.export,
+    }
+    return {"parity": parity, "weights": weights, "data": records, "bench": bench}
 
 
 def _call(component: Any, arguments: Namespace) -> int:
@@ -167,6 +175,7 @@ def main(arguments: Sequence[str] | None = None, components: Any = None, program
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from parity.pairs.epibert_run import UsageError
+    from torch_impl.data.records import DataError
     from weights import CheckpointError
 
     try:
@@ -178,7 +187,7 @@ def main(arguments: Sequence[str] | None = None, components: Any = None, program
             "Exit status: 0 proven or done, 1 not proven or different, 2 wrong use or bad input.",
         )
         status = _call(components, parser.parse_args(None if arguments is None else list(arguments)))
-    except (CheckpointError, UsageError) as error:
+    except (CheckpointError, DataError, UsageError) as error:
         Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"{program}: error: {error}")
         status = WRONG_USE
     except KeyboardInterrupt:

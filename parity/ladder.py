@@ -15,8 +15,9 @@ from parity.trace import Call, Sample, Trace
 
 FORWARD_GATES = ("weights", "constants", "layers", "blocks", "model")
 TRAINING_GATES = ("losses", "gradients", "optimizer", "state", "trajectory")
+DATA = "data"
 CONVERGENCE = "convergence"
-GATES = (*FORWARD_GATES, *TRAINING_GATES, CONVERGENCE)
+GATES = (*FORWARD_GATES, DATA, *TRAINING_GATES, CONVERGENCE)
 """Rungs in the order in which each stands on the ones before."""
 
 GATE_OF_READING = {Reading.ISOLATED: "layers", Reading.BLOCK: "blocks", Reading.ACCUMULATED: "model"}

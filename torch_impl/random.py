@@ -2,18 +2,20 @@
 
 TensorFlow draws from Philox-4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3"). Its stateless
 functions scramble their seed with one Philox block first (spec, appendix A), its ``Generator`` counts on from its seed.
-Bits, uniforms, integers and permutations here are those of TensorFlow on CPU and GPU, exactly. Normals are its own to
-the last bit in 99 of 100 cases and one unit in the last place of their logarithm or sine aside in the others, because
-TensorFlow's float32 functions are not correctly rounded.
+Bits, uniforms, integers and permutations here are those of TensorFlow on CPU and GPU, normals those of TensorFlow on a
+CPU under Linux (``torch_impl.float32``), all to the last bit.
 """
 
 import numpy as np
+
+from torch_impl.float32 import logarithm, sine_and_cosine
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _KEY_INCREMENTS = (np.uint64(0x9E3779B9), np.uint64(0xBB67AE85))
 _SCRAMBLE_KEY = (0x3EC8F720, 0x02461E29)
 _WORD = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+_LONG = 2**64 - 1
 
 
 def _philox_4x32(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
@@ -43,18 +45,17 @@ def stateless_bits(count: int, seed: tuple[int, int]) -> np.ndarray:
         uint32 array of shape (count,).
     """
     halves = [(part >> shift) & 0xFFFFFFFF for part in seed for shift in (0, 32)]
-    scrambled = _philox_4x32(np.array([halves], dtype=np.uint32), _SCRAMBLE_KEY)[0]
-    key, upper = (int(scrambled[0]), int(scrambled[1])), (int(scrambled[2]), int(scrambled[3]))
-    return _stream(count, key=key, start=0, upper=upper)
+    scrambled = [int(word) for word in _philox_4x32(np.array([halves], dtype=np.uint32), _SCRAMBLE_KEY)[0]]
+    return _stream(count, key=(scrambled[0], scrambled[1]), counter=(scrambled[2] | scrambled[3] << 32) << 64)
 
 
-def _stream(count: int, *, key: tuple[int, int], start: int, upper: tuple[int, int] = (0, 0)) -> np.ndarray:
-    """Words of the blocks from ``start`` on; ``upper`` is the upper half of the counter, which never overflows here."""
+def _stream(count: int, *, key: tuple[int, int], counter: int) -> np.ndarray:
+    """The first words of the blocks from a 128-bit counter on."""
     blocks = -(-count // 4)
-    counters = np.empty((blocks, 4), dtype=np.uint32)
-    index = np.arange(blocks, dtype=np.uint64) + np.uint64(start)
-    counters[:, 0], counters[:, 1] = index & _WORD, index >> _HALF
-    counters[:, 2:] = upper
+    start, upper = np.uint64(counter & _LONG), np.uint64(counter >> 64 & _LONG)
+    lower = np.arange(blocks, dtype=np.uint64) + start
+    upper = upper + (lower < start).astype(np.uint64)
+    counters = np.stack([lower & _WORD, lower >> _HALF, upper & _WORD, upper >> _HALF], axis=1)
     return _philox_4x32(counters, key).reshape(-1)[:count]
 
 
@@ -80,7 +81,7 @@ def stateless_uniform(shape: tuple[int, ...], seed: tuple[int, int], low: float 
 
 
 def stateless_normal(shape: tuple[int, ...], seed: tuple[int, int]) -> np.ndarray:
-    """``tf.random.stateless_normal`` in float32; how close, the module says.
+    """``tf.random.stateless_normal`` in float32, bit for bit (Box-Muller on consecutive pairs of words).
 
     Args:
         shape: Shape of the result.
@@ -90,17 +91,15 @@ def stateless_normal(shape: tuple[int, ...], seed: tuple[int, int]) -> np.ndarra
         float32 array of the given shape.
     """
     count = int(np.prod(shape))
-    return _normal(stateless_bits(count + count % 2, seed))[:count].reshape(shape)
+    return _normals(stateless_bits(count + count % 2, seed))[:count].reshape(shape)
 
 
-def _normal(bits: np.ndarray) -> np.ndarray:
-    """float32 normals from an even number of words, by Box and Muller's formula on consecutive pairs."""
-    unit = _unit_interval(bits).reshape(-1, 2).astype(np.float64)
-    # Each function in float64 and rounded, as TensorFlow's float32 ones nearly are; NumPy's are further off.
-    logarithm = np.log(np.maximum(unit[:, 0], np.float32(1e-7))).astype(np.float32)
-    radius = np.sqrt(np.float32(-2) * logarithm)
-    angle = (2 * np.pi * unit[:, 1]).astype(np.float32).astype(np.float64)
-    sine, cosine = np.sin(angle).astype(np.float32), np.cos(angle).astype(np.float32)
+def _normals(bits: np.ndarray) -> np.ndarray:
+    """float32 normals from an even number of words."""
+    unit = _unit_interval(bits).reshape(-1, 2)
+    radius = np.sqrt(np.float32(-2) * logarithm(np.maximum(unit[:, 0], np.float32(1e-7))))
+    # The factor is a float64 number, the angle is not.
+    sine, cosine = sine_and_cosine((2 * np.pi * unit[:, 1].astype(np.float64)).astype(np.float32))
     return np.stack([radius * sine, radius * cosine], axis=1).reshape(-1)
 
 
@@ -141,14 +140,25 @@ def stateless_permutation(count: int, seed: tuple[int, int]) -> np.ndarray:
 
 
 class Generator:
-    """``tf.random.Generator.from_seed`` with its default algorithm: every draw moves the counter on by 256 an element.
+    """``tf.random.Generator.from_seed`` with its default algorithm: a Philox counter that starts at the seed.
+
+    A draw of n elements moves the counter on by 256 n, far more than it uses, as TensorFlow does.
 
     Args:
-        seed: TensorFlow's seed, not negative; it is where the counter starts, and the key is zero.
+        seed: A signed 64-bit integer.
     """
 
     def __init__(self, seed: int) -> None:
-        self.counter = seed
+        # A negative number is extended over counter and key.
+        self._counter = seed % 2**128
+        self._key = (0xFFFFFFFF, 0xFFFFFFFF) if seed < 0 else (0, 0)
+
+    @property
+    def state(self) -> tuple[int, int, int]:
+        """Both halves of the counter, lower one first, and the key, each as a signed 64-bit integer."""
+        words = (self._counter & _LONG, self._counter >> 64, self._key[0] | self._key[1] << 32)
+        lower, upper, key = (word - (word >> 63 << 64) for word in words)
+        return lower, upper, key
 
     def integers(self, low: int, high: int) -> int:
         """One int32 from [low, high)."""
@@ -159,14 +169,15 @@ class Generator:
         return _unit_interval(self._bits(1))[0]
 
     def normal(self, shape: tuple[int, ...], mean: float, deviation: float) -> np.ndarray:
-        """float32 normals of the given shape; how close, the module says."""
-        drawn = _normal(self._bits(int(np.prod(shape)))).reshape(-1)[: int(np.prod(shape))]
-        return (drawn * np.float32(deviation) + np.float32(mean)).reshape(shape)
+        """float32 normals of the given shape."""
+        count = int(np.prod(shape))
+        drawn = _normals(self._bits(count))[:count].reshape(shape)
+        return drawn * np.float32(deviation) + np.float32(mean)
 
     def _bits(self, count: int) -> np.ndarray:
         """The words for so many elements, of an even number."""
-        start, self.counter = self.counter, self.counter + 256 * count
-        return _stream(count + count % 2, key=(0, 0), start=start)
+        counter, self._counter = self._counter, (self._counter + 256 * count) % 2**128
+        return _stream(count + count % 2, key=self._key, counter=counter)
 
 
 def projection_matrix(m: int, d: int, seed: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from parity.convergence import Equivalence, Run, find_equivalences
 from parity.environment import ROOT, describe_environment, hash_file, version
 from parity.ladder import (
     CONVERGENCE,
+    DATA,
     FORWARD_GATES,
     GATES,
     TRAINING_GATES,
@@ -28,7 +29,7 @@ from parity.ladder import (
     unrecorded,
 )
 from parity.ledger import Ledger, NotProven
-from parity.pairs import epibert, epibert_training
+from parity.pairs import epibert, epibert_data, epibert_training
 from parity.pairs.epibert_convergence import margins, run_convergence
 from parity.pairs.epibert_training import PORT, RECORDED_VARIANTS, PortTraining
 from parity.records import Comparison, GateStatus, KnownDifference, NotCompared, Result, WeightRow
@@ -271,6 +272,8 @@ class _Job:
         findings, (task, name) = Findings(), unit
         if task == "functions":
             _functions(findings, self.wanted, Path(self.goldens), self.reference, training, say)
+        elif task == "data":
+            _data(findings, Path(self.goldens) / "data", say)
         elif task == "fine-tuning":
             _finetuning_case(findings, self.wanted, Path(self.goldens) / name, training, say)
         else:
@@ -285,6 +288,8 @@ def _units(wanted: Sequence[str], reference: References) -> list[tuple[str, str]
     """All units of work, those that take longest first."""
     units: list[tuple[str, str]] = []
     training = any(gate in TRAINING_GATES for gate in wanted)
+    if DATA in wanted and reference != "live":
+        units.append(("data", ""))
     if reference != "recorded":
         units += [("training", name) for name in CASES if training]
         units += [("live", name) for name in CASES]
@@ -454,6 +459,8 @@ def _own_checkpoint(
             *epibert_training.compare_losses(training),
             *epibert_training.compare_metrics(training),
         ]
+    if DATA in wanted:
+        findings.unavailable[DATA] = "a checkpoint has no data; the recorded cases prove the pipeline"
     _live_case(findings, wanted, Path(path).name, port, stored, inputs, say)
     _live_training(findings, wanted, Path(path).name, config, stored, make_port, training, say)
 
@@ -549,6 +556,15 @@ def _functions(
             rows += epibert_training.compare_losses(training, case="functions live")
             rows += epibert_training.compare_metrics(training, case="functions live")
         findings.comparisons += [row for row in rows if row.gate in wanted]
+
+
+def _data(findings: Findings, folder: Path, say: Say) -> None:
+    """Records, draws and examples, which belong to no case either."""
+    with _timed(findings, "data recorded", say):
+        for path in (folder / epibert_data.RECORDING, *(folder / f"{kind}.tfr" for kind in epibert_data.KINDS)):
+            findings.sources[f"data/{path.name}"] = hash_file(path)
+        findings.comparisons += epibert_data.compare_recorded_data(folder)
+        findings.not_compared += epibert_data.not_compared_data()
 
 
 def _recorded_training(

@@ -22,12 +22,8 @@ from torch_impl.data.examples import (
     visible_bins,
 )
 from torch_impl.data.records import Record
-from torch_impl.random import (
-    Generator,
-    stateless_integers,
-    stateless_permutation,
-    stateless_uniform,
-)
+from torch_impl.float32 import row_sums
+from torch_impl.random import Generator, stateless_integers, stateless_permutation, stateless_uniform
 
 ATAC_NOISE_MEAN, ATAC_NOISE_DEVIATION = 1e-4, 1e-4
 MOTIF_NOISE_DEVIATION = {"min_max": 1e-4, "z_score": 1e-3}
@@ -84,30 +80,45 @@ class Draws:
         """Insists that an example of a configuration can be made from these draws.
 
         Raises:
-            ValueError: One of them has another shape, or lies outside its range.
+            ValueError: One of them has another shape or type, or lies outside its range.
         """
-        shapes = {
-            "kept_regions": (config.regions,),
-            "atac_noise": (config.output_length_ATAC, 1),
-            "motif_noise": (config.num_motifs,),
-            "block_order": (config.output_length_ATAC // NOISE_BLOCK,) if config.mask_noise else None,
-            "atac_replacement": None if config.use_atac else (config.output_length_ATAC, 1),
-            "sequence_replacement": None if config.use_seq else (config.input_length,),
+        floats, accessibility = np.floating, (config.output_length_ATAC, 1)
+        blocks = config.output_length_ATAC // NOISE_BLOCK
+        expected: dict[str, tuple[tuple[int, ...], type] | None] = {
+            "kept_regions": ((config.regions,), np.bool_),
+            "atac_noise": (accessibility, floats),
+            "motif_noise": ((config.num_motifs,), floats),
+            "block_order": ((blocks,), np.integer) if config.mask_noise else None,
+            "atac_replacement": None if config.use_atac else (accessibility, floats),
+            "sequence_replacement": None if config.use_seq else ((config.input_length,), np.integer),
         }
-        for name, shape in shapes.items():
-            array = getattr(self, name)
-            found = None if array is None else array.shape
-            if found != shape:
-                raise ValueError(f"{name} has shape {found}, not {shape}")
+        for name, form in expected.items():
+            _check_array(name, getattr(self, name), form)
         if not 0 <= self.shift < config.max_shift:
             raise ValueError(f"shift must be from 0 to {config.max_shift - 1}, not {self.shift}")
+        if self.boost and not config.training:
+            raise ValueError("boost is drawn in training only")
         if self.peak is not None and not 0 <= self.peak < config.cropped_length:
             raise ValueError(f"peak must be from 0 to {config.cropped_length - 1}, not {self.peak}")
+        if self.block_order is not None and np.any(np.sort(self.block_order) != np.arange(blocks)):
+            raise ValueError(f"block_order must hold each number from 0 to {blocks - 1} once")
+        if self.sequence_replacement is not None and not np.isin(self.sequence_replacement, range(4)).all():
+            raise ValueError("sequence_replacement must hold numbers from 0 to 3")
         allowed, most = unmask_candidates(visible_bins(self.peak, self.kept_regions, config), config)
-        if len(self.unmasked) != min(most, len(allowed)) or len(set(self.unmasked.tolist())) != len(self.unmasked):
-            raise ValueError(f"unmasked must be {min(most, len(allowed))} different bins, not {len(self.unmasked)}")
-        if not np.isin(self.unmasked, allowed).all():
-            raise ValueError("unmasked holds bins that are masked")
+        count = min(most, len(allowed))
+        _check_array("unmasked", self.unmasked, ((count,), np.integer))
+        if len(np.unique(self.unmasked)) != count or not np.isin(self.unmasked, allowed).all():
+            raise ValueError(f"unmasked must hold {count} different bins that are not masked")
+
+
+def _check_array(name: str, array: np.ndarray | None, form: tuple[tuple[int, ...], type] | None) -> None:
+    if array is None or form is None:
+        if (array is None) != (form is None):
+            raise ValueError(f"{name} is {'missing' if array is None else 'not part of this configuration'}")
+        return
+    shape, kind = form
+    if array.shape != shape or not np.issubdtype(array.dtype, kind):
+        raise ValueError(f"{name} must be {kind.__name__} of shape {shape}, not {array.dtype} of shape {array.shape}")
 
 
 def same_draws(one: Draws, other: Draws) -> bool:
@@ -149,19 +160,25 @@ class DrawSource(Protocol):
 class OwnDraws:
     """Draws that depend on the seed, the epoch and the number of the record alone.
 
-    Distributions are those of the original; the numbers are NumPy's Philox, one stream for each example.
+    Distributions are those of the original; the numbers are NumPy's Philox. The seed is its key, epoch and record are
+    the upper half of its counter, so that no two examples share a number.
 
     Args:
-        seed: Tells one run from another.
+        seed: Tells one run from another; from 0 to 2^64 - 1.
+
+    Raises:
+        ValueError: The seed is out of range.
     """
 
     def __init__(self, seed: int) -> None:
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"the seed of draws must be from 0 to 2^64 - 1, not {seed}")
         self.seed = seed
 
     def draw(self, record: Record, config: ExampleConfig, *, epoch: int = 0, index: int = 0) -> Draws:
         """As ``DrawSource``."""
-        stream = np.random.SeedSequence((self.seed, epoch, index))
-        generator = np.random.Generator(np.random.Philox(stream))
+        counter, key = np.array([0, 0, epoch, index], np.uint64), np.array([self.seed, 0], np.uint64)
+        generator = np.random.Generator(np.random.Philox(counter=counter, key=key))
         boost = bool(generator.integers(config.atac_corrupt_rate) == 0) and config.training
         shift = int(generator.integers(config.max_shift))
         reverse = bool(generator.integers(2))
@@ -197,11 +214,11 @@ class OwnDraws:
 class TensorFlowDraws:
     """The draws of the original, from its seed: TensorFlow's generator, drawn from in the original's order.
 
-    The original keeps one generator for all records, so the order in which records are asked for decides. Integers and
-    permutations are TensorFlow's exactly, normals as ``torch_impl.random`` says.
+    The original keeps one generator for all records, so the order in which records are asked for decides. All draws are
+    the original's to the last bit.
 
     Args:
-        seed: Of the original's generator, not negative.
+        seed: Of the original's generator, a signed 64-bit integer.
     """
 
     def __init__(self, seed: int) -> None:
@@ -251,5 +268,9 @@ class TensorFlowDraws:
 
 
 def validation_seed(record: Record, atac_noise: np.ndarray) -> int:
-    """What the original seeds a validation example with: its peaks and the whole part of its noisy accessibility."""
-    return int(record.peaks_center.sum()) + int(add_noise(record.atac, atac_noise).sum())
+    """What the original seeds a validation example with: its peaks and the whole part of its noisy accessibility.
+
+    The sum is TensorFlow's float32 one, since another order of additions may end up beyond the next whole number.
+    """
+    total = row_sums(add_noise(record.atac, atac_noise).reshape(1, -1))[0]
+    return int(record.peaks_center.sum()) + int(total)

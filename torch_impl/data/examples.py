@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 
 from torch_impl.data.records import DataError, Record
+from torch_impl.float32 import row_sums
 
 if TYPE_CHECKING:
     from torch_impl.data.draws import Draws
@@ -21,7 +22,6 @@ MotifScaling = Literal["min_max", "z_score"]
 UNKNOWN_BASE = 4
 ATAC_CLIP, TARGET_CLIP, RNA_CLIP = 150.0, 2000.0, 65500.0
 NOISE_BLOCK = 512
-SUMMED_TOGETHER = 8
 BOOST = 3
 Z_SCORE_EPSILON = 1e-6
 RNA_KERNEL = (0.27406862, 0.45186275, 0.27406862)
@@ -45,7 +45,8 @@ class ExampleConfig:
         atac_mask_dropout: Share of regions that are masked.
         atac_corrupt_rate: One training example in so many has three times as many regions masked.
         mask_noise: Put shuffled accessibility at masked positions (pre-training only).
-        log_atac: Take log(1 + x) of the accessibility before it is clipped.
+        log_atac: Take log(1 + x) of the accessibility before it is clipped. TensorFlow's logarithm is its own: a sixth
+            of the values differ by one unit in the last place, and after rounding to bfloat16 two in a million.
         use_atac: False replaces the accessibility by uniform noise.
         use_seq: False replaces the sequence by random bases.
         use_motif_activity: False replaces the motif activity by zeros.
@@ -117,7 +118,7 @@ class ExampleConfig:
     @classmethod
     def finetuning_preset(cls, **changes: Any) -> "ExampleConfig":
         """As the published fine-tuning (``execute_finetuning.sh``); fields may be changed by name."""
-        published = {
+        published: dict[str, Any] = {
             "crop_size": 1600,
             "atac_mask_dropout": 0.075,
             "mask_size": 1024,
@@ -129,7 +130,8 @@ class ExampleConfig:
     @classmethod
     def tiny(cls, **changes: Any) -> "ExampleConfig":
         """8,192 bp, for trying things out; fields may be changed by name."""
-        return cls(**{"input_length": 8192, "output_length_ATAC": 2048, "output_length": 64} | changes)
+        sizes: dict[str, Any] = {"input_length": 8192, "output_length_ATAC": 2048, "output_length": 64}
+        return cls(**sizes | changes)
 
     @property
     def cropped_length(self) -> int:
@@ -201,11 +203,15 @@ def make_example(
         motif_means: (M,) means for ``z_score``.
         motif_deviations: (M,) standard deviations for ``z_score``.
 
+    Returns:
+        The example; its arrays are its own, contiguous and writable.
+
     Raises:
         DataError: The record does not fit the configuration.
-        ValueError: ``z_score`` without means and deviations.
+        ValueError: The draws do not, or ``z_score`` has no means and deviations of M motifs.
     """
     check_fit(record, config)
+    _check_options(draws, config)
     sequence = base_indices(record.sequence[draws.shift : draws.shift + config.input_length])
     noisy = add_noise(record.atac, draws.atac_noise)
     visible = visible_bins(draws.peak, draws.kept_regions, config)
@@ -221,16 +227,19 @@ def make_example(
         rna = cropped(smooth_rna(_present(record, "rna")), config)
         if not config.training:
             tss_tokens = cropped(_present(record, "tss_tokens").astype(np.float32).reshape(-1, 1), config)
-            gene_token, cell_type = _present(record, "processed_gene_token"), _present(record, "cell_encoding")
+            gene_token, cell_type = (
+                _present(record, name).astype(np.int32).reshape(())
+                for name in ("processed_gene_token", "cell_encoding")
+            )
     if draws.reverse_complement:
         sequence = reverse_complement(sequence)
         atac, mask, unmask, signal = atac[::-1], mask[::-1], unmask[::-1], signal[::-1]
         rna = None if rna is None else rna[::-1]
         tss_tokens = None if tss_tokens is None else tss_tokens[::-1]
     if draws.atac_replacement is not None:
-        atac = draws.atac_replacement
+        atac = draws.atac_replacement.copy()
     if draws.sequence_replacement is not None:
-        sequence = draws.sequence_replacement
+        sequence = draws.sequence_replacement.astype(np.uint8)
     return Example(
         sequence=np.ascontiguousarray(sequence),
         atac=np.ascontiguousarray(atac.reshape(-1, 1)),
@@ -261,10 +270,24 @@ def check_fit(record: Record, config: ExampleConfig) -> None:
     shapes["motif_activity"] = config.num_motifs
     if config.finetuning:
         shapes["rna"] = config.output_length
+        if not config.training:
+            shapes |= {"tss_tokens": config.output_length, "processed_gene_token": 1, "cell_encoding": 1}
     for name, length in shapes.items():
         array = _present(record, name)
         if array.size != length:
             raise DataError(f"{name} has {array.size} values, {length} are expected")
+
+
+def _check_options(draws: "Draws", config: ExampleConfig) -> None:
+    """Draws of another configuration would otherwise leave an ablation out, or add one."""
+    wanted = {
+        "block_order": config.mask_noise,
+        "atac_replacement": not config.use_atac,
+        "sequence_replacement": not config.use_seq,
+    }
+    for name, expected in wanted.items():
+        if (getattr(draws, name) is not None) != expected:
+            raise ValueError(f"the draws have {'no' if expected else 'a'} {name}, unlike the configuration")
 
 
 def _present(record: Record, name: str) -> np.ndarray:
@@ -276,10 +299,8 @@ def _present(record: Record, name: str) -> np.ndarray:
 
 # --- sequence --------------------------------------------------------------------------------------------------------
 
-_BASES = np.full(256, UNKNOWN_BASE, dtype=np.uint8)
-for _index, _base in enumerate("ACGT"):
-    _BASES[[ord(_base), ord(_base.lower())]] = _index
-_COMPLEMENTS = np.array([3, 2, 1, 0, UNKNOWN_BASE], dtype=np.uint8)
+_INDICES = bytes(b"ACGT".find(bytes([letter]).upper()) % (UNKNOWN_BASE + 1) for letter in range(256))
+"""Base index of each byte; what is not found, at -1, becomes 4."""
 
 
 def base_indices(sequence: bytes) -> np.ndarray:
@@ -291,7 +312,7 @@ def base_indices(sequence: bytes) -> np.ndarray:
     Returns:
         uint8 array, one index a letter.
     """
-    return _BASES[np.frombuffer(sequence, dtype=np.uint8)]
+    return np.frombuffer(bytearray(sequence.translate(_INDICES)), dtype=np.uint8)
 
 
 def one_hot(indices: np.ndarray) -> np.ndarray:
@@ -300,8 +321,8 @@ def one_hot(indices: np.ndarray) -> np.ndarray:
 
 
 def reverse_complement(indices: np.ndarray) -> np.ndarray:
-    """The other strand, read in its own direction; unknown bases stay unknown."""
-    return _COMPLEMENTS[indices[::-1]]
+    """The other strand, read in its own direction: index i becomes 3 - i, and an unknown base stays unknown."""
+    return np.minimum(indices ^ 3, UNKNOWN_BASE)[::-1]
 
 
 # --- accessibility ---------------------------------------------------------------------------------------------------
@@ -309,33 +330,21 @@ def reverse_complement(indices: np.ndarray) -> np.ndarray:
 
 def add_noise(atac: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """Accessibility (A,) in float32 with the absolute value of the noise added; target and input both come from it."""
-    return np.ravel(atac).astype(np.float32) + np.abs(np.ravel(noise))
+    noisy = np.abs(np.ravel(noise))
+    noisy += np.ravel(atac)
+    return noisy
 
 
-def soft_clip(x: np.ndarray, limit: float) -> np.ndarray:
-    """x up to the limit, and the limit plus the square root of what exceeds it."""
-    limit_ = np.float32(limit)
-    return np.clip(x, np.float32(0), limit_) + np.sqrt(np.maximum(x - limit_, np.float32(0)))
+def soft_clip(values: np.ndarray, limit: float) -> np.ndarray:
+    """Values up to the limit, and the limit plus the square root of what exceeds it; negative ones become zero."""
+    highest, zero = np.float32(limit), np.float32(0)
+    return np.clip(values, zero, highest) + np.sqrt(np.maximum(values - highest, zero))
 
 
 def bin_target(signal: np.ndarray, config: ExampleConfig) -> np.ndarray:
-    """(N, 1) sums over the values of each bin, softly clipped and cropped."""
-    sums = _sums(signal.reshape(-1, config.values_per_bin))
+    """(N, 1) sums over the values of each bin, in TensorFlow's order of additions, softly clipped and cropped."""
+    sums = row_sums(signal.reshape(-1, config.values_per_bin))
     return cropped(soft_clip(sums, TARGET_CLIP).reshape(-1, 1), config)
-
-
-def _sums(rows: np.ndarray) -> np.ndarray:
-    """Sum of each row in TensorFlow's order on a CPU: eight at a time, and their halves at the end."""
-    width = rows.shape[1]
-    if width % SUMMED_TOGETHER:
-        return rows.sum(axis=1)
-    total = rows[:, :SUMMED_TOGETHER]
-    for start in range(SUMMED_TOGETHER, width, SUMMED_TOGETHER):
-        total = total + rows[:, start : start + SUMMED_TOGETHER]
-    while total.shape[1] > 1:
-        half = total.shape[1] // 2
-        total = total[:, :half] + total[:, half:]
-    return total[:, 0]
 
 
 def cropped(bins: np.ndarray, config: ExampleConfig) -> np.ndarray:
@@ -402,15 +411,16 @@ def scale_motifs(
 
     Raises:
         DataError: All values are the same, so there is nothing to scale by; the original makes NaN of them.
-        ValueError: ``z_score`` without means and deviations.
+        ValueError: ``z_score`` has no means and deviations of M motifs.
     """
     x = np.ravel(motif_activity).astype(np.float32)
     if not config.use_motif_activity:
         return np.zeros((1, x.size), dtype=np.float32)
     if config.motif_scaling == "z_score":
-        if means is None or deviations is None:
-            raise ValueError("z_score needs the means and deviations of the motifs")
-        scaled = (x - means.astype(np.float32)) / (deviations.astype(np.float32) + np.float32(Z_SCORE_EPSILON))
+        if means is None or deviations is None or not means.size == deviations.size == x.size:
+            raise ValueError(f"z_score needs the means and the deviations of {x.size} motifs")
+        means, deviations = (np.ravel(table).astype(np.float32) for table in (means, deviations))
+        scaled = (x - means) / (deviations + np.float32(Z_SCORE_EPSILON))
         return (scaled + np.ravel(noise))[None]
     lowest, highest = x.min(), x.max()
     if lowest == highest:
@@ -434,11 +444,15 @@ def read_motif_table(path: str | Path) -> np.ndarray:
 
 
 def smooth_rna(rna: np.ndarray) -> np.ndarray:
-    """(O, 1) square root of the clipped signal, smoothed over three bins; beyond the ends it is zero."""
+    """(O, 1) square root of the clipped signal, smoothed over three bins; beyond the ends it is zero.
+
+    Rounded as where the recordings were made. Where TensorFlow has no fused multiply-add it rounds the products too,
+    which moves results by two units in the last place at most.
+    """
     x = np.sqrt(np.clip(np.ravel(rna).astype(np.float32), np.float32(0), np.float32(RNA_CLIP)))
     padded = np.pad(x, 1).astype(np.float64)
     left, middle, right = (np.float64(np.float32(weight)) for weight in RNA_KERNEL)
-    # TensorFlow rounds once after each multiplication and addition; in float64 the product of two float32 is exact.
+    # A fused multiply-add rounds once; in float64 the product of two float32 numbers is exact.
     total = (left * padded[:-2]).astype(np.float32)
     total = (middle * padded[1:-1] + total).astype(np.float32)
     return (right * padded[2:] + total).astype(np.float32).reshape(-1, 1)

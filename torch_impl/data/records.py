@@ -48,5 +48,41 @@ FEATURES = tuple(field.name for field in dataclasses.fields(Record) if field.nam
 ARRAYS = FEATURES[1:]
 """Those of them that hold arrays."""
 
+BASES_PER_VALUE = 4
+"""Base pairs of an accessibility value."""
+
 REQUIRED = ("sequence", "atac", "peaks_center", "motif_activity")
 """Features that every record has."""
+
+
+def check_record(record: Record) -> None:
+    """Insists that a record can be trained on.
+
+    Letters other than A, C, G and T are no fault: they stand for unknown bases.
+
+    Raises:
+        DataError: It has a number that is not finite, motif activity without any variation, lengths that do not
+            belong together, or a sequence that is not made of letters.
+    """
+    for name in ARRAYS:
+        array = getattr(record, name)
+        if array is not None and array.dtype.kind == "f":
+            wrong = int(np.count_nonzero(~np.isfinite(array)))
+            if wrong:
+                raise DataError(f"{name} has {wrong} values that are not finite")
+    if record.motif_activity.size and np.ptp(record.motif_activity) == 0:
+        raise DataError(f"motif_activity is {record.motif_activity.flat[0]:g} throughout and cannot be scaled")
+    if not record.sequence.isalpha():
+        raise DataError("the sequence is not made of letters")
+    bins = record.peaks_center.size
+    if not bins or record.atac.size % bins:
+        raise DataError(f"atac has {record.atac.size} values, which are no multiple of the {bins} of peaks_center")
+    for name in ("rna", "tss_tokens"):
+        array = getattr(record, name)
+        if array is not None and array.size != bins:
+            raise DataError(f"{name} has {array.size} values, peaks_center {bins}")
+    if len(record.sequence) < BASES_PER_VALUE * record.atac.size:
+        raise DataError(
+            f"a sequence of {len(record.sequence)} letters is shorter than the {record.atac.size} values of atac, "
+            f"{BASES_PER_VALUE} bp each"
+        )

@@ -148,7 +148,7 @@ def test_training_is_named_by_what_answers_for_it(tmp_path):
     assert ("losses.metric", "metric PearsonR after batch 1 [functions live, isolated, float64, training]") in cases[
         "losses"
     ]
-    assert ("gradients.loss", "loss loss [P1 live, isolated, float64, training]") in cases["gradients"]
+    assert ("gradients.loss", "loss [P1 live, isolated, float64, training]") in cases["gradients"]
     case = "P1 live, adam, gradients of size 1"
     assert ("optimizer.schedule", f"schedule learning rates at step 1 [{case}, isolated, float64, training]") in cases[
         "optimizer"

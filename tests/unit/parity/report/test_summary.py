@@ -106,7 +106,7 @@ def test_one_contradicting_gate_among_good_ones_is_enough():
     assert not answer.proven
     assert (
         answer.sentence
-        == "1 of 11 gates did not pass: gate model is failed: marked as passed, but nothing was compared."
+        == "1 of 12 gates did not pass: gate model is failed: marked as passed, but nothing was compared."
     )
 
 

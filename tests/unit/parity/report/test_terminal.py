@@ -20,7 +20,7 @@ def printed(result: Result, width: int = 400, **options) -> str:
 def test_passing_result_ends_with_the_verdict():
     text = printed(results.passing())
     assert text.splitlines()[-1].startswith(
-        f"Proven. All 11 gates pass: {len(results.passing().comparisons):,} comparisons"
+        f"Proven. All 12 gates pass: {len(results.passing().comparisons):,} comparisons"
     )
     assert "Culprits" not in text
     assert "First failures" not in text
@@ -75,7 +75,7 @@ def test_failing_result_shows_culprits_with_both_names():
     text = printed(results.failing())
     assert "performer.layers.2.attention  reference performer/layers/2/self_attention" in text
     assert text.splitlines()[-1].startswith(
-        "Not proven. 9 of 11 gates did not pass: performer.layers.2.attention and 4 other layers"
+        "Not proven. 10 of 12 gates did not pass: performer.layers.2.attention and 4 other layers"
     )
     assert "blocks: gate layers did not pass" in text
 

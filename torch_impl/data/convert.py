@@ -1,0 +1,422 @@
+"""From TFRecords to HDF5 and back, and the proof that nothing changed on the way.
+
+Files are converted independently of each other, each by one call that can be made again: what is finished is known by
+the description beside it, which is put there last. So a conversion that was killed goes on where it was, in whatever
+way it is run, and a file that looks whole is whole.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, Literal
+
+from torch_impl.data.records import DataError, check_record
+from torch_impl.data.store import MANIFEST, SCHEMA, Part, Store, Writer, parts
+from torch_impl.data.tfrecord import Compression, content_hash, decode, read_frames, write_records
+
+OnError = Literal["raise", "skip"]
+SUFFIX = ".tfr"
+PACKAGES = ("h5py", "numpy", "protobuf", "google-crc32c")
+PARTIAL = ".partial-"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a conversion is.
+
+    Attributes:
+        files: Files that are finished.
+        of_files: Files that there are.
+        source_bytes: Bytes of the finished sources.
+        of_bytes: Bytes of all sources.
+        records: Records in the finished files.
+    """
+
+    files: int
+    of_files: int
+    source_bytes: int
+    of_bytes: int
+    records: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What a conversion, or a comparison with its source, came to.
+
+    Attributes:
+        files: Number of files.
+        records: Records in them.
+        skipped: File, record number and reason of each that was left out.
+        seconds: How long it took.
+    """
+
+    files: int
+    records: int
+    skipped: tuple[tuple[str, int, str], ...]
+    seconds: float
+
+
+def convert_tfrecord_to_hdf5(
+    source: str | Path,
+    target: str | Path,
+    *,
+    workers: int = 1,
+    on_error: OnError = "raise",
+    compression: Compression | None = None,
+    scheduler: str | None = None,
+    progress: Callable[[Progress], None] = lambda state: None,
+) -> Conversion:
+    """Converts files of training records; what is finished already is not done again.
+
+    Args:
+        source: A ``*.tfr`` file, or a folder, of which all such files are taken and subfolders are kept.
+        target: Folder to write.
+        workers: Processes on this machine; sequences that files have in common are stored once by one worker, and at
+            most once for each by several.
+        on_error: ``raise`` ends with the first record that cannot be used. ``skip`` leaves it out and says so in the
+            manifest; what follows a frame whose length is damaged cannot be read and is left out as well.
+        compression: Of the sources; found out when None.
+        scheduler: Address of a Dask scheduler whose workers convert instead; they must see both folders.
+        progress: Told after every file.
+
+    Raises:
+        DataError: A record cannot be used, a source changed since it was converted, or a file cannot be written.
+        ValueError: An argument is out of range.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error must be 'raise' or 'skip', not {on_error!r}")
+    started = time.perf_counter()
+    target = Path(target)
+    jobs = find_sources(source)
+    with _writing(target):
+        target.mkdir(parents=True, exist_ok=True)
+    sizes = {name: path.stat().st_size for name, path in jobs.items()}
+    convert = functools.partial(_convert_file, target=target, on_error=on_error, compression=compression)
+    done: dict[str, Part] = {}
+
+    def finished(name: str, part: Part) -> None:
+        done[name] = part
+        progress(
+            Progress(
+                files=len(done),
+                of_files=len(jobs),
+                source_bytes=sum(sizes[each] for each in done),
+                of_bytes=sum(sizes.values()),
+                records=sum(each.records for each in done.values()),
+            )
+        )
+
+    if scheduler is not None:
+        _by_cluster(scheduler, convert, jobs, finished)
+    elif workers == 1 or len(jobs) == 1:
+        for name, path in jobs.items():
+            finished(name, convert(path, name))
+    else:
+        _by_processes(min(workers, len(jobs)), convert, jobs, finished)
+    found = [done[name] for name in jobs]
+    _write_manifest(target)
+    return Conversion(
+        files=len(found),
+        records=sum(part.records for part in found),
+        skipped=_skipped(found),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def verify_hdf5(source: str | Path, target: str | Path) -> Conversion:
+    """Reads the sources again and compares every record with its converted form, byte by byte.
+
+    Raises:
+        DataError: Something is missing, left over or different; the message names the first such file and record.
+    """
+    started = time.perf_counter()
+    target = Path(target)
+    jobs = find_sources(source)
+    described = {part.name: part for _, part in parts(target)}
+    missing, left = sorted(jobs.keys() - described.keys()), sorted(described.keys() - jobs.keys())
+    if missing or left:
+        what = f"{missing[0]} was not converted" if missing else f"{left[0]} has no source"
+        raise DataError(f"{target}: {what}, and {len(missing) + len(left) - 1} more differ")
+    store = Store(target)
+    first = 0
+    for part in store.parts:
+        _verify_file(jobs[part.name], part, store, first)
+        first += part.records
+    return Conversion(
+        files=len(jobs),
+        records=len(store),
+        skipped=_skipped(list(described.values())),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def export_hdf5_to_tfrecord(target: str | Path, destination: str | Path) -> Conversion:
+    """Writes converted records as TFRecords again: the same records in the same order, every feature with its bytes.
+
+    The files differ from the sources in the order of features, which TensorFlow does not fix, and in compression.
+
+    Raises:
+        DataError: A record cannot be read, or a file cannot be written.
+    """
+    started = time.perf_counter()
+    store = Store(target)
+    first = 0
+    for part in store.parts:
+        path = Path(destination) / f"{part.name}{SUFFIX}"
+        with _writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            scratch = _scratch(path)
+            try:
+                write_records(scratch, (store[index] for index in range(first, first + part.records)))
+                scratch.replace(path)
+            finally:
+                scratch.unlink(missing_ok=True)
+        first += part.records
+    return Conversion(files=len(store.parts), records=len(store), skipped=(), seconds=time.perf_counter() - started)
+
+
+def find_sources(source: str | Path) -> dict[str, Path]:
+    """Files to convert by the name of what they become, in order.
+
+    Raises:
+        DataError: There are none.
+    """
+    source = Path(source)
+    if source.is_file():
+        return {source.stem: source}
+    if not source.is_dir():
+        raise DataError(f"{source}: does not exist")
+    found = sorted(source.rglob(f"*{SUFFIX}"))
+    if not found:
+        raise DataError(f"{source}: holds no {SUFFIX} files")
+    return {path.relative_to(source).with_suffix("").as_posix(): path for path in found}
+
+
+# --- one file --------------------------------------------------------------------------------------------------------
+
+
+def _convert_file(source: Path, name: str, *, target: Path, on_error: OnError, compression: Compression | None) -> Part:
+    """Converts one file, unless that is done already."""
+    path = target / f"{name}.h5"
+    described = path.with_suffix(".json")
+    if described.is_file():
+        return _finished_before(source, path, Part.read(described))
+    known = {
+        bytes.fromhex(key): (other, row) for other, part in parts(target) for row, key in enumerate(part.sequences)
+    }
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{PARTIAL}{path.stem}-*"):
+            left.unlink(missing_ok=True)  # of a conversion that was killed
+        scratch = _scratch(path)
+        try:
+            part = _write(source, name, scratch, known, on_error, compression)
+            scratch.replace(path)
+            _write_whole(described, part.to_json())
+        finally:
+            scratch.unlink(missing_ok=True)
+    return part
+
+
+def _write(
+    source: Path,
+    name: str,
+    scratch: Path,
+    known: dict[bytes, tuple[Path, int]],
+    on_error: OnError,
+    compression: Compression | None,
+) -> Part:
+    digest, skipped = hashlib.sha256(), []
+    writer = Writer(scratch, known)
+    try:
+        for frame in read_frames(source, compression, seen=digest.update):
+            try:
+                if frame.payload is None:
+                    raise DataError(frame.error)
+                record = decode(frame.payload)
+                check_record(record)
+                writer.append(record)
+            except DataError as error:
+                if on_error == "raise":
+                    raise DataError(f"{source}: record {frame.number}: {error}") from None
+                lost = " and all that follow" if frame.last else ""
+                skipped.append((frame.number, f"{error}{lost}"))
+        if not writer.hashes:
+            raise DataError(f"{source}: holds no record that can be used")
+        writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+    return Part(
+        name=name,
+        source=source.name,
+        source_bytes=source.stat().st_size,
+        # What follows a damaged length was not read.
+        source_sha256=digest.hexdigest() if not skipped else hash_file(source),
+        compression=compression or "found out",
+        records=len(writer.hashes),
+        skipped=tuple(skipped),
+        hashes=tuple(writer.hashes),
+        sequences=writer.sequences,
+        versions={package: importlib.metadata.version(package) for package in PACKAGES},
+    )
+
+
+def _finished_before(source: Path, path: Path, part: Part) -> Part:
+    """What an earlier call converted, if it is of this source."""
+    if not path.is_file():
+        raise DataError(f"{path}: is missing, although it was converted; remove {path.with_suffix('.json').name} too")
+    if source.stat().st_size != part.source_bytes or hash_file(source) != part.source_sha256:
+        raise DataError(f"{source}: has changed since it was converted; convert into another folder")
+    return part
+
+
+def _verify_file(source: Path, part: Part, store: Store, first: int) -> None:
+    skipped = dict(part.skipped)
+    row = 0
+    for frame in read_frames(source):
+        if frame.number in skipped:
+            continue
+        if frame.payload is None:
+            raise DataError(f"{source}: record {frame.number}: {frame.error}")
+        if row == part.records:
+            raise DataError(f"{source}: record {frame.number}: was not converted")
+        expected = content_hash(decode(frame.payload))
+        if content_hash(store[first + row]) != expected or part.hashes[row] != expected.hex():
+            raise DataError(f"{source}: record {frame.number}: differs from what was converted")
+        row += 1
+    if row != part.records:
+        raise DataError(f"{source}: {part.records} records were converted, the source has {row}")
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Says in one line what keeps a file from being written."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, RuntimeError) as error:
+        # HDF5 hides the system's number in its text.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).splitlines()[0]
+        raise DataError(f"{path}: cannot be written: {reason}") from None
+
+
+def _scratch(path: Path) -> Path:
+    """A name beside a file, for what is to become it."""
+    return path.with_name(f"{PARTIAL}{path.stem}-{uuid.uuid4().hex}{path.suffix}")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """A small file that is there with all of its text or not at all."""
+    scratch = _scratch(path)
+    try:
+        with scratch.open("x", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _write_manifest(target: Path) -> None:
+    found = [part for _, part in parts(target)]
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "files": [
+            {
+                "name": part.name,
+                "source": part.source,
+                "source_bytes": part.source_bytes,
+                "source_sha256": part.source_sha256,
+                "records": part.records,
+                "skipped": part.skipped,
+            }
+            for part in found
+        ],
+        "records": sum(part.records for part in found),
+        "skipped": sum(len(part.skipped) for part in found),
+        "sequences": sum(len(part.sequences) for part in found),
+    }
+    with _writing(target / MANIFEST):
+        _write_whole(target / MANIFEST, json.dumps(content, indent=1))
+
+
+def _skipped(found: Sequence[Part]) -> tuple[tuple[str, int, str], ...]:
+    return tuple((part.name, number, reason) for part in found for number, reason in part.skipped)
+
+
+# --- several files at once -------------------------------------------------------------------------------------------
+
+
+def _by_processes(
+    workers: int,
+    convert: Callable[[Path, str], Part],
+    jobs: dict[str, Path],
+    finished: Callable[[str, Part], None],
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures: dict[Future[Part], str] = {pool.submit(convert, path, name): name for name, path in jobs.items()}
+        waiting = set(futures)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                try:
+                    finished(futures[future], future.result())
+                except BrokenProcessPool:
+                    names = ", ".join(sorted(futures[each] for each in futures if not _succeeded(each)))
+                    raise DataError(
+                        f"a process that converted was killed; not finished: {names}; call again to go on"
+                    ) from None
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
+
+
+def _succeeded(future: Future[Part]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _by_cluster(
+    address: str,
+    convert: Callable[[Path, str], Part],
+    jobs: dict[str, Path],
+    finished: Callable[[str, Part], None],
+) -> None:
+    """The same work on a Dask cluster, which gives the files of a lost worker to another."""
+    try:
+        from dask.distributed import Client, as_completed
+    except ImportError:
+        raise ValueError("a scheduler needs Dask: install the extra 'cluster'") from None
+    try:
+        client = Client(address, timeout=10)
+    except OSError as error:
+        raise DataError(f"{address}: no scheduler answers: {error}") from None
+    with client:
+        futures = {
+            client.submit(convert, path.resolve(), name, pure=False, key=f"convert-{name}"): name
+            for name, path in jobs.items()
+        }
+        for future in as_completed(futures):
+            finished(futures[future], future.result())

@@ -1,0 +1,384 @@
+"""TFRecord files of training examples, read and written without TensorFlow.
+
+A file is a sequence of frames, each a length, its checksum, the data and their checksum, often compressed as a whole.
+The data are a ``tf.train.Example``, in which every feature is one byte string: the letters of the sequence, or a
+``TensorProto``. Field numbers are those of tensorflow/core/{example,framework}/*.proto; the descriptors lie in a pool
+of their own, because TensorFlow may register the same names in the same process.
+"""
+
+import dataclasses
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import google_crc32c
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from torch_impl.data.records import ARRAYS, REQUIRED, DataError, Record
+
+Compression = Literal["ZLIB", "GZIP", "NONE"]
+
+_BLOCK = 1 << 20
+_LARGEST = 1 << 31
+"""No message of protocol buffers is longer."""
+_WINDOW = {"ZLIB": zlib.MAX_WBITS, "GZIP": 16 + zlib.MAX_WBITS}
+
+DTYPES = {1: np.float32, 2: np.float64, 3: np.int32, 4: np.uint8, 9: np.int64, 19: np.float16}
+"""TensorFlow's numbers of the types that are known here."""
+_FLOATS, _INTEGERS = ("float16", "float32"), ("int32",)
+ALLOWED = {
+    "atac": _FLOATS,
+    "motif_activity": _FLOATS,
+    "rna": _FLOATS,
+    "peaks_center": _INTEGERS,
+    "tss_tokens": _INTEGERS,
+    "processed_gene_token": _INTEGERS,
+    "cell_encoding": _INTEGERS,
+}
+RANKS = {"atac": 2, "rna": 2, "peaks_center": 1, "motif_activity": 1, "tss_tokens": 1}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frame:
+    """One frame of a file.
+
+    Attributes:
+        number: Counted from 0.
+        payload: Its data; None when they are damaged.
+        error: What is wrong with it; empty when nothing is.
+        last: Nothing can be read after it, although the file has not come to its end.
+    """
+
+    number: int
+    payload: bytes | None = None
+    error: str = ""
+    last: bool = False
+
+
+def read_records(path: str | Path, compression: Compression | None = None) -> Iterator[Record]:
+    """All records of a file, one at a time.
+
+    Args:
+        path: A ``*.tfr`` file.
+        compression: Of the whole file; found out when None.
+
+    Raises:
+        DataError: Something in the file is damaged or missing; the message names file and record.
+    """
+    for frame in read_frames(path, compression):
+        if frame.payload is None:
+            raise DataError(f"{path}: record {frame.number}: {frame.error}")
+        try:
+            yield decode(frame.payload)
+        except DataError as error:
+            raise DataError(f"{path}: record {frame.number}: {error}") from None
+
+
+def read_frames(
+    path: str | Path, compression: Compression | None = None, *, seen: Callable[[bytes], Any] = len
+) -> Iterator[Frame]:
+    """All frames of a file, damaged ones too; memory holds one frame and a megabyte.
+
+    Args:
+        path: A ``*.tfr`` file.
+        compression: Of the whole file; found out when None.
+        seen: Told every block of the file as it lies on disk.
+
+    Raises:
+        DataError: The file cannot be read, is empty, or is no TFRecord file.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(12)
+            if not head:
+                raise DataError(f"{path}: the file is empty")
+            found = find_compression(head) if compression is None else compression
+            if found is None:
+                raise DataError(f"{path}: not a TFRecord file: neither a frame nor compressed by ZLIB or GZIP")
+            yield from _frames(_Stream(file, head, found, seen))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def find_compression(head: bytes) -> Compression | None:
+    """How a file is compressed, from its first twelve bytes; None when it is no TFRecord file."""
+    if len(head) == 12 and struct.unpack("<I", head[8:])[0] == _masked_checksum(head[:8]):
+        return "NONE"
+    if head[:2] == b"\x1f\x8b":
+        return "GZIP"
+    if len(head) >= 2 and head[0] & 0x0F == 8 and (head[0] * 256 + head[1]) % 31 == 0:
+        return "ZLIB"
+    return None
+
+
+class _Stream:
+    """Decompressed bytes of a file."""
+
+    def __init__(self, file: Any, head: bytes, compression: str, seen: Callable[[bytes], Any]) -> None:
+        self._file, self._seen = file, seen
+        self._inflate = None if compression == "NONE" else zlib.decompressobj(_WINDOW[compression])
+        self._buffer = bytearray()
+        self._pending = head
+        self._ended = False
+
+    def read(self, count: int) -> bytes:
+        """So many bytes, or what is left.
+
+        Raises:
+            DataError: The compression is damaged or ends early.
+        """
+        while len(self._buffer) < count and not self._ended:
+            block = self._pending or self._file.read(_BLOCK)
+            self._pending = b""
+            self._seen(block)
+            if not block:
+                self._end()
+            elif self._inflate is None:
+                self._buffer += block
+            else:
+                self._expand(block)
+        taken = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return taken
+
+    def _expand(self, block: bytes) -> None:
+        assert self._inflate is not None
+        if self._inflate.eof:
+            raise DataError("bytes follow the end of the compressed data")
+        try:
+            self._buffer += self._inflate.decompress(block)
+        except zlib.error as error:
+            raise DataError(f"the compressed data are damaged: {error}") from None
+        if self._inflate.unused_data:
+            raise DataError("bytes follow the end of the compressed data")
+
+    def _end(self) -> None:
+        self._ended = True
+        if self._inflate is not None and not self._inflate.eof:
+            raise DataError("the compressed data end early: the file is truncated")
+
+
+def _frames(stream: _Stream) -> Iterator[Frame]:
+    number = 0
+    while True:
+        try:
+            head = stream.read(12)
+            if not head:
+                return
+            if len(head) < 12:
+                raise DataError("the file ends within the length of a frame: it is truncated")
+            (length,) = struct.unpack("<Q", head[:8])
+            if struct.unpack("<I", head[8:])[0] != _masked_checksum(head[:8]):
+                raise DataError("the checksum of the length does not match: nothing after it can be read")
+            if length >= _LARGEST:
+                raise DataError(f"a length of {length} bytes is impossible")
+            payload, checksum = stream.read(length), stream.read(4)
+            if len(payload) < length or len(checksum) < 4:
+                raise DataError("the file ends within the data of a frame: it is truncated")
+        except DataError as error:
+            yield Frame(number=number, error=str(error), last=True)
+            return
+        if struct.unpack("<I", checksum)[0] != _masked_checksum(payload):
+            yield Frame(number=number, error="the checksum of the data does not match")
+        else:
+            yield Frame(number=number, payload=payload)
+        number += 1
+
+
+def write_records(path: str | Path, records: Iterable[Record], compression: Compression = "ZLIB") -> int:
+    """Writes records as a file that TensorFlow reads.
+
+    Returns:
+        Number of records.
+    """
+    deflate = None if compression == "NONE" else zlib.compressobj(wbits=_WINDOW[compression])
+    count = 0
+    with Path(path).open("wb") as file:
+        for record in records:
+            framed = frame(encode(record))
+            file.write(framed if deflate is None else deflate.compress(framed))
+            count += 1
+        if deflate is not None:
+            file.write(deflate.flush())
+    return count
+
+
+def frame(payload: bytes) -> bytes:
+    """Data with their length and both checksums."""
+    length = struct.pack("<Q", len(payload))
+    return b"".join(
+        (
+            length,
+            struct.pack("<I", _masked_checksum(length)),
+            payload,
+            struct.pack("<I", _masked_checksum(payload)),
+        )
+    )
+
+
+def _masked_checksum(data: bytes) -> int:
+    """CRC32C, rotated and shifted, because checksums of data that hold checksums are poor ones."""
+    checksum = google_crc32c.value(data)
+    return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+# --- one record ------------------------------------------------------------------------------------------------------
+
+
+def decode(payload: bytes) -> Record:
+    """A record from a serialised ``tf.train.Example``.
+
+    Raises:
+        DataError: A feature is missing, damaged, or of another type or shape than it should be.
+    """
+    try:
+        example = _Example.FromString(payload)
+    except DecodeError:
+        raise DataError("not a tf.train.Example") from None
+    features: dict[str, bytes] = {}
+    for entry in example.features.feature:
+        values = entry.value.bytes_list.value
+        if entry.key in features:
+            raise DataError(f"{entry.key} occurs twice")
+        if len(values) != 1:
+            raise DataError(f"{entry.key} holds {len(values)} byte strings, not 1")
+        features[entry.key] = values[0]
+    missing = [name for name in REQUIRED if name not in features]
+    if missing:
+        raise DataError(f"has no {', '.join(missing)}")
+    sequence = features.pop("sequence")
+    arrays: dict[str, Any] = {name: _array(features.pop(name), name) for name in ARRAYS if name in features}
+    return Record(sequence=sequence, others=features, **arrays)
+
+
+def encode(record: Record) -> bytes:
+    """Inverse of ``decode``: every feature has the same bytes again."""
+    example = _Example()
+    for name, value in feature_bytes(record).items():
+        entry = example.features.feature.add(key=name)
+        entry.value.bytes_list.value.append(value)
+    return example.SerializeToString()
+
+
+def feature_bytes(record: Record) -> dict[str, bytes]:
+    """The byte string of every feature, known ones first."""
+    found = {"sequence": record.sequence}
+    for name in ARRAYS:
+        array = getattr(record, name)
+        if array is not None:
+            found[name] = _tensor(array)
+    return found | dict(record.others)
+
+
+def content_hash(record: Record) -> bytes:
+    """sha256 of all features with their names, whatever order they came in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(feature_bytes(record).items()):
+        digest.update(struct.pack("<QQ", len(name), len(value)) + name.encode() + value)
+    return digest.digest()
+
+
+def _tensor(array: np.ndarray) -> bytes:
+    codes = {np.dtype(kind): code for code, kind in DTYPES.items()}
+    message = _TensorProto(dtype=codes[array.dtype], tensor_content=np.ascontiguousarray(array).tobytes())
+    message.tensor_shape.SetInParent()
+    for size in array.shape:
+        message.tensor_shape.dim.add(size=size)
+    return message.SerializeToString()
+
+
+def _array(serialized: bytes, name: str) -> np.ndarray:
+    try:
+        message = _TensorProto.FromString(serialized)
+    except DecodeError:
+        raise DataError(f"{name} is not a tensor") from None
+    dtype = np.dtype(DTYPES[message.dtype]) if message.dtype in DTYPES else None
+    if dtype is None or dtype.name not in ALLOWED[name]:
+        found = f"TensorFlow's type {message.dtype}" if dtype is None else dtype.name
+        raise DataError(f"{name} is of {found}, not {' or '.join(ALLOWED[name])}")
+    shape = tuple(dimension.size for dimension in message.tensor_shape.dim)
+    if message.tensor_shape.unknown_rank or min(shape, default=1) < 0 or len(shape) != RANKS.get(name, 0):
+        raise DataError(f"{name} has shape {shape}, not {RANKS.get(name, 0)} dimensions")
+    if len(shape) == 2 and shape[1] != 1:
+        raise DataError(f"{name} has shape {shape}, not (n, 1)")
+    count = int(np.prod(shape))
+    if message.tensor_content:
+        if len(message.tensor_content) != count * dtype.itemsize:
+            raise DataError(
+                f"{name} of shape {shape} and {dtype.name} has {len(message.tensor_content)} bytes, not "
+                f"{count * dtype.itemsize}"
+            )
+        return np.frombuffer(message.tensor_content, dtype=dtype).reshape(shape)
+    return _listed(message, dtype, count, name).reshape(shape)
+
+
+def _listed(message: Any, dtype: np.dtype, count: int, name: str) -> np.ndarray:
+    """Values in a list of their own type; what is not listed repeats the last, and nothing listed is zero."""
+    if dtype == np.float16:
+        values = np.array(message.half_val, dtype=np.uint16).view(np.float16)
+    else:
+        values = np.array(message.float_val if dtype == np.float32 else message.int_val, dtype=dtype)
+    if len(values) > count:
+        raise DataError(f"{name} lists {len(values)} values for {count}")
+    last = values[-1:] if len(values) else np.zeros(1, dtype)
+    return np.concatenate([values, np.repeat(last, count - len(values))])
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+_Field = descriptor_pb2.FieldDescriptorProto
+_SCALARS = {
+    "bool": _Field.TYPE_BOOL,
+    "bytes": _Field.TYPE_BYTES,
+    "float": _Field.TYPE_FLOAT,
+    "int32": _Field.TYPE_INT32,
+    "int64": _Field.TYPE_INT64,
+    "string": _Field.TYPE_STRING,
+}
+# message -> field -> (number, type); a type in brackets is repeated. The map of features is the list of its entries,
+# which is how it is stored, so that a feature that occurs twice is seen.
+_MESSAGES: dict[str, dict[str, tuple[int, str]]] = {
+    "BytesList": {"value": (1, "[bytes]")},
+    "Feature": {"bytes_list": (1, "BytesList")},
+    "Entry": {"key": (1, "string"), "value": (2, "Feature")},
+    "Features": {"feature": (1, "[Entry]")},
+    "Example": {"features": (1, "Features")},
+    "Dimension": {"size": (1, "int64")},
+    "TensorShape": {"dim": (2, "[Dimension]"), "unknown_rank": (3, "bool")},
+    "TensorProto": {
+        "dtype": (1, "int32"),
+        "tensor_shape": (2, "TensorShape"),
+        "tensor_content": (4, "bytes"),
+        "float_val": (5, "[float]"),
+        "int_val": (7, "[int32]"),
+        "half_val": (13, "[int32]"),
+    },
+}
+
+
+def _build(package: str) -> dict[str, Any]:
+    file = descriptor_pb2.FileDescriptorProto(name=f"{package}.proto", package=package, syntax="proto3")
+    for message_name, fields in _MESSAGES.items():
+        message = file.message_type.add(name=message_name)
+        for field_name, (number, declared) in fields.items():
+            kind = declared.strip("[]")
+            field = message.field.add(name=field_name, number=number)
+            field.label = _Field.LABEL_REPEATED if kind != declared else _Field.LABEL_OPTIONAL
+            if kind in _SCALARS:
+                field.type = _SCALARS[kind]
+            else:
+                field.type, field.type_name = _Field.TYPE_MESSAGE, f".{package}.{kind}"
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    found = pool.FindFileByName(file.name).message_types_by_name
+    return {name: message_factory.GetMessageClass(descriptor) for name, descriptor in found.items()}
+
+
+_CLASSES = _build("epibert.data")
+_Example = _CLASSES["Example"]
+_TensorProto = _CLASSES["TensorProto"]
