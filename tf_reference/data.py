@@ -1,8 +1,8 @@
-"""The original's data pipeline: four readers (pre-training and fine-tuning, training and validation) and their datasets.
+"""The original's data pipeline: four readers (pre-training, fine-tuning; training, validation) and their datasets.
 
 Source of the semantics: the specification of the original TensorFlow implementation (naumanjaved/EpiBERT, MIT), its
 section 4. Two things are apart that the original has in one function: what is drawn, by TensorFlow's generator in the
-original's order, and what is made of it, so that the second can be fed with given draws.
+original's order, and what is made of it, so that the second can be fed with given draws. ``deserialize`` is both.
 
 Letters in shapes: L base pairs, A accessibility values, O output bins, N output bins after the crop, R mask regions of
 N, M motifs.
@@ -10,7 +10,7 @@ N, M motifs.
 
 import dataclasses
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ RNA_KERNEL = (0.27406862, 0.45186275, 0.27406862)
 PRETRAINING = ("sequence", "atac", "peaks_center", "motif_activity")
 FINETUNING = (*PRETRAINING, "rna")
 FINETUNING_VALIDATION = (*FINETUNING, "tss_tokens", "processed_gene_token", "cell_encoding")
+FLOATS = ("atac", "motif_activity", "rna")
+"""Features that writers store as float16 or as float32; the other tensors are int32."""
 
 Draws = Mapping[str, Any]
 """By the names of ``draw``; what is not drawn is absent or None."""
@@ -49,10 +51,15 @@ class Reader:
         use_seq: False: random bases.
         use_motif_activity: False: zeros.
         num_motifs: M.
+        constant_motifs: Make NaN of motif activity that is the same throughout, as the original does, instead of
+            refusing it.
         training: The reader for training.
         finetuning: The reader of the fine-tuning script.
         motif_means: (M,) means, by which pre-training's validation scales; None scales by smallest and largest.
         motif_deviations: (M,) standard deviations that go with them.
+
+    Raises:
+        ValueError: The cropped bins are no multiple of a region's, or the original has no such reader.
     """
 
     input_length: int
@@ -70,10 +77,19 @@ class Reader:
     use_seq: bool = True
     use_motif_activity: bool = True
     num_motifs: int = 693
+    constant_motifs: bool = False
     training: bool = True
     finetuning: bool = False
     motif_means: Any = None
     motif_deviations: Any = None
+
+    def __post_init__(self) -> None:
+        if self.region_bins < 1 or self.cropped_length % self.region_bins:
+            raise ValueError(f"{self.cropped_length} bins cannot be cut into regions of {self.region_bins}")
+        if self.mask_noise and self.finetuning:
+            raise ValueError("mask_noise belongs to pre-training")
+        if self.motif_means is not None and (self.training or self.finetuning):
+            raise ValueError("motif_means belong to the validation of pre-training")
 
     @property
     def region_bins(self) -> int:
@@ -97,10 +113,7 @@ class Reader:
 
 
 def find_dtypes(path: str | Path, compression: str = "ZLIB") -> dict[str, tf.DType]:
-    """Types of the tensors in the first record of a file, by feature.
-
-    The original expects fixed ones, which its own writers do not all write.
-    """
+    """Types of the tensors in the first record of a file, by feature."""
     for serialized in tf.data.TFRecordDataset(str(path), compression_type=compression).take(1):
         example = tf.train.Example.FromString(serialized.numpy())
         found = {}
@@ -112,8 +125,30 @@ def find_dtypes(path: str | Path, compression: str = "ZLIB") -> dict[str, tf.DTy
     raise ValueError(f"{path}: holds no records")
 
 
-def parse(serialized: tf.Tensor, reader: Reader, dtypes: Mapping[str, tf.DType]) -> dict[str, tf.Tensor]:
-    """Features of one record; a tensor of another type than ``dtypes`` says is an error, as in the original."""
+def original_dtypes(reader: Reader) -> dict[str, tf.DType]:
+    """The only types that the original's reader takes, by feature.
+
+    No file of pre-training is read by both of its readers: they want the motif activity in different types.
+    """
+    dtypes = {name: tf.float32 if name in FLOATS else tf.int32 for name in reader.features[1:]}
+    if not reader.finetuning:
+        dtypes["atac"] = tf.float16
+        dtypes["motif_activity"] = tf.float32 if reader.training else tf.float16
+    return dtypes
+
+
+def parse(serialized: tf.Tensor, reader: Reader, dtypes: Mapping[str, tf.DType] | None = None) -> dict[str, tf.Tensor]:
+    """Features of one record.
+
+    Args:
+        serialized: () string, a ``tf.train.Example``.
+        reader: Says which features, and their lengths.
+        dtypes: Types of the tensors, by feature. None: floats are of the type that the tensor itself names, float16 or
+            float32, and become float32.
+
+    Raises:
+        tf.errors.InvalidArgumentError: A feature is missing, or a tensor has another type or shape.
+    """
     described = {name: tf.io.FixedLenFeature([], tf.string) for name in reader.features}
     parsed = tf.io.parse_single_example(serialized, described)
     features = {"sequence": parsed["sequence"]}
@@ -121,11 +156,68 @@ def parse(serialized: tf.Tensor, reader: Reader, dtypes: Mapping[str, tf.DType])
     shapes |= {"atac": [reader.output_length_ATAC, 1], "peaks_center": [bins], "motif_activity": [reader.num_motifs]}
     shapes |= {"rna": [bins, 1], "tss_tokens": [bins], "processed_gene_token": [], "cell_encoding": []}
     for name in reader.features[1:]:
-        features[name] = tf.ensure_shape(tf.io.parse_tensor(parsed[name], dtypes[name]), shapes[name])
+        if dtypes is not None:
+            tensor = tf.io.parse_tensor(parsed[name], dtypes[name])
+        elif name in FLOATS:
+            tensor = _parse_floats(parsed[name])
+        else:
+            tensor = tf.io.parse_tensor(parsed[name], tf.int32)
+        features[name] = tf.ensure_shape(tensor, shapes[name])
     return features
 
 
+def _parse_floats(serialized: tf.Tensor) -> tf.Tensor:
+    """float32 from a serialised tensor of float16 or float32; its first two bytes are its type's tag and number."""
+    half = tf.equal(tf.strings.substr(serialized, 0, 2), bytes([8, types_pb2.DT_HALF]))
+    return tf.cond(
+        half,
+        lambda: tf.cast(tf.io.parse_tensor(serialized, tf.float16), tf.float32),
+        lambda: tf.io.parse_tensor(serialized, tf.float32),
+    )
+
+
+def write_records(path: str | Path, records: Iterable[Mapping[str, Any]], compression: str = "ZLIB") -> None:
+    """Writes records in the original's schema.
+
+    Args:
+        path: File to write.
+        records: Arrays by the names of their features; bytes are written as they are.
+        compression: ZLIB, GZIP or nothing.
+    """
+    with tf.io.TFRecordWriter(str(path), compression) as writer:
+        for record in records:
+            features = {}
+            for name, value in record.items():
+                content = value if isinstance(value, bytes) else tf.io.serialize_tensor(value).numpy()
+                features[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=[content]))
+            example = tf.train.Example(features=tf.train.Features(feature=features))
+            writer.write(example.SerializeToString())
+
+
+def deserialize(
+    serialized: tf.Tensor,
+    reader: Reader,
+    generator: tf.random.Generator,
+    dtypes: Mapping[str, tf.DType] | None = None,
+) -> tuple[tf.Tensor, ...]:
+    """What the original's functions of this name do: reads a record, draws, and makes the example of it.
+
+    Args:
+        serialized: As for ``parse``.
+        reader: Which of the four readers, and its settings.
+        generator: As for ``draw``.
+        dtypes: As for ``parse``; those of ``original_dtypes`` make the reader as strict as the original.
+
+    Returns:
+        As ``apply``.
+    """
+    features = parse(serialized, reader, dtypes)
+    return apply(features, draw(features, reader, generator), reader)
+
+
 # --- drawing ---------------------------------------------------------------------------------------------------------
+
+_shuffled = tf.random.experimental.stateless_shuffle  # type: ignore[attr-defined]  the stubs do not know it
 
 
 def draw(features: Mapping[str, tf.Tensor], reader: Reader, generator: tf.random.Generator) -> dict[str, Any]:
@@ -137,11 +229,12 @@ def draw(features: Mapping[str, tf.Tensor], reader: Reader, generator: tf.random
         generator: Of the original's kind: ``tf.random.Generator.from_seed(seed)``, one for all records.
 
     Returns:
-        ``shift``, ``reverse_complement``, ``peak`` (cropped bin, -1 for none), ``kept_regions`` (R,), ``unmasked``
-        (cropped bins), ``atac_noise`` (A, 1), ``motif_noise`` (M,), and None or the tensors ``block_order``,
-        ``atac_replacement`` and ``sequence_replacement``.
+        ``shift``, ``reverse_complement``, ``boost``, ``peak`` (cropped bin, -1 for none), ``kept_regions`` (R,),
+        ``unmasked`` (cropped bins), ``atac_noise`` (A, 1), ``motif_noise`` (M,), and None or the tensors
+        ``block_order``, ``atac_replacement`` and ``sequence_replacement``.
     """
     deviation = 1e-3 if reader.motif_means is not None else 1e-4
+    boost = tf.constant(False)
     rate = tf.constant(reader.atac_mask_dropout, tf.float32)
     if reader.training:
         boost = tf.equal(generator.uniform([], 0, reader.atac_corrupt_rate, dtype=tf.int32), 0)
@@ -159,15 +252,16 @@ def draw(features: Mapping[str, tf.Tensor], reader: Reader, generator: tf.random
     motif_noise = generator.normal([1, reader.num_motifs], 0.0, deviation)[0]
 
     peaks = tf.where(_cropped(features["peaks_center"], reader) > 0)[:, 0]
-    shuffled = tf.random.experimental.stateless_shuffle(peaks, seed=[seed + 4, 5])
+    shuffled = _shuffled(peaks, seed=[seed + 4, 5])
     peak = tf.cond(tf.size(peaks) > 0, lambda: shuffled[0], lambda: tf.constant(-1, tf.int64))
     regions = reader.cropped_length // reader.region_bins
     kept = tf.random.stateless_uniform([regions], [0, seed - 5]) >= rate
     seen = tf.where(_cropped(_visible(peak, kept, reader), reader))[:, 0]
-    order = tf.random.experimental.stateless_shuffle(seen, seed=[0, seed + 1])
+    order = _shuffled(seen, seed=[0, seed + 1])
     drawn: dict[str, Any] = {
         "shift": tf.random.stateless_uniform([], shift_seed, 0, reader.max_shift, tf.int32),
         "reverse_complement": reverse,
+        "boost": boost,
         "peak": peak,
         "kept_regions": kept,
         "unmasked": order[: reader.cropped_length - tf.size(seen)],
@@ -179,7 +273,7 @@ def draw(features: Mapping[str, tf.Tensor], reader: Reader, generator: tf.random
     }
     if reader.mask_noise:
         blocks = tf.range(reader.output_length_ATAC // NOISE_BLOCK)
-        drawn["block_order"] = tf.random.experimental.stateless_shuffle(blocks, seed=[seed + 34, seed + 4])
+        drawn["block_order"] = _shuffled(blocks, seed=[seed + 34, seed + 4])
     if not reader.use_atac:
         shape = [reader.output_length_ATAC, 1]
         drawn["atac_replacement"] = tf.random.stateless_uniform(shape, [seed + 1, seed + 3], 0.0, ATAC_CLIP)
@@ -200,6 +294,11 @@ for _index, _base in enumerate("ACGT"):
 def apply(features: Mapping[str, tf.Tensor], draws: Draws, reader: Reader) -> tuple[tf.Tensor, ...]:
     """The example that draws make of a record, in the original's order.
 
+    Args:
+        features: Of the record, by ``parse``.
+        draws: Of ``draw`` or of anybody else, as tensors or arrays; a peak of None is as good as -1.
+        reader: Settings.
+
     Returns:
         Sequence (L, 4), masked accessibility (A, 1), mask, unmask (N, 1 each, int32), target (N, 1, float32), motif
         activity (1, M); of fine-tuning also RNA (N, 1, float32), in its validation also transcription start sites
@@ -219,7 +318,8 @@ def apply(features: Mapping[str, tf.Tensor], draws: Draws, reader: Reader) -> tu
     sequence = tf.where(reverse, tf.reverse(sequence, [0, 1]), sequence)
 
     noisy = tf.cast(features["atac"], tf.float32) + tf.abs(draws["atac_noise"])
-    visible = _visible(tf.cast(draws["peak"], tf.int64), tf.cast(draws["kept_regions"], tf.bool), reader)
+    peak = -1 if draws["peak"] is None else draws["peak"]
+    visible = _visible(tf.cast(peak, tf.int64), tf.cast(draws["kept_regions"], tf.bool), reader)
     per_bin = reader.output_length_ATAC // reader.output_length
     keep = tf.cast(tf.repeat(visible, per_bin), tf.float32)[:, None]
     atac = noisy * keep
@@ -281,6 +381,10 @@ def _scaled_motifs(motif_activity: tf.Tensor, noise: tf.Tensor, reader: Reader) 
     if reader.motif_means is not None:
         return ((x - reader.motif_means) / (reader.motif_deviations + 1e-6) + noise)[None]
     lowest, highest = tf.reduce_min(x), tf.reduce_max(x)
+    if not reader.constant_motifs:
+        message = "motif_activity is the same throughout and cannot be scaled"
+        with tf.control_dependencies([tf.debugging.assert_less(lowest, highest, message)]):
+            lowest = tf.identity(lowest)
     return ((x - lowest) / (highest - lowest) + tf.abs(noise))[None]
 
 
@@ -301,6 +405,7 @@ def training_dataset(
     batch_size: int,
     repeat: int | None = None,
     deterministic: bool = False,
+    dtypes: Mapping[str, tf.DType] | None = None,
 ) -> tf.data.Dataset:
     """Batches of ``path/train``: files shuffled twice by the seed, records in the order of their files.
 
@@ -309,16 +414,19 @@ def training_dataset(
         reader: For training.
         seed: Of the order of files and of the draws.
         batch_size: Examples in a batch; the last may have fewer.
-        repeat: Passes over the data; 2 for pre-training and 3 for fine-tuning when None.
+        repeat: Passes over the data; 2 for pre-training and 3 for fine-tuning when None, without end when -1.
         deterministic: One record after the other. The original reads and draws in parallel, in no fixed order.
+        dtypes: As for ``parse``.
+
+    Raises:
+        ValueError: There are no files.
     """
     files = _files(path, "train")
     random.Random(seed).shuffle(files)
     listed = tf.data.Dataset.list_files(files, shuffle=True, seed=seed)
     passes = (3 if reader.finetuning else 2) if repeat is None else repeat
-    examples = _examples(listed, files, reader, seed, deterministic)
-    sharded = _sharded(examples.repeat(passes).batch(batch_size), tf.data.experimental.AutoShardPolicy.FILE)
-    return sharded.prefetch(tf.data.AUTOTUNE)
+    batches = _examples(listed, reader, seed, deterministic, dtypes).repeat(passes).batch(batch_size)
+    return _prefetched(batches, tf.data.experimental.AutoShardPolicy.FILE, deterministic)
 
 
 def validation_dataset(
@@ -330,6 +438,7 @@ def validation_dataset(
     steps: int,
     repeat: int = 48,
     deterministic: bool = False,
+    dtypes: Mapping[str, tf.DType] | None = None,
     subset: str = "valid",
 ) -> tf.data.Dataset:
     """Batches of ``path/valid``: its first ``steps`` batches, again and again.
@@ -342,12 +451,17 @@ def validation_dataset(
         steps: Batches of one pass.
         repeat: Passes.
         deterministic: As for ``training_dataset``.
+        dtypes: As for ``parse``.
         subset: Name of the subfolder.
+
+    Raises:
+        ValueError: There are no files.
     """
     files = _files(path, subset)
-    examples = _examples(tf.data.Dataset.from_tensor_slices(files), files, reader, seed, deterministic)
+    listed = tf.data.Dataset.from_tensor_slices(files)
+    examples = _examples(listed, reader, seed, deterministic, dtypes)
     batches = examples.take(batch_size * steps).batch(batch_size).repeat(repeat)
-    return _sharded(batches, tf.data.experimental.AutoShardPolicy.DATA).prefetch(tf.data.AUTOTUNE)
+    return _prefetched(batches, tf.data.experimental.AutoShardPolicy.DATA, deterministic)
 
 
 def _files(path: str | Path, subset: str) -> list[str]:
@@ -358,21 +472,20 @@ def _files(path: str | Path, subset: str) -> list[str]:
 
 
 def _examples(
-    listed: tf.data.Dataset, files: list[str], reader: Reader, seed: int, deterministic: bool
+    listed: tf.data.Dataset,
+    reader: Reader,
+    seed: int,
+    deterministic: bool,
+    dtypes: Mapping[str, tf.DType] | None,
 ) -> tf.data.Dataset:
     parallel = 1 if deterministic else tf.data.AUTOTUNE
-    dtypes = find_dtypes(files[0])
     generator = tf.random.Generator.from_seed(seed)
-
-    def example(serialized: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        features = parse(serialized, reader, dtypes)
-        return apply(features, draw(features, reader, generator), reader)
-
     records = tf.data.TFRecordDataset(listed, compression_type="ZLIB", num_parallel_reads=parallel)
-    return records.map(example, num_parallel_calls=parallel, deterministic=deterministic)
+    return records.map(lambda serialized: deserialize(serialized, reader, generator, dtypes), parallel)
 
 
-def _sharded(dataset: tf.data.Dataset, policy: Any) -> tf.data.Dataset:
+def _prefetched(dataset: tf.data.Dataset, policy: Any, deterministic: bool) -> tf.data.Dataset:
     options = tf.data.Options()
     options.experimental_distribute.auto_shard_policy = policy
-    return dataset.with_options(options)
+    options.deterministic = deterministic
+    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)

@@ -46,6 +46,8 @@ def convert(
         on_error: End with the first record that cannot be used, or skip it and report it.
         scheduler: Address of a Dask scheduler whose workers convert instead, such as tcp://host:8786.
     """
+    if workers < 1:
+        raise DataError(f"workers must be at least 1, not {workers}")
     console = _console()
     columns = (
         TextColumn("{task.description}"),

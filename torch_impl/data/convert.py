@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch_impl.data.records import DataError, check_record
-from torch_impl.data.store import MANIFEST, SCHEMA, Part, Store, Writer, parts
+from torch_impl.data.store import MANIFEST, PARTIAL, SCHEMA, Part, Store, Writer, parts
 from torch_impl.data.tfrecord import Compression, content_hash, decode, read_frames, write_records
 
 OnError = Literal["raise", "skip"]
 SUFFIX = ".tfr"
+ANSWER_SECONDS = 10
+"""How long a scheduler is waited for."""
 PACKAGES = ("h5py", "numpy", "protobuf", "google-crc32c")
-PARTIAL = ".partial-"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -219,8 +220,7 @@ def _convert_file(source: Path, name: str, *, target: Path, on_error: OnError, c
     }
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f"{PARTIAL}{path.stem}-*"):
-            left.unlink(missing_ok=True)  # of a conversion that was killed
+        _remove_leftovers(path)
         scratch = _scratch(path)
         try:
             part = _write(source, name, scratch, known, on_error, compression)
@@ -321,6 +321,14 @@ def _writing(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be written: {reason}") from None
 
 
+def _remove_leftovers(path: Path) -> None:
+    """What a conversion that was killed was about to make of a file and of its description."""
+    for left in path.parent.iterdir():
+        name = left.name.removeprefix(f"{PARTIAL}{path.stem}-")
+        if name != left.name and len(name.partition(".")[0]) == len(uuid.uuid4().hex):
+            left.unlink(missing_ok=True)
+
+
 def _scratch(path: Path) -> Path:
     """A name beside a file, for what is to become it."""
     return path.with_name(f"{PARTIAL}{path.stem}-{uuid.uuid4().hex}{path.suffix}")
@@ -359,6 +367,7 @@ def _write_manifest(target: Path) -> None:
         "sequences": sum(len(part.sequences) for part in found),
     }
     with _writing(target / MANIFEST):
+        _remove_leftovers(target / MANIFEST)
         _write_whole(target / MANIFEST, json.dumps(content, indent=1))
 
 
@@ -408,9 +417,9 @@ def _by_cluster(
     try:
         from dask.distributed import Client, as_completed
     except ImportError:
-        raise ValueError("a scheduler needs Dask: install the extra 'cluster'") from None
+        raise DataError("a scheduler needs Dask: install the extra 'cluster'") from None
     try:
-        client = Client(address, timeout=10)
+        client = Client(address, timeout=ANSWER_SECONDS)
     except OSError as error:
         raise DataError(f"{address}: no scheduler answers: {error}") from None
     with client:

@@ -14,6 +14,7 @@ records of several cell types share theirs.
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,8 @@ from torch_impl.data.tfrecord import content_hash
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+PARTIAL = ".partial-"
+"""Begins the name of what is being written; a conversion that is killed leaves such files."""
 SEQUENCES, SEQUENCE_FILE, SEQUENCE_ROW = "sequences", "sequence_file", "sequence_row"
 FILES, HASHES, OTHERS = "files", "sha256", "others"
 _COMPRESSED = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
@@ -89,7 +92,8 @@ class Part:
 
 def parts(folder: Path) -> list[tuple[Path, Part]]:
     """All finished files of a folder and its subfolders, by name: (path of the HDF5 file, what is in it)."""
-    described = sorted(path for path in folder.rglob("*.json") if path.name != MANIFEST)
+    found = folder.rglob("*.json")
+    described = sorted(path for path in found if path.name != MANIFEST and not path.name.startswith(PARTIAL))
     return [(path.with_suffix(".h5"), Part.read(path)) for path in described]
 
 
@@ -169,11 +173,10 @@ class Store:
 
     def _read(self, path: Path, row: int) -> Record:
         file: Any = self._file(path)
-        owner = path
-        number = int(file[SEQUENCE_FILE][row])
+        owner, number, place = path, int(file[SEQUENCE_FILE][row]), int(file[SEQUENCE_ROW][row])
         if number:
             owner = (path.parent / str(file.attrs[FILES][number])).resolve()
-        sequence = self._file(owner)[SEQUENCES][int(file[SEQUENCE_ROW][row])]
+        sequence = self._file(owner)[SEQUENCES][place]
         # Another file may have been opened, and this one closed to make room.
         file = self._file(path)
         arrays: dict[str, Any] = {name: np.asarray(file[name][row]) for name in ARRAYS if name in file}
@@ -194,7 +197,8 @@ class Writer:
         self._known = known
         self._own: dict[bytes, int] = {}
         self._files: list[str] = [""]
-        self._file: Any = h5py.File(path, "w", libver="latest")
+        self._sink = _Sink(path)
+        self._file: Any = h5py.File(self._sink, "w", libver="latest")
         self._file.create_group(OTHERS)
         self.hashes: list[str] = []
         self._first: Record | None = None
@@ -209,6 +213,7 @@ class Writer:
 
         Raises:
             DataError: Its features are not those of the first one, or differ from them in shape or type.
+        OSError: The file cannot be written any further.
         """
         if self._first is None:
             self._first = record
@@ -224,20 +229,26 @@ class Writer:
             dataset = self._file[name]
             dataset.resize(number + 1, axis=0)
             dataset[number] = value
+        self._sink.check()
         self.hashes.append(digest.hex())
 
     def close(self) -> None:
-        """Writes what is left to write, down to the disk."""
+        """Writes what is left to write, down to the disk.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         self._file.attrs[FILES] = self._files
-        name = self._file.filename
         self._file.close()
-        with Path(name).open("rb") as file:
-            os.fsync(file.fileno())
+        self._sink.check()
+        self._sink.close()
 
     def abandon(self) -> None:
         """Closes the file without caring for what is in it."""
-        with contextlib.suppress(Exception):
-            self._file.close()
+        self._sink.discard = True
+        self._file.close()
+        with contextlib.suppress(OSError):
+            self._sink.close()
 
     def _create(self, record: Record) -> None:
         self._table(SEQUENCES, (len(record.sequence),), np.dtype(np.uint8), rows=0)
@@ -288,6 +299,80 @@ class Writer:
             dataset.resize(len(self._own), axis=0)
             dataset[self._own[key]] = np.frombuffer(sequence, dtype=np.uint8)
         return 0, self._own[key]
+
+
+class _Sink(io.RawIOBase):
+    """The file under an HDF5 file that is written.
+
+    HDF5 tries again and again to write what a full disk refuses, to the end of the process. So after the first error
+    everything is taken and thrown away, and the error is told by ``check``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = path.open("w+b", buffering=0)
+        self._error: OSError | None = None
+        self.discard = False
+
+    def check(self) -> None:
+        """Raises the first error, if there was one."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        """All of the data, or none from the first error on."""
+        view = memoryview(data).cast("B")
+        written = 0
+        while written < len(view) and not self.discard:
+            try:
+                written += self._file.write(view[written:]) or 0
+            except OSError as error:
+                self._error, self.discard = error, True
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        """Reads, as HDF5 does now and then."""
+        return self._file.readinto(buffer) or 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Moves."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """Where it is."""
+        return self._file.tell()
+
+    def truncate(self, size: int | None = None) -> int:
+        """Cuts or extends the file."""
+        if self.discard:
+            return size or 0
+        try:
+            return self._file.truncate(size)
+        except OSError as error:
+            self._error, self.discard = error, True
+            return size or 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def close(self) -> None:
+        """Down to the disk."""
+        if not self._file.closed:
+            try:
+                if not self.discard:
+                    os.fsync(self._file.fileno())
+            finally:
+                self._file.close()
+        super().close()
 
 
 def _kind(array: np.ndarray | None) -> str:

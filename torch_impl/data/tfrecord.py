@@ -23,7 +23,7 @@ from torch_impl.data.records import ARRAYS, REQUIRED, DataError, Record
 
 Compression = Literal["ZLIB", "GZIP", "NONE"]
 
-_BLOCK = 1 << 20
+_BLOCK, _PIECE = 1 << 20, 1 << 18
 _LARGEST = 1 << 31
 """No message of protocol buffers is longer."""
 _WINDOW = {"ZLIB": zlib.MAX_WBITS, "GZIP": 16 + zlib.MAX_WBITS}
@@ -95,6 +95,7 @@ def read_frames(
     try:
         with Path(path).open("rb") as file:
             head = file.read(12)
+            seen(head)
             if not head:
                 raise DataError(f"{path}: the file is empty")
             found = find_compression(head) if compression is None else compression
@@ -117,7 +118,7 @@ def find_compression(head: bytes) -> Compression | None:
 
 
 class _Stream:
-    """Decompressed bytes of a file."""
+    """Decompressed bytes of a file, up to the place where it is damaged."""
 
     def __init__(self, file: Any, head: bytes, compression: str, seen: Callable[[bytes], Any]) -> None:
         self._file, self._seen = file, seen
@@ -125,42 +126,49 @@ class _Stream:
         self._buffer = bytearray()
         self._pending = head
         self._ended = False
+        self._error = ""
 
     def read(self, count: int) -> bytes:
         """So many bytes, or what is left.
 
         Raises:
-            DataError: The compression is damaged or ends early.
+            DataError: The compression is damaged or ends before them.
         """
         while len(self._buffer) < count and not self._ended:
-            block = self._pending or self._file.read(_BLOCK)
-            self._pending = b""
-            self._seen(block)
-            if not block:
-                self._end()
-            elif self._inflate is None:
-                self._buffer += block
-            else:
-                self._expand(block)
+            self._fill()
+        if len(self._buffer) < count and self._error:
+            raise DataError(self._error)
         taken = bytes(self._buffer[:count])
         del self._buffer[:count]
         return taken
 
-    def _expand(self, block: bytes) -> None:
-        assert self._inflate is not None
-        if self._inflate.eof:
-            raise DataError("bytes follow the end of the compressed data")
-        try:
-            self._buffer += self._inflate.decompress(block)
-        except zlib.error as error:
-            raise DataError(f"the compressed data are damaged: {error}") from None
-        if self._inflate.unused_data:
-            raise DataError("bytes follow the end of the compressed data")
+    def _fill(self) -> None:
+        """Some more bytes, or the end."""
+        if not self._pending:
+            self._pending = self._file.read(_BLOCK)
+            self._seen(self._pending)
+        block, self._pending = self._pending, b""
+        if self._inflate is None:
+            self._buffer += block
+            self._ended = not block
+        elif not block:
+            self._end("" if self._inflate.eof else "the compressed data end early: the file is truncated")
+        elif self._inflate.eof:
+            self._end("bytes follow the end of the compressed data")
+        else:
+            self._expand(self._inflate, block)
 
-    def _end(self) -> None:
-        self._ended = True
-        if self._inflate is not None and not self._inflate.eof:
-            raise DataError("the compressed data end early: the file is truncated")
+    def _expand(self, inflate: Any, block: bytes) -> None:
+        try:
+            # A little at a time, so that what lies before the damage is not lost with it.
+            self._buffer += inflate.decompress(block, _PIECE)
+        except zlib.error as error:
+            self._end(f"the compressed data are damaged: {error}")
+        else:
+            self._pending = inflate.unconsumed_tail or inflate.unused_data
+
+    def _end(self, error: str) -> None:
+        self._ended, self._error = True, error
 
 
 def _frames(stream: _Stream) -> Iterator[Frame]:

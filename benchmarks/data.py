@@ -1,0 +1,258 @@
+"""Training data: the port's loader over converted records against tf.data over TFRecords, and the conversion itself.
+
+Both sides make whole training examples (drawn, masked, augmented, batched) of the same records, with as many threads or
+processes as there are cores. Each is measured in a fresh process, after one pass that warms up; the two take turns.
+Report the ratios.
+
+    python -m benchmarks.data [--config tiny] [--records 32] [--rounds 3] [--out data.json]
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from benchmarks.forward import ENVIRONMENT, environment
+from torch_impl.data.convert import convert_tfrecord_to_hdf5
+from torch_impl.data.examples import ExampleConfig
+from torch_impl.data.records import Record
+from torch_impl.data.tfrecord import write_records
+
+ConfigName = Literal["full", "tiny"]
+FASTER = 3.0
+"""Examples a second, port over tf.data, that the port is to reach."""
+FILES = 4
+BATCH = 2
+SPARE = 16
+
+
+def data_benchmark(
+    config: ConfigName = "full", records: int = 32, rounds: int = 3, progress: Callable[[str], None] | None = None
+) -> dict[str, Any]:
+    """Measures loading, conversion and size.
+
+    Args:
+        config: Lengths of the records: the published ones, or tiny ones.
+        records: How many there are; two cell types share each sequence.
+        rounds: Processes of each kind for loading.
+        progress: Called with a line of text now and then.
+
+    Returns:
+        ``loading``: examples a second and peak memory (all processes of a side together) of both sides, and ratios.
+        ``conversion``: seconds of one process and of two, TensorFlow's seconds for reading and parsing the same files,
+        and ratios. ``size``: bytes on disk of both forms, and their ratio. ``settings`` and ``environment``.
+    """
+    say = progress or (lambda text: None)
+    made = ExampleConfig.tiny() if config == "tiny" else ExampleConfig.pretraining()
+    with tempfile.TemporaryDirectory(prefix="epibert-benchmark-") as name:
+        folder = Path(name)
+        _write_sources(folder / "source" / "train", made, records)
+        conversion = _conversion(folder)
+        say(f"conversion {conversion}")
+        loading = _loading(folder, config, rounds, say)
+        size = {
+            "tfrecord": sum(path.stat().st_size for path in (folder / "source").rglob("*.tfr")),
+            "hdf5": sum(path.stat().st_size for path in (folder / "one").rglob("*.h5")),
+        }
+    return {
+        "benchmark": "data",
+        "environment": environment(),
+        "settings": {"config": config, "records": records, "files": FILES, "batch": BATCH, "rounds": rounds},
+        "loading": loading,
+        "conversion": conversion,
+        "size": size | {"ratio": size["hdf5"] / size["tfrecord"]},
+    }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result in a few lines of text."""
+    loading, conversion = result["loading"], result["conversion"]
+    return "\n".join(
+        (
+            f"loading: port / tf.data {loading['speed_ratio']:.2f} in examples a second "
+            f"({loading['port']['per_second']:.1f} and {loading['reference']['per_second']:.1f}), "
+            f"{loading['memory_ratio']:.2f} in peak memory",
+            f"conversion by one process: {conversion['ratio']:.2f} of the time that TensorFlow takes to read and parse "
+            f"the same files; by two: {conversion['two_ratio']:.2f} of the time of one",
+            f"size on disk: HDF5 / TFRecord {result['size']['ratio']:.2f}",
+        )
+    )
+
+
+def _write_sources(folder: Path, config: ExampleConfig, count: int) -> None:
+    folder.mkdir(parents=True)
+    each = -(-count // FILES)
+    for number in range(FILES):
+        write_records(folder / f"{number}.tfr", _records(config, each, number))
+
+
+def _records(config: ExampleConfig, count: int, number: int) -> Iterator[Record]:
+    """Sparse accessibility and random bases; files come in pairs that share their sequences."""
+    for index in range(count):
+        letters = np.random.default_rng((number // 2, index))
+        generator = np.random.default_rng((1, number, index))
+        sequence = letters.choice(np.frombuffer(b"ACGT", np.uint8), size=config.input_length + SPARE).tobytes()
+        atac = np.zeros((config.output_length_ATAC, 1), np.float16)
+        hit = generator.random(atac.shape) < 0.1
+        atac[hit] = generator.gamma(0.7, 4.0, size=int(hit.sum())).astype(np.float16)
+        yield Record(
+            sequence=sequence,
+            atac=atac,
+            peaks_center=(generator.random(config.output_length) < 0.02).astype(np.int32),
+            motif_activity=generator.normal(2.0, 5.0, size=config.num_motifs).astype(np.float16),
+        )
+
+
+def _conversion(folder: Path) -> dict[str, float]:
+    source = folder / "source"
+    one = convert_tfrecord_to_hdf5(source, folder / "one").seconds
+    two = convert_tfrecord_to_hdf5(source, folder / "two", workers=2).seconds
+    parsed = _run({"task": "parse", "folder": str(folder)})["seconds"]
+    return {"one": one, "two": two, "tensorflow_parse": parsed, "ratio": one / parsed, "two_ratio": two / one}
+
+
+def _loading(folder: Path, config: ConfigName, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:
+    found: dict[str, list[dict[str, float]]] = {"port": [], "reference": []}
+    for _ in range(rounds):
+        for side, results in found.items():
+            results.append(_run({"task": side, "folder": str(folder), "config": config}))
+            say(f"{side}: {results[-1]}")
+    ratios = [
+        port["per_second"] / reference["per_second"]
+        for port, reference in zip(found["port"], found["reference"], strict=True)
+    ]
+    summary: dict[str, Any] = {
+        side: {
+            "per_second": statistics.median(result["per_second"] for result in results),
+            "peak_bytes": min(result["peak_bytes"] for result in results),
+        }
+        for side, results in found.items()
+    }
+    memory = summary["port"]["peak_bytes"] / summary["reference"]["peak_bytes"]
+    return summary | {"speed_ratio": statistics.median(ratios), "memory_ratio": memory}
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    found = subprocess.run(
+        [sys.executable, "-m", "benchmarks.data", "--job", json.dumps(job)],
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if found.returncode:
+        raise RuntimeError(f"{job} failed with status {found.returncode}:\n{found.stderr[-4000:]}")
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+# --- one process ------------------------------------------------------------------------------------------------------
+
+
+def _work(job: dict[str, Any]) -> dict[str, float]:
+    folder = Path(job["folder"])
+    if job["task"] == "parse":
+        return _parse(folder / "source" / "train")
+    config = ExampleConfig.tiny() if job["config"] == "tiny" else ExampleConfig.pretraining()
+    passes = _port(folder, config) if job["task"] == "port" else _reference(folder, config)
+    next(passes)
+    started, count = time.perf_counter(), 0
+    for _ in range(2):
+        count += next(passes)
+    seconds = time.perf_counter() - started
+    return {"per_second": count / seconds, "peak_bytes": _peak()}
+
+
+def _port(folder: Path, config: ExampleConfig) -> Iterator[int]:
+    """Passes of the port's loader: number of examples in each."""
+    from torch_impl.data_module import EpiBERTDataModule
+
+    module = EpiBERTDataModule(folder / "one", config, batch_size=BATCH, workers=os.cpu_count() or 1)
+    loader = module.train_dataloader()
+    for epoch in range(1_000_000):
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        yield sum(len(batch[0]) for batch in loader)
+
+
+def _reference(folder: Path, config: ExampleConfig) -> Iterator[int]:
+    """Passes of tf.data."""
+    from tf_reference.data import Reader, training_dataset
+
+    names = {field.name for field in dataclasses.fields(Reader)}
+    settings = {name: value for name, value in dataclasses.asdict(config).items() if name in names}
+    dataset = training_dataset(folder / "source", Reader(**settings), seed=0, batch_size=BATCH, repeat=1)
+    while True:
+        yield sum(int(batch[0].shape[0]) for batch in dataset)
+
+
+def _parse(folder: Path) -> dict[str, float]:
+    """TensorFlow reads and parses every record once, one after the other."""
+    import tensorflow as tf
+
+    from tf_reference.data import find_dtypes
+
+    files = sorted(map(str, folder.glob("*.tfr")))
+    dtypes = find_dtypes(files[0])
+    described = {name: tf.io.FixedLenFeature([], tf.string) for name in ("sequence", *dtypes)}
+
+    def parse(serialized: Any) -> Any:
+        found = tf.io.parse_single_example(serialized, described)
+        return found["sequence"], *(tf.io.parse_tensor(found[name], dtype) for name, dtype in dtypes.items())
+
+    records = tf.data.TFRecordDataset(files, compression_type="ZLIB").map(parse, num_parallel_calls=1)
+    for _ in records:
+        pass
+    started = time.perf_counter()
+    for record in records:
+        for tensor in record:
+            tensor.numpy()
+    return {"seconds": time.perf_counter() - started}
+
+
+def _peak() -> int:
+    """Largest resident memory of this process and of those it started, in bytes."""
+    import psutil
+
+    total = 0
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+        total += next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
+    return total
+
+
+def main() -> int:
+    """Command line; exit status 1 when the port is not as fast as it is to be."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", choices=("full", "tiny"), default="full", help="lengths of the records")
+    parser.add_argument("--records", type=int, default=32, help="number of records")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each kind")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.job:
+        print(json.dumps(_work(arguments.job)))
+        return 0
+    result = data_benchmark(
+        arguments.config,
+        arguments.records,
+        arguments.rounds,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(describe(result))
+    good = result["loading"]["speed_ratio"] >= FASTER and result["loading"]["memory_ratio"] <= 1
+    return 0 if good and result["conversion"]["ratio"] <= 1 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

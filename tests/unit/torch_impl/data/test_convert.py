@@ -1,0 +1,344 @@
+"""Conversion: nothing lost, nothing changed, whatever happens on the way."""
+
+import inspect
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.records import synthetic_record, synthetic_records
+from torch_impl.data import convert as module
+from torch_impl.data import store
+from torch_impl.data.convert import (
+    Progress,
+    convert_tfrecord_to_hdf5,
+    export_hdf5_to_tfrecord,
+    find_sources,
+    verify_hdf5,
+)
+from torch_impl.data.examples import ExampleConfig
+from torch_impl.data.records import DataError
+from torch_impl.data.store import MANIFEST, PARTIAL, Store, parts, read_all
+from torch_impl.data.tfrecord import content_hash, frame, write_records
+
+CONFIG = ExampleConfig.tiny(num_motifs=8)
+FILES = ("train/a", "train/b", "train/c", "valid/d")
+
+
+@pytest.fixture
+def source(tmp_path):
+    folder = tmp_path / "source"
+    for number, name in enumerate(FILES):
+        path = folder / f"{name}.tfr"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_records(path, synthetic_records(CONFIG, 3, seed=10 * number))
+    return folder
+
+
+def hashes(folder) -> list[bytes]:
+    return [content_hash(record) for record in read_all(Store(folder))]
+
+
+def leftovers(folder) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.name.startswith(PARTIAL)]
+
+
+# --- what it does ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_record_is_converted_and_equal_to_its_source(tmp_path, source, workers):
+    said: list[Progress] = []
+    found = convert_tfrecord_to_hdf5(source, tmp_path / "target", workers=workers, progress=said.append)
+    assert (found.files, found.records, found.skipped) == (4, 12, ())
+    assert [state.files for state in said] == [1, 2, 3, 4]
+    assert said[-1].source_bytes == said[-1].of_bytes == sum(path.stat().st_size for path in source.rglob("*.tfr"))
+    assert verify_hdf5(source, tmp_path / "target").records == 12
+    assert leftovers(tmp_path / "target") == []
+    manifest = json.loads((tmp_path / "target" / MANIFEST).read_text())
+    assert manifest["records"] == 12
+    assert [entry["name"] for entry in manifest["files"]] == list(FILES)
+
+
+def test_converting_again_does_nothing_again(tmp_path, source):
+    convert_tfrecord_to_hdf5(source, tmp_path / "target")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "target").rglob("*.h5")}
+    convert_tfrecord_to_hdf5(source, tmp_path / "target")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "target").rglob("*.h5")} == before
+
+
+def test_exported_records_are_those_of_the_source_in_their_order(tmp_path, source):
+    convert_tfrecord_to_hdf5(source, tmp_path / "target")
+    assert export_hdf5_to_tfrecord(tmp_path / "target", tmp_path / "again").records == 12
+    convert_tfrecord_to_hdf5(tmp_path / "again", tmp_path / "twice")
+    assert hashes(tmp_path / "twice") == hashes(tmp_path / "target")
+    verify_hdf5(tmp_path / "again", tmp_path / "target")
+
+
+def test_the_original_files_survive_the_way_there_and_back(tensorflow, tmp_path, goldens):
+    import tensorflow as tf
+
+    convert_tfrecord_to_hdf5(goldens / "data", tmp_path / "target")
+    export_hdf5_to_tfrecord(tmp_path / "target", tmp_path / "again")
+    for path in sorted((goldens / "data").glob("*.tfr")):
+        files = (path, tmp_path / "again" / path.name)
+        both = (tf.data.TFRecordDataset(str(each), compression_type="ZLIB") for each in files)
+        for one, other in zip(*both, strict=True):
+            assert tf.train.Example.FromString(one.numpy()) == tf.train.Example.FromString(other.numpy())
+
+
+def test_sources_that_do_not_exist_or_hold_nothing_are_named(tmp_path):
+    with pytest.raises(DataError, match="absent: does not exist"):
+        find_sources(tmp_path / "absent")
+    with pytest.raises(DataError, match=r"holds no \.tfr files"):
+        find_sources(tmp_path)
+
+
+@pytest.mark.parametrize(("option", "value"), [("workers", 0), ("on_error", "ignore")])
+def test_an_option_out_of_range_is_named(tmp_path, source, option, value):
+    with pytest.raises(ValueError, match=option):
+        # Without the type checker of the tests, which would not let it in.
+        inspect.unwrap(convert_tfrecord_to_hdf5)(source, tmp_path / "target", **{option: value})
+
+
+# --- bad records -----------------------------------------------------------------------------------------------------
+
+
+def damaged(path, kind: str) -> None:
+    """Makes the second of three records of a file unusable."""
+    records = list(synthetic_records(CONFIG, 3))
+    if kind == "NaN":
+        records[1].atac[5] = np.nan
+    elif kind == "constant motifs":
+        records[1].motif_activity[:] = 1
+    elif kind == "another geometry":
+        records[1] = synthetic_record(ExampleConfig.tiny(num_motifs=9), 1)
+    write_records(path, records, "NONE")
+    data = bytearray(path.read_bytes())
+    start = data.index(records[1].others["interval"])
+    if kind == "flipped data":
+        data[start] ^= 1
+    if kind == "flipped length":
+        data[len(data) // 3] ^= 1
+    path.write_bytes(data)
+
+
+BAD = {
+    "NaN": "record 1: atac has 1 values that are not finite",
+    "constant motifs": "record 1: motif_activity is 1 throughout",
+    "another geometry": r"record 1: motif_activity is float16 \(9,\)",
+    "flipped data": "record 1: the checksum of the data",
+    "flipped length": "record 1: the checksum of the length",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_record_ends_the_conversion_with_file_and_record(tmp_path, kind):
+    path = tmp_path / "bad.tfr"
+    damaged(path, kind)
+    with pytest.raises(DataError, match=f"bad.tfr: {BAD[kind]}"):
+        convert_tfrecord_to_hdf5(path, tmp_path / "target")
+    assert list((tmp_path / "target").rglob("*.h5")) == []
+    assert leftovers(tmp_path / "target") == []
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_record_is_skipped_and_reported_when_asked(tmp_path, kind):
+    path = tmp_path / "bad.tfr"
+    damaged(path, kind)
+    found = convert_tfrecord_to_hdf5(path, tmp_path / "target", on_error="skip")
+    kept = 1 if kind == "flipped length" else 2
+    assert found.records == kept
+    ((name, number, reason),) = found.skipped
+    assert (name, number) == ("bad", 1)
+    assert ("and all that follow" in reason) == (kind == "flipped length")
+    manifest = json.loads((tmp_path / "target" / MANIFEST).read_text())
+    assert manifest["files"][0]["skipped"] == [[number, reason]]
+    assert verify_hdf5(path, tmp_path / "target").records == kept
+    sound = [content_hash(record) for record in synthetic_records(CONFIG, 3)]
+    assert hashes(tmp_path / "target") == [sound[0], sound[2]][:kept]
+
+
+def test_a_file_without_any_usable_record_is_an_error_even_then(tmp_path):
+    path = tmp_path / "bad.tfr"
+    path.write_bytes(frame(b"no example"))
+    with pytest.raises(DataError, match="holds no record that can be used"):
+        convert_tfrecord_to_hdf5(path, tmp_path / "target", on_error="skip")
+
+
+# --- verification ----------------------------------------------------------------------------------------------------
+
+
+def test_verification_finds_a_changed_a_missing_and_an_additional_record(tmp_path, source):
+    target = tmp_path / "target"
+    convert_tfrecord_to_hdf5(source, target)
+    path = source / "train" / "b.tfr"
+    records = list(synthetic_records(CONFIG, 3, seed=10))
+    records[2].atac[7] += 1
+    write_records(path, records)
+    with pytest.raises(DataError, match=r"b\.tfr: record 2: differs"):
+        verify_hdf5(source, target)
+    write_records(path, synthetic_records(CONFIG, 4, seed=10))
+    with pytest.raises(DataError, match=r"b\.tfr: record 3: was not converted"):
+        verify_hdf5(source, target)
+    write_records(path, synthetic_records(CONFIG, 2, seed=10))
+    with pytest.raises(DataError, match=r"3 records were converted, the source has 2"):
+        verify_hdf5(source, target)
+    path.unlink()
+    with pytest.raises(DataError, match="train/b has no source"):
+        verify_hdf5(source, target)
+    write_records(source / "train" / "new.tfr", synthetic_records(CONFIG, 1))
+    with pytest.raises(DataError, match="train/new was not converted"):
+        verify_hdf5(source, target)
+
+
+def test_verification_reads_the_converted_numbers_and_not_only_their_hashes(tmp_path, source):
+    import h5py
+
+    target = tmp_path / "target"
+    convert_tfrecord_to_hdf5(source, target)
+    with h5py.File(target / "train" / "a.h5", "r+") as file:
+        file["atac"][1, 3] = 5
+    with pytest.raises(DataError, match=r"a\.tfr: record 1: differs"):
+        verify_hdf5(source, target)
+
+
+def test_a_source_that_changed_since_is_not_converted_over_the_old_one(tmp_path, source):
+    convert_tfrecord_to_hdf5(source, tmp_path / "target")
+    write_records(source / "train" / "a.tfr", synthetic_records(CONFIG, 3, seed=77))
+    with pytest.raises(DataError, match=r"a\.tfr: has changed since it was converted"):
+        convert_tfrecord_to_hdf5(source, tmp_path / "target")
+
+
+# --- what happens to processes and disks -----------------------------------------------------------------------------
+
+
+def convert_until(limit: int, source, target, steps) -> None:
+    """Converts, but ends the process at one of the points at which something is about to be written."""
+
+    def counted(function):
+        def call(*arguments, **options):
+            steps.value += 1
+            if steps.value == limit:
+                os._exit(9)
+            return function(*arguments, **options)
+
+        return call
+
+    for owner, name in (
+        (store.Writer, "append"),
+        (store.Writer, "close"),
+        (module, "_write_whole"),
+        (Path, "replace"),
+        (os, "fsync"),
+    ):
+        setattr(owner, name, counted(getattr(owner, name)))
+    convert_tfrecord_to_hdf5(source, target)
+
+
+def run_until(limit: int, source, target) -> tuple[int, int]:
+    """In a process of its own: (its exit status, how many points it came to)."""
+    context = multiprocessing.get_context("fork")
+    steps = context.Value("i", 0)
+    process = context.Process(target=convert_until, args=(limit, source, target, steps))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode, steps.value
+
+
+def test_a_conversion_killed_at_twenty_points_goes_on_to_the_same_result(tmp_path, source):
+    whole = tmp_path / "whole"
+    status, steps = run_until(0, source, whole)
+    assert status == 0
+    points = np.random.default_rng(0).choice(np.arange(1, steps + 1), size=20, replace=False)
+    for point in points.tolist():
+        folder = tmp_path / "target" / str(point)
+        assert run_until(point, source, folder) == (9, point)
+        # What has a description is whole; what has none does not count.
+        for path, part in parts(folder) if folder.is_dir() else []:
+            assert path.is_file()
+            assert part.records == 3
+        convert_tfrecord_to_hdf5(source, folder)
+        assert hashes(folder) == hashes(whole)
+        verify_hdf5(source, folder)
+        assert leftovers(folder) == []
+
+
+def test_a_killed_worker_is_named_and_the_next_call_goes_on(tmp_path, source, monkeypatch):
+    target = tmp_path / "target"
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: _Context())
+    monkeypatch.setattr(module, "_convert_file", _dying)
+    with pytest.raises(DataError, match=r"a process that converted was killed; not finished: .*train/c"):
+        convert_tfrecord_to_hdf5(source, target, workers=2)
+    monkeypatch.undo()
+    convert_tfrecord_to_hdf5(source, target, workers=1)
+    assert verify_hdf5(source, target).records == 12
+
+
+_original = module._convert_file
+
+
+def _dying(source, name, **options):
+    """Converts, but dies with the third file."""
+    if name == "train/c":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _original(source, name, **options)
+
+
+class _Context:
+    """Forks, so that the patched function is there."""
+
+    def __new__(cls):
+        from multiprocessing.context import ForkContext
+
+        return ForkContext()
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_that_looks_whole(tmp_path, source):
+    target = tmp_path / "target"
+    script = textwrap.dedent(
+        """
+        import sys
+        from torch_impl.data.convert import convert_tfrecord_to_hdf5
+        from torch_impl.data.records import DataError
+        try:
+            convert_tfrecord_to_hdf5(sys.argv[1], sys.argv[2])
+        except DataError as error:
+            print(error)
+            sys.exit(3)
+        """
+    )
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(source), str(target)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=limit,
+    )
+    assert found.returncode == 3, found.stderr
+    assert "cannot be written" in found.stdout
+    assert len(found.stdout.splitlines()) == 1
+    assert list(target.rglob("*.h5")) == []
+    assert parts(target) == []
+    convert_tfrecord_to_hdf5(source, target)
+    assert verify_hdf5(source, target).records == 12
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, source):
+    (tmp_path / "target").write_text("a file")
+    with pytest.raises(DataError, match="target: cannot be written"):
+        convert_tfrecord_to_hdf5(source, tmp_path / "target")

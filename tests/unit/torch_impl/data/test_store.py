@@ -1,0 +1,150 @@
+"""Converted records: one read for each, alike in every process, whatever the size of the file."""
+
+import multiprocessing
+import pickle
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.records import synthetic_record, synthetic_records
+from torch_impl.data.convert import convert_tfrecord_to_hdf5
+from torch_impl.data.examples import ExampleConfig
+from torch_impl.data.records import DataError
+from torch_impl.data.store import MANIFEST, SEQUENCES, Part, Store, Writer, parts, read_all
+from torch_impl.data.tfrecord import content_hash, write_records
+
+CONFIG = ExampleConfig.tiny(num_motifs=8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two files in two subfolders; the second repeats the sequences of the first."""
+    source = tmp_path / "source"
+    for name, seed in (("train/a", 0), ("train/b", 100), ("valid/c", 200)):
+        path = source / f"{name}.tfr"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_records(path, [synthetic_record(CONFIG, seed + i, sequence_seed=i // 2) for i in range(4)])
+    convert_tfrecord_to_hdf5(source, tmp_path / "target")
+    return tmp_path / "target"
+
+
+def hashes(store: Store) -> list[bytes]:
+    return [content_hash(record) for record in read_all(store)]
+
+
+def test_records_come_in_the_order_of_files_and_within_them(folder):
+    store = Store(folder / "train")
+    assert store.shard_sizes == (4, 4)
+    assert [record.others["interval"] for record in read_all(store)] == [
+        f"chr{seed}".encode() for seed in (0, 1, 2, 3, 100, 101, 102, 103)
+    ]
+    assert len(Store(folder)) == 12
+    assert [Store(folder).locate(index)[1] for index in (0, 3, 4, 11)] == [0, 3, 0, 3]
+
+
+def test_a_sequence_is_stored_once_for_all_files(folder):
+    stored = {}
+    for path, part in parts(folder):
+        with h5py.File(path) as file:
+            stored[part.name] = file[SEQUENCES].shape[0]
+    assert stored == {"train/a": 2, "train/b": 0, "valid/c": 0}
+
+
+def test_one_example_is_one_chunk_of_each_array(folder):
+    with h5py.File(folder / "train" / "a.h5") as file:
+        for name in ("atac", "sequences"):
+            assert file[name].chunks == (1, *file[name].shape[1:])
+            assert file[name].compression == "gzip"
+
+
+def test_a_record_that_is_not_there_is_an_error(folder):
+    store = Store(folder)
+    for index in (-1, 12):
+        with pytest.raises(IndexError, match=f"record {index} of 12"):
+            store[index]
+
+
+def test_a_store_travels_to_other_processes(folder):
+    store = Store(folder)
+    expected = hashes(store)
+    assert hashes(pickle.loads(pickle.dumps(store))) == expected  # noqa: S301  our own object
+    for method in ("fork", "spawn"):
+        with multiprocessing.get_context(method).Pool(2) as pool:
+            assert pool.map(_hash, [(store, index) for index in range(12)]) == expected
+    assert hashes(store) == expected
+
+
+def _hash(job):
+    store, index = job
+    return content_hash(store[index])
+
+
+def test_more_files_than_may_be_open_are_read(folder, monkeypatch):
+    monkeypatch.setattr("torch_impl.data.store._OPEN_FILES", 1)
+    assert hashes(Store(folder)) == hashes(Store(folder))
+    store = Store(folder)
+    assert [content_hash(store[index]) for index in (11, 0, 7)] == [hashes(store)[index] for index in (11, 0, 7)]
+
+
+def test_a_file_without_description_does_not_count(folder):
+    (folder / "train" / "b.json").unlink()
+    assert Store(folder / "train").shard_sizes == (4,)
+
+
+def test_a_folder_without_records_a_missing_file_and_a_damaged_description_are_named(folder, tmp_path):
+    for path in (tmp_path / "absent", tmp_path):
+        (path / "empty").mkdir(parents=True, exist_ok=True)
+        with pytest.raises(DataError, match="holds no converted records"):
+            Store(path / "empty")
+    (folder / "train" / "b.h5").unlink()
+    with pytest.raises(DataError, match=r"b\.h5: is missing"):
+        Store(folder)
+    for text in ("{", "[]", '{"schema": 99}', '{"schema": 1}'):
+        (folder / "train" / "b.json").write_text(text)
+        with pytest.raises(DataError, match=r"b\.json: (damaged|of another version)"):
+            Store(folder)
+
+
+def test_a_damaged_file_is_named_with_the_record(folder):
+    path = folder / "train" / "a.h5"
+    data = bytearray(path.read_bytes())
+    with h5py.File(path) as file:
+        place = file["atac"].id.get_chunk_info(2)
+    data[place.byte_offset + 10 : place.byte_offset + 40] = b"\xff" * 30
+    path.write_bytes(data)
+    store = Store(folder)
+    store[1]
+    with pytest.raises(DataError, match=r"a\.h5: record 2: cannot be read"):
+        store[2]
+
+
+def test_records_of_one_file_have_the_same_features_shapes_and_types(tmp_path):
+    writer = Writer(tmp_path / "some.h5", {})
+    writer.append(synthetic_record(CONFIG, 0))
+    longer = ExampleConfig.tiny(num_motifs=9)
+    for other, message in (
+        (synthetic_record(longer, 1), r"motif_activity is float16 \(9,\), in the first record float16 \(8,\)"),
+        (synthetic_record(ExampleConfig.tiny(num_motifs=8, finetuning=True), 1), "atac is float32"),
+    ):
+        with pytest.raises(DataError, match=message):
+            writer.append(other)
+    writer.close()
+
+
+def test_a_description_is_read_as_it_was_written(folder):
+    path = folder / "train" / "a.json"
+    assert Part.read(path).to_json() + "\n" == path.read_text()
+    assert (folder / MANIFEST).is_file()
+
+
+def test_reading_costs_the_same_in_a_long_file(tmp_path):
+    """Chunks that are touched for one record, not seconds: those of a file of 4 and of one of 64."""
+    touched = []
+    for count in (4, 64):
+        write_records(tmp_path / f"{count}.tfr", synthetic_records(CONFIG, count))
+        convert_tfrecord_to_hdf5(tmp_path / f"{count}.tfr", tmp_path / str(count))
+        with h5py.File(tmp_path / str(count) / f"{count}.h5") as file:
+            touched.append({name: np.prod(file[name].chunks) for name in ("atac", "sequences", "peaks_center")})
+            assert file["atac"].id.get_num_chunks() == count
+    assert touched[0] == touched[1]

@@ -1,0 +1,294 @@
+"""The data module: which examples, in which order, for which process, and again after an interruption."""
+
+import dataclasses
+import multiprocessing
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tests.records import synthetic_records
+from torch_impl.data.convert import convert_tfrecord_to_hdf5 as original
+from torch_impl.data.examples import ExampleConfig, make_example
+from torch_impl.data.examples import one_hot as one_hot_array
+from torch_impl.data.records import DataError
+from torch_impl.data.tfrecord import write_records
+from torch_impl.data_module import (
+    EpiBERTDataModule,
+    ExampleDataset,
+    ExampleSampler,
+    ResumableLoader,
+    collate,
+    convert_tfrecord_to_hdf5,
+    one_hot,
+)
+
+CONFIG = ExampleConfig.tiny(num_motifs=8)
+SIZES = (3, 1, 4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    base = tmp_path_factory.mktemp("records")
+    for subset in ("train", "valid", "test"):
+        (base / "source" / subset).mkdir(parents=True)
+        for number, size in enumerate(SIZES):
+            records = synthetic_records(CONFIG, size, seed=100 * number + len(subset))
+            write_records(base / "source" / subset / f"{number}.tfr", records)
+    convert_tfrecord_to_hdf5(base / "source", base / "target")
+    return base / "target"
+
+
+def dataset(folder, **changes) -> ExampleDataset:
+    return ExampleDataset(folder / "train", dataclasses.replace(CONFIG, **changes), seed=7)
+
+
+def assert_equal(one, other) -> None:
+    for a, b in zip(one, other, strict=True):
+        if a is None or b is None:
+            assert a is b
+        else:
+            np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def numbers(sampler: ExampleSampler) -> list[int]:
+    return [number for _, number in sampler]
+
+
+# --- examples --------------------------------------------------------------------------------------------------------
+
+
+def test_an_example_depends_on_seed_epoch_and_record_alone(folder):
+    data = dataset(folder)
+    assert_equal(data[(1, 5)], dataset(folder)[(1, 5)])
+    data[(0, 2)]
+    assert_equal(data[(1, 5)], dataset(folder)[(1, 5)])
+    assert not np.array_equal(data[(1, 5)].atac, data[(2, 5)].atac)
+    other = ExampleDataset(folder / "train", CONFIG, seed=8)
+    assert not np.array_equal(data[(1, 5)].atac, other[(1, 5)].atac)
+    assert_equal(data[5], data[(0, 5)])
+
+
+def test_an_example_is_that_of_its_record_and_draws(folder):
+    data = dataset(folder)
+    record = data.store[4]
+    drawn = data.draws.draw(record, CONFIG, epoch=3, index=4)
+    assert_equal(data[(3, 4)], make_example(record, drawn, CONFIG))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_load_what_the_process_itself_loads(folder, method):
+    def batches(**options) -> list[list[Tensor]]:
+        sampler = ExampleSampler(SIZES, order="records", seed=1)
+        return list(ResumableLoader(dataset(folder), sampler, batch_size=3, collate_fn=collate, **options))
+
+    alone = batches()
+    context = multiprocessing.get_context(method)
+    together = batches(num_workers=2, multiprocessing_context=context)
+    for one, other in zip(alone, together, strict=True):
+        assert_equal(one, other)
+
+
+def test_a_batch_has_the_fields_of_its_examples_in_the_original_order(folder):
+    examples = [dataset(folder)[index] for index in range(3)]
+    batch = collate(examples)
+    assert [tuple(tensor.shape[1:]) for tensor in batch] == [
+        (8192,),
+        (2048, 1),
+        (60, 1),
+        (60, 1),
+        (60, 1),
+        (1, 8),
+    ]
+    with pytest.raises(DataError, match="1 of 3 examples of a batch have no rna"):
+        collate([*(each._replace(rna=each.target) for each in examples[:2]), examples[2]])
+
+
+def test_one_hot_on_the_device_is_that_of_the_pipeline(folder):
+    sequence = dataset(folder)[0].sequence
+    np.testing.assert_array_equal(one_hot(torch.from_numpy(sequence[None]))[0].numpy(), one_hot_array(sequence))
+    assert (sequence == 4).any()
+
+
+def test_conversion_has_the_name_that_scripts_call():
+    assert convert_tfrecord_to_hdf5 is original
+
+
+# --- order -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_record_comes_once_in_an_epoch_and_epochs_differ():
+    for order in ("records", "files", "stored"):
+        sampler = ExampleSampler(SIZES, order=order, seed=3)
+        assert sorted(numbers(sampler)) == list(range(8))
+        first = numbers(sampler)
+        assert numbers(sampler) == first
+        sampler.set_epoch(1)
+        assert [epoch for epoch, _ in sampler] == [1] * 8
+        assert (numbers(sampler) == first) == (order == "stored")
+
+
+def test_shuffled_files_keep_the_order_within_each():
+    sampler = ExampleSampler(SIZES, order="files", seed=0)
+    seen = set()
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        found = numbers(sampler)
+        for start, size in ((0, 3), (3, 1), (4, 4)):
+            place = found.index(start)
+            assert found[place : place + size] == list(range(start, start + size))
+        seen.add(tuple(found))
+    assert len(seen) == 6
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+@pytest.mark.parametrize("order", ["records", "files", "stored"])
+def test_processes_share_the_records(order, processes):
+    shares = [ExampleSampler(SIZES, order=order, rank=rank, processes=processes) for rank in range(processes)]
+    assert sorted(number for share in shares for number in numbers(share)) == list(range(8))
+    assert [len(share) for share in shares] == [len(numbers(share)) for share in shares]
+    even = [ExampleSampler(SIZES, order=order, rank=r, processes=processes, even=True) for r in range(processes)]
+    assert {len(numbers(share)) for share in even} == {-(-8 // processes)} == {len(share) for share in even}
+    assert {number for share in even for number in numbers(share)} == set(range(8))
+
+
+def test_a_rank_beyond_the_processes_is_an_error():
+    with pytest.raises(ValueError, match="rank must be from 0 to 1"):
+        ExampleSampler(SIZES, order="stored", rank=2, processes=2)
+
+
+@pytest.mark.parametrize("given", [0, 1, 2])
+def test_a_loader_goes_on_where_another_was_interrupted(folder, given):
+    def loader() -> ResumableLoader:
+        sampler = ExampleSampler(SIZES, order="records", seed=1)
+        sampler.set_epoch(4)
+        return ResumableLoader(dataset(folder), sampler, batch_size=3, collate_fn=collate)
+
+    whole = list(loader())
+    assert len(whole) == 3
+    interrupted = loader()
+    iterator = iter(interrupted)
+    for _ in range(given):
+        next(iterator)
+    state = interrupted.state_dict()
+    resumed = ResumableLoader(
+        dataset(folder), ExampleSampler(SIZES, order="records", seed=1), batch_size=3, collate_fn=collate
+    )
+    resumed.load_state_dict(state)
+    rest = list(resumed)
+    for one, other in zip(rest, whole[given:], strict=True):
+        assert_equal(one, other)
+    # The next epoch is whole again.
+    assert len(list(resumed)) == 3
+
+
+# --- in Lightning ----------------------------------------------------------------------------------------------------
+
+
+class Seen(lightning.LightningModule):
+    """Notes what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.training_batches: list[list[Tensor]] = []
+        self.validation_batches: list[list[Tensor]] = []
+        self.stop_after = 0
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        self.training_batches.append(batch)
+        if self.stop_after and len(self.training_batches) == self.stop_after:
+            self.trainer.should_stop = True
+        return self.weight.sum()
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.validation_batches.append(batch)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def trainer(tmp_path, **options) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+        **{"enable_checkpointing": False} | options,
+    )
+
+
+quiet = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers.*",
+    "ignore:.*LeafSpec.*deprecated.*",
+    "ignore:.*isinstance.treespec, LeafSpec.*",
+)
+
+
+@quiet
+def test_a_trainer_gets_one_hot_sequences_rounded_inputs_and_new_draws_in_every_epoch(folder, tmp_path):
+    module = Seen()
+    trainer(tmp_path, max_epochs=2).fit(module, datamodule=EpiBERTDataModule(folder, CONFIG, batch_size=3))
+    assert len(module.training_batches) == len(module.validation_batches) == 6
+    sequence, atac, mask, *_, motifs = module.training_batches[0]
+    assert sequence.shape == (3, 8192, 4)
+    assert torch.equal(atac, atac.bfloat16().float())
+    assert torch.equal(motifs, motifs.bfloat16().float())
+    assert mask.dtype == torch.int32
+    first, second = ([batch[1] for batch in module.training_batches[part]] for part in (slice(3), slice(3, 6)))
+    assert not any(torch.equal(a, b) for a in first for b in second if a.shape == b.shape)
+    # Validation is the same every time, unless asked to draw anew as the original does.
+    for one, other in zip(module.validation_batches[:3], module.validation_batches[3:], strict=True):
+        assert_equal(one, other)
+
+
+@quiet
+def test_validation_draws_anew_when_asked(folder, tmp_path):
+    module = Seen()
+    data = EpiBERTDataModule(folder, CONFIG, batch_size=8, fresh_validation_draws=True)
+    trainer(tmp_path, max_epochs=2).fit(module, datamodule=data)
+    assert not torch.equal(module.validation_batches[0][1], module.validation_batches[1][1])
+
+
+@quiet
+def test_training_that_is_interrupted_within_an_epoch_sees_the_rest_of_it(folder, tmp_path):
+    whole = Seen()
+    trainer(tmp_path, max_epochs=2).fit(whole, datamodule=EpiBERTDataModule(folder, CONFIG, batch_size=2))
+    saved = ModelCheckpoint(dirpath=tmp_path / "saved", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    interrupted = trainer(tmp_path, max_steps=6, enable_checkpointing=True, callbacks=[saved])
+    interrupted.fit(Seen(), datamodule=EpiBERTDataModule(folder, CONFIG, batch_size=2))
+    for step in (3, 5):
+        resumed = Seen()
+        goes_on = ModelCheckpoint(dirpath=tmp_path / str(step), every_n_train_steps=1, save_top_k=-1)
+        trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[goes_on]).fit(
+            resumed,
+            datamodule=EpiBERTDataModule(folder, CONFIG, batch_size=2),
+            ckpt_path=tmp_path / "saved" / f"step={step}.ckpt",
+        )
+        for one, other in zip(resumed.training_batches, whole.training_batches[step:], strict=True):
+            assert_equal(one, other)
+
+
+def test_test_records_are_those_of_their_folder(folder):
+    data = EpiBERTDataModule(folder, CONFIG)
+    assert isinstance(data.test_dataloader(), DataLoader)
+    assert data.test_dataloader().dataset.store.folder == folder / "test"  # type: ignore[attr-defined]
+
+
+def test_means_and_deviations_belong_together(folder):
+    with pytest.raises(ValueError, match="belong together"):
+        EpiBERTDataModule(folder, CONFIG, motif_means=np.zeros(8))
+    data = EpiBERTDataModule(
+        folder, CONFIG, motif_means=np.zeros(8, np.float32), motif_deviations=np.ones(8, np.float32)
+    )
+    (batch, *_) = list(data.val_dataloader())
+    assert batch[5].abs().max() > 1.1
+    (batch, *_) = list(data.train_dataloader())
+    assert batch[5].max() <= 1.1
