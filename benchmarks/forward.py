@@ -72,7 +72,8 @@ def forward_benchmark(
         ``seconds``, ``cpu_seconds`` (of all threads), ``peak_bytes`` and ``forward_bytes`` (rise over the resident
         memory before the first forward); ``ratios`` of each of the four, one way of the reference / port, those of time
         taken turn by turn; ``ratio``, the smaller of the two (over 1: the port is better than either way);
-        ``fastest_reference``; ``distance`` of the outputs to the reference's in float32; ``port_is_no_worse`` in time and peak.
+        ``fastest_reference``; ``distance`` of the outputs to the reference's in float32;
+        ``port_is_no_worse`` in time and peak.
 
     Raises:
         ValueError: ``repeats`` or ``rounds`` is below 1.

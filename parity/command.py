@@ -37,9 +37,9 @@ def parity(
         checkpoint: A checkpoint of the original to verify on (prefix, directory, SavedModel or .h5); by default the
             recorded cases of the repository.
         config: JSON file with constructor arguments that the checkpoint's shapes do not tell, such as the seed.
-        gates: Rungs to prove, separated by commas, of weights, constants, layers, blocks, model, data, losses, gradients,
-            optimizer, state, trajectory, convergence; the ones before them are climbed as well. By default all up to
-            trajectory for the recorded cases, and up to model for a checkpoint of your own.
+        gates: Rungs to prove, separated by commas, of weights, constants, layers, blocks, model, data, losses,
+            gradients, optimizer, state, trajectory, convergence; the ones before them are climbed as well. By default
+            all up to trajectory for the recorded cases, and up to model for a checkpoint of your own.
         out: Folder for the three files; those of an earlier run are replaced.
         reference: Compare with numbers recorded from the original, with the living TensorFlow reference, or with both.
             A checkpoint of your own has only a living one.

@@ -258,6 +258,7 @@ def test_validation_draws_anew_when_asked(folder, tmp_path):
 
 
 @quiet
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_training_that_is_interrupted_within_an_epoch_sees_the_rest_of_it(folder, tmp_path):
     whole = Seen()
     trainer(tmp_path, max_epochs=2).fit(whole, datamodule=EpiBERTDataModule(folder, CONFIG, batch_size=2))
@@ -266,7 +267,7 @@ def test_training_that_is_interrupted_within_an_epoch_sees_the_rest_of_it(folder
     interrupted.fit(Seen(), datamodule=EpiBERTDataModule(folder, CONFIG, batch_size=2))
     for step in (3, 5):
         resumed = Seen()
-        goes_on = ModelCheckpoint(dirpath=tmp_path / str(step), every_n_train_steps=1, save_top_k=-1)
+        goes_on = ModelCheckpoint(dirpath=tmp_path / "saved", every_n_train_steps=1, save_top_k=-1)
         trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[goes_on]).fit(
             resumed,
             datamodule=EpiBERTDataModule(folder, CONFIG, batch_size=2),
