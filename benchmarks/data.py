@@ -48,7 +48,7 @@ def data_benchmark(
         progress: Called with a line of text now and then.
 
     Returns:
-        ``loading``: examples a second and peak memory (all processes of a side together) of both sides, and ratios.
+        ``loading``: examples a second and memory (all processes of a side together) of both sides, and ratios.
         ``conversion``: seconds of one process and of two, TensorFlow's seconds for reading and parsing the same files,
         and ratios. ``size``: bytes on disk of both forms, and their ratio. ``settings`` and ``environment``.
     """
@@ -81,7 +81,7 @@ def describe(result: dict[str, Any]) -> str:
         (
             f"loading: port / tf.data {loading['speed_ratio']:.2f} in examples a second "
             f"({loading['port']['per_second']:.1f} and {loading['reference']['per_second']:.1f}), "
-            f"{loading['memory_ratio']:.2f} in peak memory",
+            f"{loading['memory_ratio']:.2f} in memory",
             f"conversion by one process: {conversion['ratio']:.2f} of the time that TensorFlow takes to read and parse "
             f"the same files; by two: {conversion['two_ratio']:.2f} of the time of one",
             f"size on disk: HDF5 / TFRecord {result['size']['ratio']:.2f}",
@@ -134,11 +134,11 @@ def _loading(folder: Path, config: ConfigName, rounds: int, say: Callable[[str],
     summary: dict[str, Any] = {
         side: {
             "per_second": statistics.median(result["per_second"] for result in results),
-            "peak_bytes": min(result["peak_bytes"] for result in results),
+            "bytes": min(result["bytes"] for result in results),
         }
         for side, results in found.items()
     }
-    memory = summary["port"]["peak_bytes"] / summary["reference"]["peak_bytes"]
+    memory = summary["port"]["bytes"] / summary["reference"]["bytes"]
     return summary | {"speed_ratio": statistics.median(ratios), "memory_ratio": memory}
 
 
@@ -169,7 +169,7 @@ def _work(job: dict[str, Any]) -> dict[str, float]:
     for _ in range(2):
         count += next(passes)
     seconds = time.perf_counter() - started
-    return {"per_second": count / seconds, "peak_bytes": _peak()}
+    return {"per_second": count / seconds, "bytes": _memory()}
 
 
 def _port(folder: Path, config: ExampleConfig) -> Iterator[int]:
@@ -218,15 +218,15 @@ def _parse(folder: Path) -> dict[str, float]:
     return {"seconds": time.perf_counter() - started}
 
 
-def _peak() -> int:
-    """Largest resident memory of this process and of those it started, in bytes."""
+def _memory() -> int:
+    """Memory of this process and of those it started, in bytes; pages that they share count once.
+
+    Read while the loaders' processes are alive, at the end of the last pass: all that is kept is there by then.
+    """
     import psutil
 
-    total = 0
-    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
-        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
-        total += next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) * 1024
-    return total
+    process = psutil.Process()
+    return sum(each.memory_full_info().pss for each in (process, *process.children(recursive=True)))
 
 
 def main() -> int:

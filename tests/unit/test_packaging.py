@@ -59,7 +59,7 @@ def imported_distributions(package: str) -> set[str]:
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("torch_impl", [""]),
+        ("torch_impl", ["", "report", "cluster"]),
         ("weights", ["", "reference"]),
         ("tf_reference", ["", "reference"]),
         ("parity", ["", "reference", "report", "development"]),

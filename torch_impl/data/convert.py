@@ -415,7 +415,7 @@ def _by_cluster(
 ) -> None:
     """The same work on a Dask cluster, which gives the files of a lost worker to another."""
     try:
-        from dask.distributed import Client, as_completed
+        from distributed import Client, as_completed
     except ImportError:
         raise DataError("a scheduler needs Dask: install the extra 'cluster'") from None
     try:

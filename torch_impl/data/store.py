@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import hdf5plugin
 import numpy as np
 
 from torch_impl.data.records import ARRAYS, DataError, Record
@@ -33,7 +34,8 @@ PARTIAL = ".partial-"
 """Begins the name of what is being written; a conversion that is killed leaves such files."""
 SEQUENCES, SEQUENCE_FILE, SEQUENCE_ROW = "sequences", "sequence_file", "sequence_row"
 FILES, HASHES, OTHERS = "files", "sha256", "others"
-_COMPRESSED = {"compression": "gzip", "compression_opts": 4, "shuffle": True}
+_COMPRESSED = {**hdf5plugin.Zstd(clevel=1), "fletcher32": True}
+"""Faster than gzip both ways, and smaller; a checksum for each chunk, which gzip would have had. Other programs read it with the plugins of the same library."""
 _OPEN_FILES = 64
 """Files that one process keeps open; the systems' limit is often 256 and a dataset may have more."""
 
@@ -122,7 +124,7 @@ class Store:
         self._paths = tuple(path for path, _ in found)
         self.shard_sizes = tuple(part.records for part in self.parts)
         self._ends = np.cumsum(self.shard_sizes)
-        self._open: dict[Path, h5py.File] = {}
+        self._open: dict[Path, _Opened] = {}
         self._process = os.getpid()
 
     def __len__(self) -> int:
@@ -157,31 +159,38 @@ class Store:
 
     def close(self) -> None:
         """Closes all files; they are opened again when they are needed."""
-        for file in self._open.values():
-            file.close()
+        for opened in self._open.values():
+            opened.file.close()
         self._open.clear()
 
-    def _file(self, path: Path) -> h5py.File:
+    def _file(self, path: Path) -> "_Opened":
         if self._process != os.getpid():
             # After a fork the parent's files are left alone: closing them here would disturb it.
             self._open, self._process = {}, os.getpid()
         if path not in self._open:
             while len(self._open) >= _OPEN_FILES:
-                self._open.pop(next(iter(self._open))).close()
-            self._open[path] = h5py.File(path, "r")
+                self._open.pop(next(iter(self._open))).file.close()
+            self._open[path] = _Opened(path)
         return self._open[path]
 
     def _read(self, path: Path, row: int) -> Record:
-        file: Any = self._file(path)
-        owner, number, place = path, int(file[SEQUENCE_FILE][row]), int(file[SEQUENCE_ROW][row])
-        if number:
-            owner = (path.parent / str(file.attrs[FILES][number])).resolve()
-        sequence = self._file(owner)[SEQUENCES][place]
-        # Another file may have been opened, and this one closed to make room.
-        file = self._file(path)
-        arrays: dict[str, Any] = {name: np.asarray(file[name][row]) for name in ARRAYS if name in file}
-        others = {name: file[OTHERS][name][row].tobytes() for name in file[OTHERS]}
-        return Record(sequence=sequence.tobytes(), others=others, **arrays)
+        found = self._file(path)
+        number, place = int(found.tables[SEQUENCE_FILE][row]), int(found.tables[SEQUENCE_ROW][row])
+        arrays: dict[str, Any] = {name: found.tables[name][row] for name in ARRAYS if name in found.tables}
+        arrays = {name: np.asarray(array) for name, array in arrays.items()}
+        others = {name: table[row].tobytes() for name, table in found.others.items()}
+        owner = found if not number else self._file((path.parent / found.files[number]).resolve())
+        return Record(sequence=owner.tables[SEQUENCES][place].tobytes(), others=others, **arrays)
+
+
+class _Opened:
+    """An open file and its tables, looked up once."""
+
+    def __init__(self, path: Path) -> None:
+        self.file: Any = h5py.File(path, "r")
+        self.tables = {name: table for name, table in self.file.items() if name != OTHERS}
+        self.others = dict(self.file[OTHERS].items())
+        self.files = [str(name) for name in self.file.attrs[FILES]]
 
 
 class Writer:
@@ -200,6 +209,7 @@ class Writer:
         self._sink = _Sink(path)
         self._file: Any = h5py.File(self._sink, "w", libver="latest")
         self._file.create_group(OTHERS)
+        self._tables: dict[str, Any] = {}
         self.hashes: list[str] = []
         self._first: Record | None = None
 
@@ -226,9 +236,9 @@ class Writer:
         values |= {SEQUENCE_FILE: file, SEQUENCE_ROW: row, HASHES: np.frombuffer(digest, dtype=np.uint8)}
         values |= {f"{OTHERS}/{name}": np.frombuffer(data, np.uint8) for name, data in record.others.items()}
         for name, value in values.items():
-            dataset = self._file[name]
-            dataset.resize(number + 1, axis=0)
-            dataset[number] = value
+            table = self._tables[name]
+            table.resize(number + 1, axis=0)
+            table[number] = value
         self._sink.check()
         self.hashes.append(digest.hex())
 
@@ -260,7 +270,7 @@ class Writer:
         self._table(SEQUENCE_ROW, (), np.dtype(np.int64))
         self._table(HASHES, (32,), np.dtype(np.uint8))
         for name in record.others:
-            self._file.create_dataset(
+            self._tables[f"{OTHERS}/{name}"] = self._file.create_dataset(
                 f"{OTHERS}/{name}", shape=(0,), maxshape=(None,), chunks=(256,), dtype=h5py.vlen_dtype(np.uint8)
             )
 
@@ -268,7 +278,7 @@ class Writer:
         small = int(np.prod(shape)) * dtype.itemsize < 256
         chunks = (256 if small else 1, *shape)
         options = {} if small else _COMPRESSED
-        self._file.create_dataset(
+        self._tables[name] = self._file.create_dataset(
             name, shape=(rows, *shape), maxshape=(None, *shape), chunks=chunks, dtype=dtype, **options
         )
 
@@ -294,10 +304,10 @@ class Writer:
                 self._files.append(name)
             return self._files.index(name), row
         if key not in self._own:
-            dataset = self._file[SEQUENCES]
+            table = self._tables[SEQUENCES]
             self._own[key] = len(self._own)
-            dataset.resize(len(self._own), axis=0)
-            dataset[self._own[key]] = np.frombuffer(sequence, dtype=np.uint8)
+            table.resize(len(self._own), axis=0)
+            table[self._own[key]] = np.frombuffer(sequence, dtype=np.uint8)
         return 0, self._own[key]
 
 

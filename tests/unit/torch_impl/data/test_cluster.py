@@ -19,7 +19,7 @@ SCRIPT = textwrap.dedent(
     import os, signal, sys, threading, time
     from pathlib import Path
 
-    from dask.distributed import LocalCluster
+    from distributed import LocalCluster
     from torch_impl.data import convert as module
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
 
