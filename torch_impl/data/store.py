@@ -35,7 +35,8 @@ PARTIAL = ".partial-"
 SEQUENCES, SEQUENCE_FILE, SEQUENCE_ROW = "sequences", "sequence_file", "sequence_row"
 FILES, HASHES, OTHERS = "files", "sha256", "others"
 _COMPRESSED = {**hdf5plugin.Zstd(clevel=1), "fletcher32": True}
-"""Faster than gzip both ways, and smaller; a checksum for each chunk, which gzip would have had. Other programs read it with the plugins of the same library."""
+"""Faster than gzip both ways, and smaller; a checksum for each chunk, which gzip would have had. Other programs read it
+with the plugins of the same library."""
 _OPEN_FILES = 64
 """Files that one process keeps open; the systems' limit is often 256 and a dataset may have more."""
 

@@ -20,8 +20,7 @@ SCRIPT = textwrap.dedent(
     from pathlib import Path
 
     from distributed import LocalCluster
-    from torch_impl.data import convert as module
-from torch_impl.data.convert import convert_tfrecord_to_hdf5
+    from torch_impl.data.convert import convert_tfrecord_to_hdf5
 
     def main():
         source, target = sys.argv[1:]
