@@ -28,7 +28,7 @@ def synthetic_record(config: ExampleConfig, seed: int, *, sequence_seed: int | N
     # Beyond both limits: 150 for one value, 2000 for the sum of a bin.
     atac[: 2 * config.values_per_bin] = 160
     peaks = np.zeros(config.output_length, dtype=np.int32)
-    chosen = generator.choice(config.output_length, size=3, replace=False)
+    chosen = generator.choice(config.output_length, size=min(3, config.output_length), replace=False)
     peaks[[*chosen, config.crop_size, config.output_length - config.crop_size - 1]] = 1
     dtype = np.float32 if config.finetuning else np.float16
     extra = {}

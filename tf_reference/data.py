@@ -9,7 +9,6 @@ N, M motifs.
 """
 
 import dataclasses
-import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -407,7 +406,9 @@ def training_dataset(
     deterministic: bool = False,
     dtypes: Mapping[str, tf.DType] | None = None,
 ) -> tf.data.Dataset:
-    """Batches of ``path/train``: files shuffled twice by the seed, records in the order of their files.
+    """Batches of ``path/train``: files shuffled by the seed anew in each pass, records in the order of their files.
+
+    The original shuffles the names of files in Python first. That has no effect: ``list_files`` sorts them.
 
     Args:
         path: Folder with the subfolder.
@@ -422,7 +423,6 @@ def training_dataset(
         ValueError: There are no files.
     """
     files = _files(path, "train")
-    random.Random(seed).shuffle(files)
     listed = tf.data.Dataset.list_files(files, shuffle=True, seed=seed)
     passes = (3 if reader.finetuning else 2) if repeat is None else repeat
     batches = _examples(listed, reader, seed, deterministic, dtypes).repeat(passes).batch(batch_size)

@@ -35,6 +35,7 @@ ATAC_STEM_KERNEL_SIZE = 50
 ATAC_STEM_WIDTH = 32
 SHORT_SUM = 256
 SHORT_PRODUCT = 64
+WIDENED_ROWS = 1 << 16
 OWN_CONSTANTS = "philox"
 BFLOAT16_PRODUCTS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """Whether this processor has fast bfloat16 products. Without, PyTorch's own take ten times as long as float32 ones."""
@@ -648,7 +649,16 @@ def _linear(
 ) -> Float[Tensor, "... c"]:
     """Input times transposed weight, in the dtype of the input."""
     bias = None if bias is None else bias.to(x.dtype)
-    return F.linear(*_for_product(x, weight.to(x.dtype), bias)).to(x.dtype)
+    weight = weight.to(x.dtype)
+    wide = _for_product(x[:0], weight, bias)[0].dtype
+    if wide == x.dtype or torch.is_grad_enabled():
+        return F.linear(*_for_product(x, weight, bias)).to(x.dtype)
+    # A part at a time, so that the widened copies stay small beside the activations.
+    rows = x.flatten(0, -2)
+    result = x.new_empty(rows.shape[0], weight.shape[0])
+    for given, found in zip(rows.split(WIDENED_ROWS), result.split(WIDENED_ROWS), strict=True):
+        found.copy_(F.linear(*_for_product(given, weight, bias)))
+    return result.unflatten(0, x.shape[:-1])
 
 
 def _einsum(equation: str, left: Tensor, right: Tensor) -> Tensor:

@@ -84,6 +84,15 @@ def drawing(**parts: Any) -> Callable[[int], Any]:
     return Faulty
 
 
+class BoostedLess(TensorFlowDraws):
+    """Twice the rate where it should be three times."""
+
+    def draw(self, *arguments: Any, **options: Any) -> Draws:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(examples, "BOOST", 2)
+            return super().draw(*arguments, **options)
+
+
 def narrow_mask(peak: int | None, kept_regions: np.ndarray, config: ExampleConfig) -> np.ndarray:
     """As wide as a region."""
     visible = np.ones(config.output_length, dtype=bool)
@@ -133,6 +142,12 @@ def target_without_noise(record: Any, draws: Draws, config: ExampleConfig, **tab
     )
 
 
+def signed_motif_noise(activity: np.ndarray, noise: np.ndarray, config: ExampleConfig, *tables: Any) -> np.ndarray:
+    """Scaled to the unit interval, and the noise itself added."""
+    plain = original_scaling(activity, np.zeros_like(noise), config, *tables)
+    return plain + noise if config.use_motif_activity else plain
+
+
 def of_masked_bins(record: Any, draws: Draws, config: ExampleConfig, **tables: Any) -> Any:
     example = make_example(record, draws, config, **tables)
     return example._replace(unmask=example.mask)
@@ -168,6 +183,12 @@ FAULTS: dict[str, tuple[PortData, set[str]]] = {
         PortData(make=changed(base_indices=lambda s: original_bases(bytes(b if b < 97 else 78 for b in s)))),
         {AUGMENTATION},
     ),
+    "accessibility with noise of either sign": (
+        PortData(make=changed(add_noise=lambda atac, noise: np.ravel(atac).astype(np.float32) + np.ravel(noise))),
+        {AUGMENTATION},
+    ),
+    "motifs with noise of either sign": (PortData(make=changed(scale_motifs=signed_motif_noise)), {AUGMENTATION}),
+    "a boost of two": (PortData(source=BoostedLess), {DRAWS}),
     "the next seed": (PortData(source=lambda seed: TensorFlowDraws(seed + 1)), {DRAWS}),
     "regions kept at a draw above the rate only": (
         PortData(source=drawing(stateless_uniform=lambda *a: original_uniform(*a) - np.float32(2**-23))),
@@ -182,6 +203,7 @@ FAULTS: dict[str, tuple[PortData, set[str]]] = {
         {MASKS, AUGMENTATION},
     ),
 }
+original_scaling = examples.scale_motifs
 original_bases = examples.base_indices
 original_uniform = draws_module.stateless_uniform
 original_permutation = draws_module.stateless_permutation

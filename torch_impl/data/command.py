@@ -22,7 +22,7 @@ from torch_impl.data.draws import Draws, OwnDraws
 from torch_impl.data.examples import Example, ExampleConfig, make_example
 from torch_impl.data.records import ARRAYS, DataError, Record
 from torch_impl.data.store import Store
-from torch_impl.data.tfrecord import read_records
+from torch_impl.data.tfrecord import Compression, read_records
 
 DONE, DIFFERENT = 0, 1
 SHOWN = 10
@@ -34,17 +34,19 @@ def convert(
     workers: int = 1,
     on_error: Literal["raise", "skip"] = "raise",
     scheduler: str | None = None,
+    compression: Compression | None = None,
 ) -> int:
     """Convert TFRecords to HDF5; what was converted before is not done again.
 
     Exit status 0: all is converted; 1: some records were skipped, as asked for; 2: bad input.
 
     Args:
-        src: A .tfr file, or a folder of such files; its subfolders are kept.
+        src: A .tfr file, a folder of such files, whose subfolders are kept, or a pattern with wildcards, in quotes.
         dst: Folder to write; `epibert data verify` proves it equal to the source.
         workers: Processes that convert, each a file at a time.
         on_error: End with the first record that cannot be used, or skip it and report it.
         scheduler: Address of a Dask scheduler whose workers convert instead, such as tcp://host:8786.
+        compression: Of the sources; found out if not given.
     """
     if workers < 1:
         raise DataError(f"workers must be at least 1, not {workers}")
@@ -65,7 +67,13 @@ def convert(
             bar.update(task, completed=state.source_bytes, description=text)
 
         found = convert_tfrecord_to_hdf5(
-            src, dst, workers=workers, on_error=on_error, scheduler=scheduler, progress=show
+            src,
+            dst,
+            workers=workers,
+            on_error=on_error,
+            compression=compression,
+            scheduler=scheduler,
+            progress=show,
         )
     _report(console, "converted", found)
     return DIFFERENT if found.skipped else DONE

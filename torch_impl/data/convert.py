@@ -8,6 +8,7 @@ way it is run, and a file that looks whole is whole.
 import contextlib
 import dataclasses
 import functools
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -22,14 +23,33 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch_impl.data.records import DataError, check_record
-from torch_impl.data.store import MANIFEST, PARTIAL, SCHEMA, Part, Store, Writer, parts
-from torch_impl.data.tfrecord import Compression, content_hash, decode, read_frames, write_records
+from torch_impl.data.store import MANIFEST, PARTIAL, SCHEMA, Part, Place, Store, Writer, parts, places, reserved
+from torch_impl.data.tfrecord import (
+    Compression,
+    compression_of,
+    content_hash,
+    decode,
+    read_frames,
+    write_records,
+)
 
 OnError = Literal["raise", "skip"]
 SUFFIX = ".tfr"
 ANSWER_SECONDS = 10
 """How long a scheduler is waited for."""
-PACKAGES = ("h5py", "numpy", "protobuf", "google-crc32c")
+PACKAGES = ("h5py", "hdf5plugin", "numpy", "protobuf", "google-crc32c")
+IN_MANIFEST = (
+    "name",
+    "source",
+    "source_bytes",
+    "source_sha256",
+    "compression",
+    "features",
+    "records",
+    "skipped",
+    "versions",
+)
+"""What the manifest repeats of each file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +101,8 @@ def convert_tfrecord_to_hdf5(
     """Converts files of training records; what is finished already is not done again.
 
     Args:
-        source: A ``*.tfr`` file, or a folder, of which all such files are taken and subfolders are kept.
+        source: A ``*.tfr`` file, a folder, of which all such files are taken and subfolders are kept, or a pattern of
+            such files with wildcards.
         target: Folder to write.
         workers: Processes on this machine; sequences that files have in common are stored once by one worker, and at
             most once for each by several.
@@ -109,7 +130,8 @@ def convert_tfrecord_to_hdf5(
     done: dict[str, Part] = {}
 
     def finished(name: str, part: Part) -> None:
-        done[name] = part
+        # Hashes of millions of records would fill memory, and they are on disk.
+        done[name] = dataclasses.replace(part, hashes=(), sequences=())
         progress(
             Progress(
                 files=len(done),
@@ -121,6 +143,9 @@ def convert_tfrecord_to_hdf5(
         )
 
     if scheduler is not None:
+        # Workers may run in another folder.
+        jobs = {name: path.resolve() for name, path in jobs.items()}
+        convert = functools.partial(convert, target=target.resolve())
         _by_cluster(scheduler, convert, jobs, finished)
     elif workers == 1 or len(jobs) == 1:
         for name, path in jobs.items():
@@ -146,20 +171,21 @@ def verify_hdf5(source: str | Path, target: str | Path) -> Conversion:
     started = time.perf_counter()
     target = Path(target)
     jobs = find_sources(source)
-    described = {part.name: part for _, part in parts(target)}
-    missing, left = sorted(jobs.keys() - described.keys()), sorted(described.keys() - jobs.keys())
+    described = {part.name for _, part in parts(target)}
+    missing, left = sorted(jobs.keys() - described), sorted(described - jobs.keys())
     if missing or left:
         what = f"{missing[0]} was not converted" if missing else f"{left[0]} has no source"
         raise DataError(f"{target}: {what}, and {len(missing) + len(left) - 1} more differ")
     store = Store(target)
-    first = 0
-    for part in store.parts:
+    first, skipped = 0, []
+    for _, part in parts(target):
         _verify_file(jobs[part.name], part, store, first)
         first += part.records
+        skipped += _skipped([part])
     return Conversion(
         files=len(jobs),
         records=len(store),
-        skipped=_skipped(list(described.values())),
+        skipped=tuple(skipped),
         seconds=time.perf_counter() - started,
     )
 
@@ -174,8 +200,8 @@ def export_hdf5_to_tfrecord(target: str | Path, destination: str | Path) -> Conv
     """
     started = time.perf_counter()
     store = Store(target)
-    first = 0
-    for part in store.parts:
+    first, files = 0, 0
+    for _, part in parts(Path(target)):
         path = Path(destination) / f"{part.name}{SUFFIX}"
         with _writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,25 +211,39 @@ def export_hdf5_to_tfrecord(target: str | Path, destination: str | Path) -> Conv
                 scratch.replace(path)
             finally:
                 scratch.unlink(missing_ok=True)
-        first += part.records
-    return Conversion(files=len(store.parts), records=len(store), skipped=(), seconds=time.perf_counter() - started)
+        first, files = first + part.records, files + 1
+    return Conversion(files=files, records=len(store), skipped=(), seconds=time.perf_counter() - started)
 
 
 def find_sources(source: str | Path) -> dict[str, Path]:
     """Files to convert by the name of what they become, in order.
 
+    Args:
+        source: A file; a folder; or a pattern, whose files keep the subfolders below its part without wildcards.
+
     Raises:
-        DataError: There are none.
+        DataError: There are none, or what one becomes would have a name that means something else.
     """
     source = Path(source)
     if source.is_file():
-        return {source.stem: source}
-    if not source.is_dir():
+        folder, found = source.parent, [source]
+    elif source.is_dir():
+        folder, found = source, sorted(source.rglob(f"*{SUFFIX}"))
+    elif glob.has_magic(str(source)):
+        folder = next(path for path in source.parents if not glob.has_magic(str(path)))
+        found = sorted(folder.glob(str(source.relative_to(folder))))
+    else:
         raise DataError(f"{source}: does not exist")
-    found = sorted(source.rglob(f"*{SUFFIX}"))
+    found = [path for path in found if path.is_file()]
     if not found:
         raise DataError(f"{source}: holds no {SUFFIX} files")
-    return {path.relative_to(source).with_suffix("").as_posix(): path for path in found}
+    names = {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+    for name, path in names.items():
+        if reserved(f"{Path(name).name}.json"):
+            raise DataError(f"{path}: would become a file of a name that means something else; rename it")
+    if len(names) < len(found):
+        raise DataError(f"{source}: holds two files that differ in their suffix alone")
+    return names
 
 
 # --- one file --------------------------------------------------------------------------------------------------------
@@ -215,9 +255,7 @@ def _convert_file(source: Path, name: str, *, target: Path, on_error: OnError, c
     described = path.with_suffix(".json")
     if described.is_file():
         return _finished_before(source, path, Part.read(described))
-    known = {
-        bytes.fromhex(key): (other, row) for other, part in parts(target) for row, key in enumerate(part.sequences)
-    }
+    known = places(target)
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
@@ -235,7 +273,7 @@ def _write(
     source: Path,
     name: str,
     scratch: Path,
-    known: dict[bytes, tuple[Path, int]],
+    known: dict[bytes, Place],
     on_error: OnError,
     compression: Compression | None,
 ) -> Part:
@@ -251,7 +289,7 @@ def _write(
                 writer.append(record)
             except DataError as error:
                 if on_error == "raise":
-                    raise DataError(f"{source}: record {frame.number}: {error}") from None
+                    raise DataError(f"{source}: {frame.describe(error)}") from None
                 lost = " and all that follow" if frame.last else ""
                 skipped.append((frame.number, f"{error}{lost}"))
         if not writer.hashes:
@@ -266,7 +304,8 @@ def _write(
         source_bytes=source.stat().st_size,
         # What follows a damaged length was not read.
         source_sha256=digest.hexdigest() if not skipped else hash_file(source),
-        compression=compression or "found out",
+        compression=compression or compression_of(source),
+        features=writer.features,
         records=len(writer.hashes),
         skipped=tuple(skipped),
         hashes=tuple(writer.hashes),
@@ -291,12 +330,15 @@ def _verify_file(source: Path, part: Part, store: Store, first: int) -> None:
         if frame.number in skipped:
             continue
         if frame.payload is None:
-            raise DataError(f"{source}: record {frame.number}: {frame.error}")
+            raise DataError(f"{source}: {frame.describe(frame.error)}")
         if row == part.records:
-            raise DataError(f"{source}: record {frame.number}: was not converted")
-        expected = content_hash(decode(frame.payload))
+            raise DataError(f"{source}: {frame.describe('was not converted')}")
+        try:
+            expected = content_hash(decode(frame.payload))
+        except DataError as error:
+            raise DataError(f"{source}: {frame.describe(error)}") from None
         if content_hash(store[first + row]) != expected or part.hashes[row] != expected.hex():
-            raise DataError(f"{source}: record {frame.number}: differs from what was converted")
+            raise DataError(f"{source}: {frame.describe('differs from what was converted')}")
         row += 1
     if row != part.records:
         raise DataError(f"{source}: {part.records} records were converted, the source has {row}")
@@ -348,23 +390,18 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _write_manifest(target: Path) -> None:
-    found = [part for _, part in parts(target)]
-    content: dict[str, Any] = {
+    files: list[dict[str, Any]] = []
+    sequences = 0
+    for _, part in parts(target):
+        # The hashes of all records lie beside their files; those of millions would fill memory here.
+        files.append({name: getattr(part, name) for name in IN_MANIFEST})
+        sequences += len(part.sequences)
+    content = {
         "schema": SCHEMA,
-        "files": [
-            {
-                "name": part.name,
-                "source": part.source,
-                "source_bytes": part.source_bytes,
-                "source_sha256": part.source_sha256,
-                "records": part.records,
-                "skipped": part.skipped,
-            }
-            for part in found
-        ],
-        "records": sum(part.records for part in found),
-        "skipped": sum(len(part.skipped) for part in found),
-        "sequences": sum(len(part.sequences) for part in found),
+        "files": files,
+        "records": sum(file["records"] for file in files),
+        "skipped": sum(len(file["skipped"]) for file in files),
+        "sequences": sequences,
     }
     with _writing(target / MANIFEST):
         _remove_leftovers(target / MANIFEST)
@@ -415,7 +452,10 @@ def _by_cluster(
 ) -> None:
     """The same work on a Dask cluster, which gives the files of a lost worker to another."""
     try:
-        from distributed import Client, as_completed
+        from concurrent.futures import CancelledError
+
+        from distributed import Client, KilledWorker, as_completed
+        from distributed.comm.core import CommClosedError
     except ImportError:
         raise DataError("a scheduler needs Dask: install the extra 'cluster'") from None
     try:
@@ -424,8 +464,17 @@ def _by_cluster(
         raise DataError(f"{address}: no scheduler answers: {error}") from None
     with client:
         futures = {
-            client.submit(convert, path.resolve(), name, pure=False, key=f"convert-{name}"): name
+            # A key of its own: of two calls with one key the second is given the first one's result, of another folder.
+            client.submit(convert, path, name, pure=False, key=f"convert-{name}-{uuid.uuid4().hex}"): name
             for name, path in jobs.items()
         }
         for future in as_completed(futures):
-            finished(futures[future], future.result())
+            try:
+                part = future.result()
+            except KilledWorker:
+                raise DataError(
+                    f"{jobs[futures[future]]}: every worker that converted it was killed; call again to go on"
+                ) from None
+            except (CancelledError, CommClosedError):
+                raise DataError(f"{address}: the scheduler was lost; call again to go on") from None
+            finished(futures[future], part)

@@ -239,10 +239,7 @@ class TensorFlowDraws:
             seed = validation_seed(record, atac_noise)
             shift_seed = (seed + 1, seed + 7)
         motif_noise = self.generator.normal((config.num_motifs,), 0.0, MOTIF_NOISE_DEVIATION[config.motif_scaling])
-        candidates = peak_candidates(record, config)
-        peak = int(candidates[stateless_permutation(len(candidates), (seed + 4, 5))[0]]) if len(candidates) else None
-        kept = stateless_uniform((config.regions,), (0, seed - 5)) >= config.mask_rate(boost=boost)
-        seen, most = unmask_candidates(visible_bins(peak, kept, config), config)
+        peak, kept, unmasked = tensorflow_mask(seed, peak_candidates(record, config), config, boost=boost)
         blocks = config.output_length_ATAC // NOISE_BLOCK
         atac = sequence = None
         if not config.use_atac:
@@ -255,7 +252,7 @@ class TensorFlowDraws:
             boost=boost,
             peak=peak,
             kept_regions=kept,
-            unmasked=seen[stateless_permutation(len(seen), (0, seed + 1))[:most]],
+            unmasked=unmasked,
             atac_noise=atac_noise,
             motif_noise=motif_noise,
             block_order=stateless_permutation(blocks, (seed + 34, seed + 4)) if config.mask_noise else None,
@@ -265,6 +262,26 @@ class TensorFlowDraws:
 
     def _atac_noise(self, config: ExampleConfig) -> np.ndarray:
         return self.generator.normal((config.output_length_ATAC, 1), ATAC_NOISE_MEAN, ATAC_NOISE_DEVIATION)
+
+
+def tensorflow_mask(
+    seed: int, candidates: np.ndarray, config: ExampleConfig, *, boost: bool
+) -> tuple[int | None, np.ndarray, np.ndarray]:
+    """What the original draws for the mask of one example (spec, section 4.5).
+
+    Args:
+        seed: Of the example.
+        candidates: Cropped bins with the centre of a peak.
+        config: How examples are made.
+        boost: Whether three times as many regions are masked.
+
+    Returns:
+        ``peak``, ``kept_regions`` and ``unmasked``, as in ``Draws``.
+    """
+    peak = int(candidates[stateless_permutation(len(candidates), (seed + 4, 5))[0]]) if len(candidates) else None
+    kept = stateless_uniform((config.regions,), (0, seed - 5)) >= config.mask_rate(boost=boost)
+    seen, most = unmask_candidates(visible_bins(peak, kept, config), config)
+    return peak, kept, seen[stateless_permutation(len(seen), (0, seed + 1))[:most]]
 
 
 def validation_seed(record: Record, atac_noise: np.ndarray) -> int:

@@ -8,16 +8,18 @@ A folder of converted records::
 
 Every array of a file has one row for each record and one chunk for each row, compressed, so reading an example takes as
 long in a large file as in a small one. Sequences lie in a table of their own; records name a file and a row of it, so
-records of several cell types share theirs.
+records of several cell types share theirs. A file whose sequences others share is known to them by what it stores, so
+that they do not read another's sequences when it is not what it was.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
 """Begins the name of what is being written; a conversion that is killed leaves such files."""
 SEQUENCES, SEQUENCE_FILE, SEQUENCE_ROW = "sequences", "sequence_file", "sequence_row"
-FILES, HASHES, OTHERS = "files", "sha256", "others"
+FILES, FILE_CONTENTS, CONTENTS = "files", "files_sequences_sha256", "sequences_sha256"
+HASHES, OTHERS, NAME = "sha256", "others", "name"
 _COMPRESSED = {**hdf5plugin.Zstd(clevel=1), "fletcher32": True}
 """Faster than gzip both ways, and smaller; a checksum for each chunk, which gzip would have had. Other programs read it
 with the plugins of the same library."""
@@ -50,7 +53,8 @@ class Part:
         source: Name of the source file.
         source_bytes: Its size.
         source_sha256: Of its bytes on disk.
-        compression: Of the source.
+        compression: Of the source; ``NONE`` when it was not.
+        features: Type and shape of every array, which is that of all its records, and the length of the sequences.
         records: Number of records that were converted.
         skipped: For each that was not, its number in the source and why.
         hashes: sha256 of the content of every record, in order.
@@ -63,6 +67,7 @@ class Part:
     source_bytes: int
     source_sha256: str
     compression: str
+    features: Mapping[str, str]
     records: int
     skipped: tuple[tuple[int, str], ...]
     hashes: tuple[str, ...]
@@ -93,11 +98,57 @@ class Part:
             raise DataError(f"{path}: damaged: {error}") from None
 
 
-def parts(folder: Path) -> list[tuple[Path, Part]]:
+def parts(folder: Path) -> Iterator[tuple[Path, Part]]:
     """All finished files of a folder and its subfolders, by name: (path of the HDF5 file, what is in it)."""
-    found = folder.rglob("*.json")
-    described = sorted(path for path in found if path.name != MANIFEST and not path.name.startswith(PARTIAL))
-    return [(path.with_suffix(".h5"), Part.read(path)) for path in described]
+    for path in descriptions(folder):
+        yield path.with_suffix(".h5"), Part.read(path)
+
+
+def descriptions(folder: Path) -> list[Path]:
+    """Descriptions of all finished files of a folder and its subfolders, by name."""
+    return sorted(path for path in folder.rglob("*.json") if not reserved(path.name))
+
+
+def reserved(name: str) -> bool:
+    """Whether a file of this name is none of the converted ones."""
+    return name == MANIFEST or name.startswith(PARTIAL)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a sequence lies already.
+
+    Attributes:
+        path: HDF5 file.
+        row: Of its table of sequences.
+        contents: What that table holds, as ``sequences_hash`` says.
+    """
+
+    path: Path
+    row: int
+    contents: str
+
+
+def places(folder: Path) -> dict[bytes, Place]:
+    """Where all sequences of the finished files of a folder lie, by their sha256."""
+    return {
+        key: Place(path=path.with_suffix(".h5"), row=row, contents=contents)
+        for path in descriptions(folder)
+        for keys, contents in [_stored_sequences(path, path.stat().st_mtime_ns)]
+        for row, key in enumerate(keys)
+    }
+
+
+@functools.cache
+def _stored_sequences(path: Path, changed: int) -> tuple[tuple[bytes, ...], str]:
+    """Sequences of a finished file. Read once by each process, or every file would read those of all files before."""
+    keys = tuple(bytes.fromhex(key) for key in Part.read(path).sequences)
+    return keys, sequences_hash(keys)
+
+
+def sequences_hash(keys: Iterable[bytes]) -> str:
+    """One hash of the sequences of a file, in order."""
+    return hashlib.sha256(b"".join(keys)).hexdigest()
 
 
 class Store:
@@ -115,15 +166,15 @@ class Store:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        found = parts(self.folder) if self.folder.is_dir() else []
+        # Paths and numbers alone: all that is known of millions of records would fill memory and go to every worker.
+        found = [(path, part.records) for path, part in parts(self.folder)] if self.folder.is_dir() else []
         if not found:
             raise DataError(f"{folder}: holds no converted records")
         for path, _ in found:
             if not path.is_file():
                 raise DataError(f"{path}: is missing, although it was converted")
-        self.parts = tuple(part for _, part in found)
         self._paths = tuple(path for path, _ in found)
-        self.shard_sizes = tuple(part.records for part in self.parts)
+        self.shard_sizes = tuple(records for _, records in found)
         self._ends = np.cumsum(self.shard_sizes)
         self._open: dict[Path, _Opened] = {}
         self._process = os.getpid()
@@ -140,7 +191,9 @@ class Store:
         path, row = self.locate(index)
         try:
             return self._read(path, row)
-        except (OSError, KeyError, RuntimeError) as error:
+        except DataError:
+            raise
+        except (OSError, KeyError, IndexError, RuntimeError, ValueError) as error:
             raise DataError(f"{path}: record {row}: cannot be read: {error}") from None
 
     def locate(self, index: int) -> tuple[Path, int]:
@@ -180,18 +233,34 @@ class Store:
         arrays: dict[str, Any] = {name: found.tables[name][row] for name in ARRAYS if name in found.tables}
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
         others = {name: table[row].tobytes() for name, table in found.others.items()}
-        owner = found if not number else self._file((path.parent / found.files[number]).resolve())
+        owner = found if not number else self._owner(found, number)
         return Record(sequence=owner.tables[SEQUENCES][place].tobytes(), others=others, **arrays)
+
+    def _owner(self, found: "_Opened", number: int) -> "_Opened":
+        """The file in which sequences of another one lie."""
+        path, contents = found.files[number]
+        owner = self._file(path)
+        if owner.contents != contents:
+            raise DataError(
+                f"{found.path}: shares sequences of {path}, which was converted again since and stores others; remove "
+                f"{found.path.with_suffix('.json')} and convert again"
+            )
+        return owner
 
 
 class _Opened:
     """An open file and its tables, looked up once."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self.file: Any = h5py.File(path, "r")
         self.tables = {name: table for name, table in self.file.items() if name != OTHERS}
-        self.others = dict(self.file[OTHERS].items())
-        self.files = [str(name) for name in self.file.attrs[FILES]]
+        self.others = {json.loads(table.attrs[NAME]): table for table in self.file[OTHERS].values()}
+        self.contents = str(self.file.attrs[CONTENTS])
+        names, contents = self.file.attrs[FILES], self.file.attrs[FILE_CONTENTS]
+        self.files = [
+            ((path.parent / str(name)).resolve(), str(each)) for name, each in zip(names, contents, strict=True)
+        ]
 
 
 class Writer:
@@ -199,18 +268,20 @@ class Writer:
 
     Args:
         path: File to write.
-        known: Where sequences lie already: sha256 to (file, row).
+        known: Where sequences lie already, by their sha256.
     """
 
-    def __init__(self, path: Path, known: Mapping[bytes, tuple[Path, int]]) -> None:
+    def __init__(self, path: Path, known: Mapping[bytes, Place]) -> None:
         self._folder = path.parent
         self._known = known
         self._own: dict[bytes, int] = {}
-        self._files: list[str] = [""]
+        # Name and contents of the files whose sequences are shared; the first is this one.
+        self._files: list[tuple[str, str]] = [("", "")]
         self._sink = _Sink(path)
         self._file: Any = h5py.File(self._sink, "w", libver="latest")
         self._file.create_group(OTHERS)
         self._tables: dict[str, Any] = {}
+        self._others: dict[str, Any] = {}
         self.hashes: list[str] = []
         self._first: Record | None = None
 
@@ -219,12 +290,20 @@ class Writer:
         """sha256 of every sequence that this file stores."""
         return tuple(key.hex() for key in self._own)
 
+    @property
+    def features(self) -> dict[str, str]:
+        """Type and shape of every array that records have, and the length of their sequence."""
+        if self._first is None:
+            return {}
+        kinds = {name: _kind(getattr(self._first, name)) for name in ARRAYS if getattr(self._first, name) is not None}
+        return {"sequence": f"{len(self._first.sequence)} letters", **kinds}
+
     def append(self, record: Record) -> None:
         """One more record.
 
         Raises:
             DataError: Its features are not those of the first one, or differ from them in shape or type.
-        OSError: The file cannot be written any further.
+            OSError: The file cannot be written any further.
         """
         if self._first is None:
             self._first = record
@@ -235,9 +314,9 @@ class Writer:
         digest = content_hash(record)
         values: dict[str, Any] = {name: getattr(record, name) for name in ARRAYS if getattr(record, name) is not None}
         values |= {SEQUENCE_FILE: file, SEQUENCE_ROW: row, HASHES: np.frombuffer(digest, dtype=np.uint8)}
-        values |= {f"{OTHERS}/{name}": np.frombuffer(data, np.uint8) for name, data in record.others.items()}
-        for name, value in values.items():
-            table = self._tables[name]
+        rows = [(self._tables[name], value) for name, value in values.items()]
+        rows += [(self._others[name], np.frombuffer(data, np.uint8)) for name, data in record.others.items()]
+        for table, value in rows:
             table.resize(number + 1, axis=0)
             table[number] = value
         self._sink.check()
@@ -249,7 +328,9 @@ class Writer:
         Raises:
             OSError: It cannot be written.
         """
-        self._file.attrs[FILES] = self._files
+        self._file.attrs[CONTENTS] = sequences_hash(self._own)
+        self._file.attrs[FILES] = [name for name, _ in self._files]
+        self._file.attrs[FILE_CONTENTS] = [contents for _, contents in self._files]
         self._file.close()
         self._sink.check()
         self._sink.close()
@@ -270,10 +351,12 @@ class Writer:
         self._table(SEQUENCE_FILE, (), np.dtype(np.int32))
         self._table(SEQUENCE_ROW, (), np.dtype(np.int64))
         self._table(HASHES, (32,), np.dtype(np.uint8))
-        for name in record.others:
-            self._tables[f"{OTHERS}/{name}"] = self._file.create_dataset(
-                f"{OTHERS}/{name}", shape=(0,), maxshape=(None,), chunks=(256,), dtype=h5py.vlen_dtype(np.uint8)
+        for number, name in enumerate(record.others):
+            # Numbered, because HDF5 takes a name apart at every slash and TensorFlow does not.
+            self._others[name] = self._file.create_dataset(
+                f"{OTHERS}/{number}", shape=(0,), maxshape=(None,), chunks=(256,), dtype=h5py.vlen_dtype(np.uint8)
             )
+            self._others[name].attrs[NAME] = json.dumps(name)
 
     def _table(self, name: str, shape: tuple[int, ...], dtype: np.dtype, rows: int = 0) -> None:
         small = int(np.prod(shape)) * dtype.itemsize < 256
@@ -299,11 +382,11 @@ class Writer:
         """Number of the file, and row, of a sequence, which is stored unless it lies somewhere already."""
         key = hashlib.sha256(sequence).digest()
         if key in self._known:
-            path, row = self._known[key]
-            name = os.path.relpath(path, self._folder)
-            if name not in self._files:
-                self._files.append(name)
-            return self._files.index(name), row
+            place = self._known[key]
+            shared = (os.path.relpath(place.path, self._folder), place.contents)
+            if shared not in self._files:
+                self._files.append(shared)
+            return self._files.index(shared), place.row
         if key not in self._own:
             table = self._tables[SEQUENCES]
             self._own[key] = len(self._own)

@@ -8,6 +8,7 @@ of their own, because TensorFlow may register the same names in the same process
 
 import dataclasses
 import hashlib
+import math
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -49,15 +50,21 @@ class Frame:
 
     Attributes:
         number: Counted from 0.
+        offset: Bytes before it, after decompression.
         payload: Its data; None when they are damaged.
         error: What is wrong with it; empty when nothing is.
         last: Nothing can be read after it, although the file has not come to its end.
     """
 
     number: int
+    offset: int
     payload: bytes | None = None
     error: str = ""
     last: bool = False
+
+    def describe(self, error: object) -> str:
+        """Which frame it is, where it lies, and what is wrong with it."""
+        return f"record {self.number}: {error} (its frame begins at byte {self.offset} of the decompressed data)"
 
 
 def read_records(path: str | Path, compression: Compression | None = None) -> Iterator[Record]:
@@ -72,11 +79,12 @@ def read_records(path: str | Path, compression: Compression | None = None) -> It
     """
     for frame in read_frames(path, compression):
         if frame.payload is None:
-            raise DataError(f"{path}: record {frame.number}: {frame.error}")
+            raise DataError(f"{path}: {frame.describe(frame.error)}")
         try:
-            yield decode(frame.payload)
+            record = decode(frame.payload)
         except DataError as error:
-            raise DataError(f"{path}: record {frame.number}: {error}") from None
+            raise DataError(f"{path}: {frame.describe(error)}") from None
+        yield record
 
 
 def read_frames(
@@ -104,6 +112,12 @@ def read_frames(
             yield from _frames(_Stream(file, head, found, seen))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def compression_of(path: str | Path) -> str:
+    """How a file is compressed; ``NONE`` as well when it is no TFRecord file."""
+    with Path(path).open("rb") as file:
+        return find_compression(file.read(12)) or "NONE"
 
 
 def find_compression(head: bytes) -> Compression | None:
@@ -172,7 +186,7 @@ class _Stream:
 
 
 def _frames(stream: _Stream) -> Iterator[Frame]:
-    number = 0
+    number, offset = 0, 0
     while True:
         try:
             head = stream.read(12)
@@ -189,13 +203,13 @@ def _frames(stream: _Stream) -> Iterator[Frame]:
             if len(payload) < length or len(checksum) < 4:
                 raise DataError("the file ends within the data of a frame: it is truncated")
         except DataError as error:
-            yield Frame(number=number, error=str(error), last=True)
+            yield Frame(number=number, offset=offset, error=str(error), last=True)
             return
         if struct.unpack("<I", checksum)[0] != _masked_checksum(payload):
-            yield Frame(number=number, error="the checksum of the data does not match")
+            yield Frame(number=number, offset=offset, error="the checksum of the data does not match")
         else:
-            yield Frame(number=number, payload=payload)
-        number += 1
+            yield Frame(number=number, offset=offset, payload=payload)
+        number, offset = number + 1, offset + len(head) + len(payload) + len(checksum)
 
 
 def write_records(path: str | Path, records: Iterable[Record], compression: Compression = "ZLIB") -> int:
@@ -314,7 +328,9 @@ def _array(serialized: bytes, name: str) -> np.ndarray:
         raise DataError(f"{name} has shape {shape}, not {RANKS.get(name, 0)} dimensions")
     if len(shape) == 2 and shape[1] != 1:
         raise DataError(f"{name} has shape {shape}, not (n, 1)")
-    count = int(np.prod(shape))
+    count = math.prod(shape)
+    if count * dtype.itemsize >= _LARGEST:
+        raise DataError(f"{name} has shape {shape}, more than a message can hold")
     if message.tensor_content:
         if len(message.tensor_content) != count * dtype.itemsize:
             raise DataError(
@@ -328,6 +344,9 @@ def _array(serialized: bytes, name: str) -> np.ndarray:
 def _listed(message: Any, dtype: np.dtype, count: int, name: str) -> np.ndarray:
     """Values in a list of their own type; what is not listed repeats the last, and nothing listed is zero."""
     if dtype == np.float16:
+        wrong = [value for value in message.half_val if not 0 <= value <= np.iinfo(np.uint16).max]
+        if wrong:
+            raise DataError(f"{name} lists {wrong[0]}, which are no 16 bits of a number")
         values = np.array(message.half_val, dtype=np.uint16).view(np.float16)
     else:
         values = np.array(message.float_val if dtype == np.float32 else message.int_val, dtype=dtype)

@@ -22,6 +22,7 @@ from torch_impl.data.draws import OwnDraws
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.data.records import Record
 from torch_impl.data.tfrecord import read_records
+from torch_impl.random import round_to_bfloat16
 
 RECORDED: Any = h5py.File(GOLDENS / "data" / "data.h5")
 TABLES = {"motif_means": np.zeros(693, np.float32), "motif_deviations": np.ones(693, np.float32)}
@@ -373,6 +374,24 @@ def test_constant_motif_activity_is_nan_when_the_original_is_wanted(tmp_path):
     assert not tf.cast(motifs, tf.float32).numpy().any()
 
 
+def test_tables_scale_motifs_and_their_noise_has_either_sign(tmp_path):
+    config = CONFIGS["pretrain_val"]
+    record = synthetic_record(config, 0)
+    means = np.linspace(-1, 1, 12, dtype=np.float32)
+    # Small ones too, to which the constant that is added to them matters.
+    deviations = np.tile([0, 1e-6, 1e-5, 1], 3).astype(np.float32)
+    reader = reader_of(config, motif_means=means, motif_deviations=deviations)
+    (serialized,) = written(tmp_path, features_of(record))
+    features = data.parse(serialized, reader)
+    draws = data.draw(features, reader, tf.random.Generator.from_seed(3))
+    assert 5e-4 < np.std(draws["motif_noise"]) < 2e-3
+    assert min(draws["motif_noise"].numpy()) < 0 < max(draws["motif_noise"].numpy())
+    for noise in (draws["motif_noise"].numpy(), np.linspace(-1, 1, 12, dtype=np.float32)):
+        found = data.apply(features, draws | {"motif_noise": noise}, reader)[5]
+        expected = (record.motif_activity.astype(np.float32) - means) / (deviations + np.float32(1e-6)) + noise
+        np.testing.assert_array_equal(tf.cast(found, tf.float32).numpy()[0], round_to_bfloat16(expected))
+
+
 def test_no_shift_at_all_is_an_error_as_in_the_original(tmp_path):
     config = CONFIGS["pretrain_tr"]
     (serialized,) = written(tmp_path, some_features(config))
@@ -459,19 +478,25 @@ def test_training_without_end_goes_on(tmp_path):
     assert flat(training(tmp_path, repeat=-1, batch_size=2).take(10)) == [1, 2] * 10
 
 
-def test_files_of_training_are_shuffled_by_the_seed_twice(tmp_path):
-    count = 12
-    write_folder(tmp_path / "train", [1] * count)
+def test_files_of_training_are_shuffled_as_if_in_python_too(tmp_path):
+    names = [str(tmp_path / "train" / f"{index:02}.tfr") for index in range(12)]
+    write_folder(tmp_path / "train", [1] * len(names))
     orders = {seed: flat(training(tmp_path, seed=seed, repeat=1)) for seed in (1, 2)}
     for seed, order in orders.items():
         assert flat(training(tmp_path, seed=seed, repeat=1)) == order
-        # First by Python, then by list_files.
-        files = [str(tmp_path / "train" / f"{index:02}.tfr") for index in range(count)]
-        random.Random(seed).shuffle(files)
-        listed: Any = tf.data.Dataset.list_files(files, shuffle=True, seed=seed).as_numpy_iterator()
+        # The original's two shuffles, of which list_files undoes the first.
+        random.Random(seed).shuffle(names)
+        listed: Any = tf.data.Dataset.list_files(names, shuffle=True, seed=seed).as_numpy_iterator()
         assert order == [1 + int(Path(name.decode()).stem) for name in listed]
-        assert order != [1 + int(Path(name).stem) for name in files]
     assert orders[1] != orders[2]
+    assert sorted(orders[1]) == sorted(orders[2]) == list(range(1, 13))
+
+
+def test_every_pass_of_training_has_another_order_of_files(tmp_path):
+    write_folder(tmp_path / "train", [1] * 12)
+    found = flat(training(tmp_path))
+    assert sorted(found[:12]) == sorted(found[12:24]) == sorted(found[24:]) == list(range(1, 13))
+    assert found[:12] != found[12:24] != found[24:]
 
 
 def test_validation_takes_its_first_batches_again_and_again_in_the_order_of_names(tmp_path):

@@ -23,7 +23,7 @@ SCRIPT = textwrap.dedent(
     from torch_impl.data.convert import convert_tfrecord_to_hdf5
 
     def main():
-        source, target = sys.argv[1:]
+        folder, source, target = sys.argv[1:]
         with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
             first = next(iter(cluster.workers.values()))
 
@@ -34,6 +34,8 @@ SCRIPT = textwrap.dedent(
                 os.kill(first.process.pid, signal.SIGKILL)
                 print("killed", flush=True)
 
+            # The workers stay where they were started.
+            os.chdir(folder)
             killer = threading.Thread(target=kill_midway)
             killer.start()
             found = convert_tfrecord_to_hdf5(source, target, scheduler=cluster.scheduler_address)
@@ -57,7 +59,7 @@ def test_a_worker_killed_midway_costs_nothing_but_time(tmp_path):
     script.write_text(SCRIPT)
     target = tmp_path / "target"
     found = subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "source"), str(target)],
+        [sys.executable, str(script), str(tmp_path), "source", "target"],
         capture_output=True,
         text=True,
         check=False,
@@ -66,6 +68,69 @@ def test_a_worker_killed_midway_costs_nothing_but_time(tmp_path):
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == ["killed", "24", "960"]
     assert verify_hdf5(tmp_path / "source", target).records == 960
+
+
+LOST = textwrap.dedent(
+    """
+    import json, os, subprocess, sys, threading, time
+    from pathlib import Path
+
+    from torch_impl.data.convert import convert_tfrecord_to_hdf5
+    from torch_impl.data.records import DataError
+
+    folder, victim = Path(sys.argv[1]), sys.argv[2]
+    environment = os.environ | {"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}
+
+    def start(name, *arguments):
+        command = [sys.executable, "-m", f"distributed.cli.dask_{name}", *arguments, "--no-dashboard"]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    address = folder / "address.json"
+    started = {
+        "scheduler": start("scheduler", "--host", "127.0.0.1", "--port", "0", "--scheduler-file", str(address)),
+        "worker": start("worker", "--scheduler-file", str(address), "--nthreads", "1", "--no-nanny"),
+    }
+    while not address.exists() or not address.read_text().strip():
+        time.sleep(0.05)
+
+    def kill_midway():
+        while not list((folder / "target").rglob(".partial-*.h5")):
+            time.sleep(0.01)
+        started[victim].kill()
+
+    threading.Thread(target=kill_midway, daemon=True).start()
+    try:
+        convert_tfrecord_to_hdf5(
+            folder / "some.tfr", folder / "target", scheduler=json.loads(address.read_text())["address"]
+        )
+    except DataError as error:
+        print(error)
+    finally:
+        for process in started.values():
+            process.kill()
+            process.wait()
+    """
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "message"),
+    [
+        ("worker", "some.tfr: every worker that converted it was killed; call again to go on"),
+        ("scheduler", "the scheduler was lost; call again to go on"),
+    ],
+)
+def test_a_cluster_that_is_lost_is_named_and_the_next_call_goes_on(tmp_path, victim, message):
+    write_records(tmp_path / "some.tfr", synthetic_records(ExampleConfig.tiny(num_motifs=8), 1000))
+    found = subprocess.run(
+        [sys.executable, "-c", LOST, str(tmp_path), victim], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert found.returncode == 0, found.stderr
+    assert message in found.stdout
+    assert len(found.stdout.splitlines()) == 1
+    convert_tfrecord_to_hdf5(tmp_path / "some.tfr", tmp_path / "target")
+    assert verify_hdf5(tmp_path / "some.tfr", tmp_path / "target").records == 1000
 
 
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path, monkeypatch):

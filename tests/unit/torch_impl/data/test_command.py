@@ -88,6 +88,18 @@ def test_wrong_use_is_one_line_and_status_two(tmp_path, source, monkeypatch, cap
     assert len(captured.err.splitlines()) == 1
 
 
+def test_the_compression_can_be_told_when_it_cannot_be_found_out(tmp_path, source, capsys):
+    path = source / "train" / "a.tfr"
+    write_records(path, synthetic_records(CONFIG, 3), "NONE")
+    data = bytearray(path.read_bytes())
+    data[9] ^= 1
+    path.write_bytes(data)
+    assert status("convert", source, tmp_path / "target") == 2
+    assert "not a TFRecord file" in capsys.readouterr().err
+    assert status("convert", source, tmp_path / "target", "--compression", "NONE") == 2
+    assert "record 0: the checksum of the length" in capsys.readouterr().err
+
+
 def test_a_truncated_file_is_named(tmp_path, source, capsys):
     path = source / "train" / "a.tfr"
     path.write_bytes(path.read_bytes()[:-20])

@@ -102,6 +102,45 @@ def test_sources_that_do_not_exist_or_hold_nothing_are_named(tmp_path):
         find_sources(tmp_path)
 
 
+def test_sources_may_be_named_by_a_pattern(tmp_path, source):
+    assert list(find_sources(source / "train" / "[ab].tfr")) == ["a", "b"]
+    assert list(find_sources(source / "*" / "[cd].tfr")) == ["train/c", "valid/d"]
+    assert list(find_sources(source / "**" / "*.tfr")) == list(FILES)
+    with pytest.raises(DataError, match="holds no"):
+        find_sources(source / "test" / "*.tfr")
+    (source / "valid" / "d.gz").write_bytes(b"")
+    with pytest.raises(DataError, match="differ in their suffix alone"):
+        find_sources(source / "valid" / "d.*")
+
+
+def test_a_folder_that_is_named_like_a_file_is_none(tmp_path, source):
+    (source / "train" / "folder.tfr").mkdir()
+    assert list(find_sources(source)) == list(FILES)
+
+
+@pytest.mark.parametrize("name", ["manifest", f"{PARTIAL}a"])
+def test_a_source_that_would_not_be_seen_again_is_not_converted(tmp_path, source, name):
+    (source / "valid" / "d.tfr").rename(source / "valid" / f"{name}.tfr")
+    with pytest.raises(DataError, match=rf"{name}\.tfr: would become .* rename it"):
+        convert_tfrecord_to_hdf5(source, tmp_path / "target")
+
+
+@pytest.mark.parametrize("compression", ["ZLIB", "GZIP", "NONE"])
+def test_the_manifest_says_what_was_converted_and_with_what(tmp_path, compression):
+    write_records(tmp_path / "some.tfr", synthetic_records(CONFIG, 2), compression)
+    convert_tfrecord_to_hdf5(tmp_path / "some.tfr", tmp_path / "target")
+    (entry,) = json.loads((tmp_path / "target" / MANIFEST).read_text())["files"]
+    assert entry["compression"] == compression
+    assert entry["source_sha256"] == module.hash_file(tmp_path / "some.tfr")
+    assert entry["features"] == {
+        "sequence": "8208 letters",
+        "atac": "float16 (2048, 1)",
+        "peaks_center": "int32 (64,)",
+        "motif_activity": "float16 (8,)",
+    }
+    assert entry["versions"].keys() == set(module.PACKAGES)
+
+
 @pytest.mark.parametrize(("option", "value"), [("workers", 0), ("on_error", "ignore")])
 def test_an_option_out_of_range_is_named(tmp_path, source, option, value):
     with pytest.raises(ValueError, match=option):
@@ -218,6 +257,13 @@ def test_a_source_that_changed_since_is_not_converted_over_the_old_one(tmp_path,
         convert_tfrecord_to_hdf5(source, tmp_path / "target")
 
 
+def test_verification_names_a_record_that_can_no_longer_be_decoded(tmp_path, source):
+    convert_tfrecord_to_hdf5(source / "train", tmp_path / "target")
+    (source / "train" / "a.tfr").write_bytes(frame(b"no example"))
+    with pytest.raises(DataError, match=r"a\.tfr: record 0: (not a tf|has no )"):
+        verify_hdf5(source / "train", tmp_path / "target")
+
+
 # --- what happens to processes and disks -----------------------------------------------------------------------------
 
 
@@ -303,6 +349,20 @@ class _Context:
         return ForkContext()
 
 
+def test_a_cluster_is_given_whole_paths_because_its_workers_run_elsewhere(tmp_path, source, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given: list[Path] = []
+
+    def by_cluster(address, convert, jobs, finished):
+        for name, path in jobs.items():
+            given.extend((path, convert.keywords["target"]))
+            finished(name, convert(path, name))
+
+    monkeypatch.setattr(module, "_by_cluster", by_cluster)
+    assert convert_tfrecord_to_hdf5("source", "target", scheduler="tcp://host:8786").records == 12
+    assert all(path.is_absolute() for path in given)
+
+
 def test_a_full_disk_is_named_and_leaves_nothing_that_looks_whole(tmp_path, source):
     target = tmp_path / "target"
     script = textwrap.dedent(
@@ -333,7 +393,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_that_looks_whole(tmp_path, sour
     assert "cannot be written" in found.stdout
     assert len(found.stdout.splitlines()) == 1
     assert list(target.rglob("*.h5")) == []
-    assert parts(target) == []
+    assert list(parts(target)) == []
     convert_tfrecord_to_hdf5(source, target)
     assert verify_hdf5(source, target).records == 12
 

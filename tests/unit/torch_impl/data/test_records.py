@@ -10,6 +10,7 @@ from torch_impl.data.examples import ExampleConfig
 from torch_impl.data.records import DataError, check_record
 
 RECORD = synthetic_record(ExampleConfig.tiny(num_motifs=8, finetuning=True), 0)
+assert RECORD.rna is not None
 
 
 def test_a_sound_record_passes_with_unknown_and_lower_case_letters():

@@ -1,5 +1,6 @@
 """Converted records: one read for each, alike in every process, whatever the size of the file."""
 
+import dataclasses
 import multiprocessing
 import pickle
 
@@ -11,7 +12,7 @@ from tests.records import synthetic_record, synthetic_records
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.data.records import DataError
-from torch_impl.data.store import MANIFEST, SEQUENCES, Part, Store, Writer, parts, read_all
+from torch_impl.data.store import MANIFEST, SEQUENCES, Part, Store, Writer, parts, places, read_all
 from torch_impl.data.tfrecord import content_hash, write_records
 
 CONFIG = ExampleConfig.tiny(num_motifs=8)
@@ -85,6 +86,62 @@ def test_more_files_than_may_be_open_are_read(folder, monkeypatch):
     assert hashes(Store(folder)) == hashes(Store(folder))
     store = Store(folder)
     assert [content_hash(store[index]) for index in (11, 0, 7)] == [hashes(store)[index] for index in (11, 0, 7)]
+
+
+def test_what_travels_to_another_process_does_not_grow_with_the_records(tmp_path):
+    sizes = []
+    for count in (4, 64):
+        write_records(tmp_path / f"{count:02d}.tfr", synthetic_records(CONFIG, count))
+        convert_tfrecord_to_hdf5(tmp_path / f"{count:02d}.tfr", tmp_path / f"{count:02d}")
+        sizes.append(len(pickle.dumps(Store(tmp_path / f"{count:02d}"))))
+    assert sizes[0] == sizes[1]
+
+
+def test_features_that_are_not_read_are_kept_whatever_their_names(tmp_path):
+    others = {name: name.encode() for name in ("", ".", "image/encoded", "/", "a\0b", "Länge", "interval")}
+    records = [dataclasses.replace(synthetic_record(CONFIG, seed), others=others) for seed in range(2)]
+    write_records(tmp_path / "some.tfr", records)
+    convert_tfrecord_to_hdf5(tmp_path / "some.tfr", tmp_path / "target")
+    store = Store(tmp_path / "target")
+    assert [store[index].others for index in range(2)] == [others, others]
+    assert hashes(store) == [content_hash(record) for record in records]
+
+
+def test_shared_sequences_are_never_read_from_a_file_that_is_not_what_it_was(tmp_path):
+    """Two files converted at the same time both store what they share; a third refers to it; the first is redone."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    for name, seeds in {"a": (1, 2), "b": (1,), "c": (2,)}.items():
+        write_records(source / f"{name}.tfr", [synthetic_record(CONFIG, seed, sequence_seed=seed) for seed in seeds])
+    for name in ("a", "b"):
+        convert_tfrecord_to_hdf5(source / f"{name}.tfr", tmp_path / name)
+        for path in (tmp_path / name).glob(f"{name}.*"):
+            target.mkdir(exist_ok=True)
+            path.replace(target / path.name)
+    convert_tfrecord_to_hdf5(source / "c.tfr", target)
+    before = hashes(Store(target))
+    for path in target.glob("a.*"):
+        path.unlink()
+    convert_tfrecord_to_hdf5(source / "a.tfr", target)
+    store = Store(target)
+    assert [content_hash(store[index]) for index in range(3)] == before[:3]
+    with pytest.raises(DataError, match=r"c\.h5: shares sequences of .*a\.h5, which was converted again since"):
+        store[3]
+    # The way out that the message names.
+    (target / "c.json").unlink()
+    convert_tfrecord_to_hdf5(source, target)
+    assert hashes(Store(target)) == before
+
+
+def test_descriptions_are_read_once_however_many_files_follow(folder, monkeypatch):
+    expected = places(folder)
+    assert len(expected) == 2
+
+    def forbidden(path):
+        raise AssertionError(f"{path} is read again")
+
+    monkeypatch.setattr(Part, "read", forbidden)
+    assert places(folder) == expected
 
 
 def test_a_file_without_description_does_not_count(folder):

@@ -152,6 +152,18 @@ def test_a_flipped_bit_anywhere_in_a_compressed_file_is_found(tmp_path, records)
         assert found == expected
 
 
+def test_a_frame_and_its_error_say_where_it_begins(tmp_path, records):
+    path = tmp_path / "some.tfr"
+    write_records(path, records)
+    lengths = [len(frame(encode(record))) for record in records]
+    assert [found.offset for found in read_frames(path)] == [0, lengths[0], lengths[0] + lengths[1]]
+    data = bytearray(zlib.decompress(path.read_bytes()))
+    data[lengths[0] + 20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=f"record 1: .* begins at byte {lengths[0]} of"):
+        list(read_records(path))
+
+
 def test_bytes_after_the_end_of_a_compressed_file_are_found(tmp_path, records):
     path = tmp_path / "longer.tfr"
     write_records(path, records)
@@ -225,6 +237,22 @@ def test_a_tensor_with_too_few_or_too_many_bytes_is_named(records):
         features = feature_bytes(records[0]) | {"atac": message.SerializeToString()}
         with pytest.raises(DataError, match=r"atac of shape .* bytes, not"):
             decode(example(**features))
+
+
+@pytest.mark.parametrize("size", [1 << 30, 1 << 44, 1 << 62])
+def test_a_shape_larger_than_any_message_is_named_before_memory_is_asked_for(records, size):
+    message = _TensorProto(dtype=19)
+    message.tensor_shape.dim.add(size=size)
+    with pytest.raises(DataError, match=rf"motif_activity has shape \({size},\), more than a message can hold"):
+        decode(example(**(feature_bytes(records[0]) | {"motif_activity": message.SerializeToString()})))
+
+
+@pytest.mark.parametrize("value", [-1, 1 << 16])
+def test_a_listed_half_that_is_no_16_bits_is_named_and_not_cut_to_them(records, value):
+    message = _TensorProto(dtype=19, half_val=[0x3C00, value])
+    message.tensor_shape.dim.add(size=2)
+    with pytest.raises(DataError, match=f"motif_activity lists {value}, which are no 16 bits"):
+        decode(example(**(feature_bytes(records[0]) | {"motif_activity": message.SerializeToString()})))
 
 
 def test_what_is_no_example_and_no_tensor_is_named(records):
