@@ -110,7 +110,7 @@ class ExampleSampler(Sampler[Position]):
         if not 0 <= rank < processes:
             raise ValueError(f"rank must be from 0 to {processes - 1}, not {rank}")
         self.shard_sizes = tuple(shard_sizes)
-        self.order = order
+        self.order: Order = order
         self.seed = seed
         self.rank = rank
         self.processes = processes

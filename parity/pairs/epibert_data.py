@@ -189,8 +189,8 @@ def _draw_rows(
 ) -> Iterator[Comparison]:
     expected = recorded_draws(group, record, config)
     for field in dataclasses.fields(Draws):
-        truth = getattr(expected, field.name)
-        found = None if drawn is None else getattr(drawn, field.name)
+        truth: Any = getattr(expected, field.name)
+        found: Any = None if drawn is None else getattr(drawn, field.name)
         if field.name == "peak":
             # The one draw of which there may be none.
             truth, found = (NO_PEAK if value is None else value for value in (truth, found))

@@ -410,7 +410,8 @@ def _streamed(
     make: Callable[[], Any], batches: Sequence[Sequence[torch.Tensor]]
 ) -> list[tuple[np.ndarray | None, str]]:
     """What a metric of the port says after every batch (prediction, truth), or what it raised."""
-    metric, error = attempt(make)
+    made, error = attempt(make)
+    metric: Any = made
     results: list[tuple[np.ndarray | None, str]] = []
     for batch in batches:
         if not error:

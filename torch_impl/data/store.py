@@ -361,7 +361,8 @@ class Writer:
     def _table(self, name: str, shape: tuple[int, ...], dtype: np.dtype, rows: int = 0) -> None:
         small = int(np.prod(shape)) * dtype.itemsize < 256
         chunks = (256 if small else 1, *shape)
-        options = {} if small else _COMPRESSED
+        # A checksum for small ones too: a damaged row number would give a record the sequence of another.
+        options = {"fletcher32": True} if small else _COMPRESSED
         self._tables[name] = self._file.create_dataset(
             name, shape=(rows, *shape), maxshape=(None, *shape), chunks=chunks, dtype=dtype, **options
         )

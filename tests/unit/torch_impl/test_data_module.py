@@ -2,6 +2,7 @@
 
 import dataclasses
 import multiprocessing
+from typing import Any
 
 import lightning
 import numpy as np
@@ -212,7 +213,7 @@ class Seen(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def trainer(tmp_path, **options) -> lightning.Trainer:
+def trainer(tmp_path, *, enable_checkpointing: bool = False, **options: Any) -> lightning.Trainer:
     return lightning.Trainer(
         accelerator="cpu",
         devices=1,
@@ -221,7 +222,8 @@ def trainer(tmp_path, **options) -> lightning.Trainer:
         enable_model_summary=False,
         num_sanity_val_steps=0,
         default_root_dir=tmp_path,
-        **{"enable_checkpointing": False} | options,
+        enable_checkpointing=enable_checkpointing,
+        **options,
     )
 
 
