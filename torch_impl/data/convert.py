@@ -295,9 +295,8 @@ def _write(
         if not writer.hashes:
             raise DataError(f"{source}: holds no record that can be used")
         writer.close()
-    except BaseException:
-        writer.abandon()
-        raise
+    finally:
+        writer.abandon()  # of no effect on a file that is closed
     return Part(
         name=name,
         source=source.name,
@@ -435,9 +434,9 @@ def _by_processes(
                     raise DataError(
                         f"a process that converted was killed; not finished: {names}; call again to go on"
                     ) from None
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+                finally:
+                    if not _succeeded(future):
+                        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _succeeded(future: Future[Part]) -> bool:
