@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
 from torch_impl.data.draws import OwnDraws
@@ -83,18 +83,26 @@ class ExampleDataset(Dataset[Example]):
         return make_example(record, drawn, self.config, **self._table)
 
 
-class ExampleSampler(Sampler[Position]):
+class ExampleSampler(DistributedSampler[Position]):
     """Which records one process sees, in which order.
+
+    It is a ``DistributedSampler`` because a Trainer would put one of its own in the place of any other, and share out a
+    share again.
 
     Args:
         shard_sizes: Number of records in each file.
-        order: ``records`` shuffles all records of all files anew in every epoch. ``files`` shuffles the files and keeps
-            the order within each, as the original does. ``stored`` shuffles nothing.
+        order: ``records`` shuffles all records of all files anew in every epoch, and processes share them. ``files``
+            is the original's: processes share the files, their order changes, and the order within each is kept.
+            ``stored`` shuffles nothing.
         seed: Of the order.
         rank: Number of this process.
         processes: How many share the records.
-        even: Give every process as many positions, the first ones twice where they do not divide: processes that
-            train together must take as many steps. Otherwise each record is given out once.
+        even: Give every process as many positions, some twice where they do not divide: processes that train together
+            must take as many steps. Otherwise each record is given out once.
+        changing: Whether epochs differ; otherwise it is always epoch 0.
+
+    Raises:
+        ValueError: There is no such rank, or there are fewer files than processes that are to share them.
     """
 
     def __init__(
@@ -106,89 +114,74 @@ class ExampleSampler(Sampler[Position]):
         rank: int = 0,
         processes: int = 1,
         even: bool = False,
+        changing: bool = True,
     ) -> None:
         if not 0 <= rank < processes:
             raise ValueError(f"rank must be from 0 to {processes - 1}, not {rank}")
+        if order == "files" and len(shard_sizes) < processes:
+            raise ValueError(f"{processes} processes cannot share {len(shard_sizes)} files")
         self.shard_sizes = tuple(shard_sizes)
+        super().__init__(range(sum(shard_sizes)), num_replicas=processes, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.order: Order = order
-        self.seed = seed
-        self.rank = rank
-        self.processes = processes
         self.even = even
-        self.epoch = 0
+        self.changing = changing
+        self.given = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch; a Trainer calls this before each."""
-        self.epoch = epoch
+        """Chooses the epoch, from its beginning unless it is the present one; a Trainer calls this before each."""
+        if self.changing and epoch != self.epoch:
+            self.epoch, self.given = epoch, 0
 
     def __len__(self) -> int:
-        total = sum(self.shard_sizes)
-        if self.even:
-            return -(-total // self.processes)
-        return len(range(self.rank, total, self.processes))
+        """Positions of a whole epoch."""
+        shares = [len(self._share(rank)) for rank in range(self.num_replicas)]
+        return max(shares) if self.even else shares[self.rank]
 
     def __iter__(self) -> Iterator[Position]:
-        numbers = self._numbers()
+        """The positions of the epoch after those that were given out."""
+        numbers = self._share(self.rank)
         if self.even and len(numbers):
-            numbers = np.resize(numbers, len(self) * self.processes)
-        return iter([(self.epoch, int(number)) for number in numbers[self.rank :: self.processes]])
+            numbers = np.resize(numbers, len(self))
+        return iter([(self.epoch, int(number)) for number in numbers[self.given :]])
 
-    def _numbers(self) -> np.ndarray:
-        total = sum(self.shard_sizes)
-        if self.order == "stored":
-            return np.arange(total)
+    def _share(self, rank: int) -> np.ndarray:
+        """Records of one process in the present epoch."""
+        total, processes = sum(self.shard_sizes), self.num_replicas
         generator = np.random.default_rng((self.seed, self.epoch))
-        if self.order == "records":
-            return generator.permutation(total)
-        starts = np.cumsum((0, *self.shard_sizes[:-1]))
-        files = [np.arange(start, start + size) for start, size in zip(starts, self.shard_sizes, strict=True)]
-        return np.concatenate([files[index] for index in generator.permutation(len(files))] or [np.arange(0)])
+        if self.order == "files":
+            starts = np.cumsum((0, *self.shard_sizes[:-1]))
+            files = [np.arange(start, start + size) for start, size in zip(starts, self.shard_sizes, strict=True)]
+            own = files[rank::processes]
+            return np.concatenate([own[index] for index in generator.permutation(len(own))])
+        numbers = np.arange(total) if self.order == "stored" else generator.permutation(total)
+        # Who comes to the end begins again, so that all shares are of one length where they have to be.
+        numbers = np.resize(numbers, -(-total // processes) * processes) if self.even and total else numbers
+        return numbers[rank::processes]
 
 
 class ResumableLoader(DataLoader[Example]):
     """A DataLoader that goes on within an epoch: Lightning keeps and restores its state with a checkpoint."""
 
     def __init__(self, dataset: ExampleDataset, sampler: ExampleSampler, **options: Any) -> None:
-        super().__init__(dataset, sampler=_Rest(sampler), **options)
+        super().__init__(dataset, sampler=sampler, **options)
+        self._positions = sampler
         self._given = 0
 
     def __iter__(self) -> Iterator[Any]:
-        rest: Any = self.sampler
-        self._given, skipped = rest.skip, rest.skip
-        for index, batch in enumerate(super().__iter__(), start=skipped // (self.batch_size or 1) + 1):
-            self._given = index * (self.batch_size or 1)
+        self._given = self._positions.given
+        for batch in super().__iter__():
+            self._given += len(batch[0])
             yield batch
-        rest.skip = self._given = 0
+        self._positions.given = self._given = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Positions of the epoch that were given out."""
-        rest: Any = self.sampler
-        return {"epoch": rest.sampler.epoch, "given": self._given}
+        """Epoch, and how many of its positions were given out."""
+        return {"epoch": self._positions.epoch, "given": self._given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on from a state."""
-        rest: Any = self.sampler
-        rest.sampler.set_epoch(state["epoch"])
-        rest.skip = state["given"] if state["given"] < len(rest.sampler) else 0
-
-
-class _Rest(Sampler[Position]):
-    """A sampler without the positions that were given out before."""
-
-    def __init__(self, sampler: ExampleSampler) -> None:
-        self.sampler = sampler
-        self.skip = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        if epoch != self.sampler.epoch:
-            self.skip = 0
-        self.sampler.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
-
-    def __iter__(self) -> Iterator[Position]:
-        return iter(list(self.sampler)[self.skip :])
+        self._positions.epoch = state["epoch"]
+        self._positions.given = state["given"] if state["given"] < len(self._positions) else 0
 
 
 def collate(examples: Sequence[Example]) -> list[Tensor]:
@@ -310,9 +303,8 @@ class EpiBERTDataModule(lightning.LightningDataModule):
             rank=0 if trainer is None else trainer.global_rank,
             processes=1 if trainer is None else trainer.world_size,
             even=training,
+            changing=training or self.fresh_validation_draws,
         )
-        if not training and not self.fresh_validation_draws:
-            sampler = _SameEpoch(sampler)
         return ResumableLoader(
             dataset,
             sampler,
@@ -323,20 +315,3 @@ class EpiBERTDataModule(lightning.LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-class _SameEpoch(ExampleSampler):
-    """A sampler for which it is always epoch 0."""
-
-    def __init__(self, sampler: ExampleSampler) -> None:
-        super().__init__(
-            sampler.shard_sizes,
-            order=sampler.order,
-            seed=sampler.seed,
-            rank=sampler.rank,
-            processes=sampler.processes,
-            even=sampler.even,
-        )
-
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch stays 0."""

@@ -650,8 +650,7 @@ def _linear(
     """Input times transposed weight, in the dtype of the input."""
     bias = None if bias is None else bias.to(x.dtype)
     weight = weight.to(x.dtype)
-    wide = _for_product(x[:0], weight, bias)[0].dtype
-    if wide == x.dtype or torch.is_grad_enabled():
+    if not _widens(x) or torch.is_grad_enabled():
         return F.linear(*_for_product(x, weight, bias)).to(x.dtype)
     # A part at a time, so that the widened copies stay small beside the activations.
     rows = x.flatten(0, -2)
@@ -668,9 +667,14 @@ def _einsum(equation: str, left: Tensor, right: Tensor) -> Tensor:
 
 def _for_product(*tensors: Any) -> tuple[Any, ...]:
     """Factors in the dtype that they are multiplied in, which sums in float32 whatever it is."""
-    if tensors[0].dtype == torch.bfloat16 and tensors[0].device.type == "cpu" and not BFLOAT16_PRODUCTS:
-        return tuple(None if tensor is None else tensor.float() for tensor in tensors)
-    return tensors
+    if not _widens(tensors[0]):
+        return tensors
+    return tuple(None if tensor is None else tensor.float() for tensor in tensors)
+
+
+def _widens(factor: Tensor) -> bool:
+    """Whether products with this factor are computed in float32 and rounded."""
+    return factor.dtype == torch.bfloat16 and factor.device.type == "cpu" and not BFLOAT16_PRODUCTS
 
 
 def _over_features(

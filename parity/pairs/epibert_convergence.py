@@ -627,4 +627,8 @@ if __name__ == "__main__":
     # By its own name, so that what is sent to the processes is found there.
     from parity.pairs.epibert_convergence import converge as command
 
-    sys.exit(auto_cli(command, as_positional=False))
+    try:
+        sys.exit(auto_cli(command, as_positional=False))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -49,6 +49,13 @@ CASES = ("P1", "P2")
 LONG_GATES = ("optimizer", "state", "trajectory")
 FINETUNING_CASE = "R1"
 """Recorded training of the fine-tuning model: two heads, an optimizer for each group, weight decay."""
+RECORDINGS = (
+    *(f"{name}/forward.h5" for name in (*CASES, FINETUNING_CASE)),
+    "functions.h5",
+    f"data/{epibert_data.RECORDING}",
+    *(f"data/{kind}.tfr" for kind in epibert_data.KINDS),
+)
+"""Files without which the recorded cases cannot be compared."""
 SHORT_WINDOW = 64
 INPUT_SEED = 2026
 UNTOLD_ARGUMENTS = (
@@ -201,11 +208,11 @@ def run(
             raise UsageError(
                 "the recorded runs are five steps long: the gates trajectory and convergence need the living reference"
             )
-        for name in (*CASES, FINETUNING_CASE):
-            folder = Path(goldens) / name
-            if not (folder / "forward.h5").is_file():
+        for name in RECORDINGS:
+            if not (Path(goldens) / name).is_file():
                 raise UsageError(
-                    f"no recorded numbers in {folder}: run from a clone of the repository, or give --goldens"
+                    f"no recorded numbers in {Path(goldens) / name}: run from a clone of the repository, or give "
+                    "--goldens"
                 )
         units = _units(wanted, reference)
         job = _Job(tuple(wanted), str(goldens), reference)

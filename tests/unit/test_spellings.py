@@ -124,7 +124,7 @@ SPELLINGS: dict[Callable[[str], list[int]], tuple[list[str], list[str]]] = {
     ),
     machine_paths: (
         ["p = '/ho" + "me/me/data'", "# see /wo" + "rk/x", "p = '../" + "shared/golden'", "u = 'file:/" + "//x'"],
-        ["k = 'model/work/kernel'", "#!/usr/bin/env python", "p = '<case>/ro" + "ot/x'"],
+        ["k = 'model/wo" + "rk/kernel'", "#!/usr/bin/env python", "p = '<case>/ro" + "ot/x'"],
     ),
 }  # fmt: skip
 

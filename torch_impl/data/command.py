@@ -20,7 +20,7 @@ from torch_impl.data.convert import (
 from torch_impl.data.convert import Progress as State
 from torch_impl.data.draws import Draws, OwnDraws
 from torch_impl.data.examples import Example, ExampleConfig, make_example
-from torch_impl.data.records import ARRAYS, DataError, Record
+from torch_impl.data.records import ARRAYS, DataError, DifferenceError, Record
 from torch_impl.data.store import Store
 from torch_impl.data.tfrecord import Compression, read_records
 
@@ -82,13 +82,18 @@ def convert(
 def verify(src: str, dst: str) -> int:
     """Read the TFRecords again and compare every record with its converted form.
 
-    Exit status 0: equal; 2: not, with the first file and record that differ.
+    Exit status 0: equal; 1: not, with the first file and record that differ; 2: one of them cannot be read.
 
     Args:
         src: What was converted.
         dst: What it was converted to.
     """
-    _report(_console(), "equal to their source", verify_hdf5(src, dst))
+    try:
+        found = verify_hdf5(src, dst)
+    except DifferenceError as error:
+        _console().print(f"not equal: {error}", markup=False)
+        return DIFFERENT
+    _report(_console(), "equal to their source", found)
     return DONE
 
 

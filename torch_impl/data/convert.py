@@ -22,10 +22,23 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, Literal
 
-from torch_impl.data.records import DataError, check_record
-from torch_impl.data.store import MANIFEST, PARTIAL, SCHEMA, Part, Place, Store, Writer, parts, places, reserved
+from torch_impl.data.records import DataError, DifferenceError, Record, check_record
+from torch_impl.data.store import (
+    MANIFEST,
+    PARTIAL,
+    SCHEMA,
+    Part,
+    Place,
+    Store,
+    Writer,
+    check_alike,
+    parts,
+    places,
+    reserved,
+)
 from torch_impl.data.tfrecord import (
     Compression,
+    Frame,
     compression_of,
     content_hash,
     decode,
@@ -166,7 +179,8 @@ def verify_hdf5(source: str | Path, target: str | Path) -> Conversion:
     """Reads the sources again and compares every record with its converted form, byte by byte.
 
     Raises:
-        DataError: Something is missing, left over or different; the message names the first such file and record.
+        DifferenceError: Something is missing, left over or different; the message names the first such file and record.
+        DataError: One of the two cannot be read.
     """
     started = time.perf_counter()
     target = Path(target)
@@ -175,7 +189,7 @@ def verify_hdf5(source: str | Path, target: str | Path) -> Conversion:
     missing, left = sorted(jobs.keys() - described), sorted(described - jobs.keys())
     if missing or left:
         what = f"{missing[0]} was not converted" if missing else f"{left[0]} has no source"
-        raise DataError(f"{target}: {what}, and {len(missing) + len(left) - 1} more differ")
+        raise DifferenceError(f"{target}: {what}, and {len(missing) + len(left) - 1} more differ")
     store = Store(target)
     first, skipped = 0, []
     for _, part in parts(target):
@@ -327,20 +341,34 @@ def _verify_file(source: Path, part: Part, store: Store, first: int) -> None:
     row = 0
     for frame in read_frames(source):
         if frame.number in skipped:
+            _verify_skipped(source, frame, store[first])
             continue
         if frame.payload is None:
             raise DataError(f"{source}: {frame.describe(frame.error)}")
         if row == part.records:
-            raise DataError(f"{source}: {frame.describe('was not converted')}")
+            raise DifferenceError(f"{source}: {frame.describe('was not converted')}")
         try:
             expected = content_hash(decode(frame.payload))
         except DataError as error:
             raise DataError(f"{source}: {frame.describe(error)}") from None
         if content_hash(store[first + row]) != expected or part.hashes[row] != expected.hex():
-            raise DataError(f"{source}: {frame.describe('differs from what was converted')}")
+            raise DifferenceError(f"{source}: {frame.describe('differs from what was converted')}")
         row += 1
     if row != part.records:
-        raise DataError(f"{source}: {part.records} records were converted, the source has {row}")
+        raise DifferenceError(f"{source}: {part.records} records were converted, the source has {row}")
+
+
+def _verify_skipped(source: Path, frame: Frame, first: Record) -> None:
+    """Insists that a record that was left out cannot be used."""
+    if frame.payload is None:
+        return
+    try:
+        record = decode(frame.payload)
+        check_record(record)
+        check_alike(record, first)
+    except DataError:
+        return
+    raise DifferenceError(f"{source}: {frame.describe('was left out, although it can be used')}")
 
 
 def hash_file(path: Path) -> str:

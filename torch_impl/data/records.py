@@ -14,6 +14,10 @@ class DataError(ValueError):
     """Data that cannot be used. The message names the file and the record, and says what is wrong in one line."""
 
 
+class DifferenceError(DataError):
+    """Converted records that are not those of their source."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Record:
     """One record. Field names are those of the features in a TFRecord; dtypes are what the file says, never converted.

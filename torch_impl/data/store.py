@@ -308,7 +308,7 @@ class Writer:
         if self._first is None:
             self._first = record
             self._create(record)
-        self._check(record)
+        check_alike(record, self._first)
         file, row = self._sequence(record.sequence)
         number = len(self.hashes)
         digest = content_hash(record)
@@ -366,18 +366,6 @@ class Writer:
         self._tables[name] = self._file.create_dataset(
             name, shape=(rows, *shape), maxshape=(None, *shape), chunks=chunks, dtype=dtype, **options
         )
-
-    def _check(self, record: Record) -> None:
-        first = self._first
-        assert first is not None
-        if len(record.sequence) != len(first.sequence):
-            raise DataError(f"a sequence of {len(record.sequence)} letters, in the first record {len(first.sequence)}")
-        for name in ARRAYS:
-            one, other = (_kind(getattr(each, name)) for each in (record, first))
-            if one != other:
-                raise DataError(f"{name} is {one}, in the first record {other}")
-        if record.others.keys() != first.others.keys():
-            raise DataError(f"has features {sorted(record.others)}, the first record {sorted(first.others)}")
 
     def _sequence(self, sequence: bytes) -> tuple[int, int]:
         """Number of the file, and row, of a sequence, which is stored unless it lies somewhere already."""
@@ -472,6 +460,22 @@ class _Sink(io.RawIOBase):
 
 def _kind(array: np.ndarray | None) -> str:
     return "absent" if array is None else f"{array.dtype.name} {array.shape}"
+
+
+def check_alike(record: Record, first: Record) -> None:
+    """Insists that a record can lie in one file with another.
+
+    Raises:
+        DataError: Its features are not those of the other, or differ in shape or type.
+    """
+    if len(record.sequence) != len(first.sequence):
+        raise DataError(f"a sequence of {len(record.sequence)} letters, in the first record {len(first.sequence)}")
+    for name in ARRAYS:
+        one, other = (_kind(getattr(each, name)) for each in (record, first))
+        if one != other:
+            raise DataError(f"{name} is {one}, in the first record {other}")
+    if record.others.keys() != first.others.keys():
+        raise DataError(f"has features {sorted(record.others)}, the first record {sorted(first.others)}")
 
 
 def read_all(store: Store) -> Iterator[Record]:

@@ -199,6 +199,18 @@ def test_a_benchmark_finds_out_that_its_folder_cannot_be_written_before_it_measu
     assert content(tmp_path) == {"file": b"in the way"}
 
 
+def test_a_benchmark_whose_process_dies_is_one_message_and_status_1(tmp_path, monkeypatch, capsys):
+    def dies(*_: object) -> int:
+        raise RuntimeError("port failed with status -9 (killed: out of memory?)")
+
+    monkeypatch.setattr(benchmarks.command, "run_benchmarks", dies)
+    with pytest.raises(SystemExit) as ended:
+        command.main(["bench", "--config", "tiny", "--out", str(tmp_path / "out")])
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "epibert: error: port failed with status -9 (killed: out of memory?)\n"
+    assert content(tmp_path) == {}
+
+
 def test_a_benchmark_passes_its_status_on_and_writes_its_numbers(tmp_path, monkeypatch, capsys):
     def worse(config: str, repeats: int, rounds: int, out: Path) -> int:
         out.write_text(json.dumps([config, repeats, rounds]))
@@ -356,6 +368,14 @@ def test_every_argument_reaches_the_work(tmp_path, monkeypatch):
         "gates": ["weights", "layers"],
         "reference": "live",
     }
+
+
+@pytest.mark.parametrize("missing", ["functions.h5", "data/data.h5", "data/finetune_val.tfr", "R1/forward.h5"])
+def test_recordings_that_lack_a_file_exit_with_2_and_name_it(goldens, tmp_path, capsys, missing):
+    copy = shutil.copytree(goldens, tmp_path / "goldens")
+    (copy / missing).unlink()
+    assert status_of(*QUICK, "--goldens", copy, "--out", tmp_path / "out") == 2
+    assert f"no recorded numbers in {copy / missing}" in capsys.readouterr().err
 
 
 def test_the_configuration_of_a_transplant_reaches_the_work(goldens, tmp_path, capsys):

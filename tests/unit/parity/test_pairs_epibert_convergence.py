@@ -1,9 +1,12 @@
 """The port's half of the convergence rung, on two short epochs: what it is fed, and that its hooks reach it."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from parity import ledger
 from parity.convergence import Run, Side
 from parity.pairs import epibert_convergence
 from parity.pairs.epibert_convergence import ARGUMENTS, Constants, Weights, train_port
@@ -110,3 +113,29 @@ def test_every_fault_reaches_the_training(start, right, fault):
     wrong = train_port(3, *start, **{hook: fault})
     assert wrong.losses[0] == right.losses[0]
     assert wrong.losses != right.losses
+
+
+def entry(content: str, *, passed: bool) -> str:
+    return json.dumps({"content": content, "first seed": 1, "pairs": 24, "passed": passed}) + "\n"
+
+
+def test_repetitions_are_counted_only_if_they_are_of_the_present_content(tmp_path, monkeypatch):
+    monkeypatch.setattr(epibert_convergence, "describe", lambda: iter(()))
+    monkeypatch.setattr(epibert_convergence, "run_convergence", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(ledger, "fingerprint", lambda _: "present")
+    file = tmp_path / "repetitions.jsonl"
+    file.write_text(entry("present", passed=True))
+    assert epibert_convergence.converge(out=str(file)) == 0
+    file.write_text(entry("present", passed=False))
+    assert epibert_convergence.converge(out=str(file)) == 1
+    file.write_text(entry("present", passed=True) + entry("other", passed=True))
+    with pytest.raises(ValueError, match=r"repetitions\.jsonl holds repetitions of other sources"):
+        epibert_convergence.converge(out=str(file))
+
+
+def test_sources_that_change_during_a_repetition_end_it(monkeypatch):
+    monkeypatch.setattr(epibert_convergence, "describe", lambda: iter(()))
+    monkeypatch.setattr(epibert_convergence, "run_convergence", lambda *_: ((), []))
+    monkeypatch.setattr(epibert_convergence, "summary", lambda *_: {"content": "later", "passed": True})
+    with pytest.raises(ValueError, match="changed during the repetitions"):
+        epibert_convergence.converge()

@@ -1,7 +1,11 @@
 """The data module: which examples, in which order, for which process, and again after an interruption."""
 
 import dataclasses
+import json
 import multiprocessing
+import subprocess
+import sys
+import textwrap
 from typing import Any
 
 import lightning
@@ -147,7 +151,7 @@ def test_shuffled_files_keep_the_order_within_each():
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
-@pytest.mark.parametrize("order", ["records", "files", "stored"])
+@pytest.mark.parametrize("order", ["records", "stored"])
 def test_processes_share_the_records(order, processes):
     shares = [ExampleSampler(SIZES, order=order, rank=rank, processes=processes) for rank in range(processes)]
     assert sorted(number for share in shares for number in numbers(share)) == list(range(8))
@@ -155,6 +159,79 @@ def test_processes_share_the_records(order, processes):
     even = [ExampleSampler(SIZES, order=order, rank=r, processes=processes, even=True) for r in range(processes)]
     assert {len(numbers(share)) for share in even} == {-(-8 // processes)} == {len(share) for share in even}
     assert {number for share in even for number in numbers(share)} == set(range(8))
+
+
+def test_processes_share_the_files_when_files_are_shuffled():
+    shares = [ExampleSampler(SIZES, order="files", rank=rank, processes=2) for rank in range(2)]
+    assert [sorted(numbers(share)) for share in shares] == [[0, 1, 2, 4, 5, 6, 7], [3]]
+    even = [ExampleSampler(SIZES, order="files", rank=rank, processes=2, even=True) for rank in range(2)]
+    assert [len(numbers(share)) for share in even] == [7, 7] == [len(share) for share in even]
+    assert numbers(even[1]) == [3] * 7
+    with pytest.raises(ValueError, match="4 processes cannot share 3 files"):
+        ExampleSampler(SIZES, order="files", processes=4)
+
+
+def test_two_processes_of_a_trainer_see_every_record_of_every_epoch_once(folder, tmp_path):
+    """A Trainer puts a sampler of its own in the place of any that is not one for several processes."""
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+    found = subprocess.run(
+        [sys.executable, str(script), str(folder), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    for epoch in range(2):
+        seen = [number for rank in ranks for number in rank[epoch]]
+        assert sorted(seen) == list(range(8))
+    assert ranks[0][0] != ranks[0][1]
+
+
+TWO_PROCESSES = textwrap.dedent(
+    """
+    import json, sys
+    from pathlib import Path
+
+    import lightning
+    import torch
+    from torch_impl.data.examples import ExampleConfig
+    from torch_impl.data_module import EpiBERTDataModule, ExampleDataset
+
+    class Numbers(ExampleDataset):
+        def __getitem__(self, position):
+            example = super().__getitem__(position)
+            # Where a batch can carry it.
+            return example._replace(gene_token=torch.tensor(position[1]).numpy())
+
+    class Data(EpiBERTDataModule):
+        def _loader(self, *arguments, **options):
+            loader = super()._loader(*arguments, **options)
+            loader.dataset.__class__ = Numbers
+            return loader
+
+    class Seen(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.seen = [[], []]
+
+        def training_step(self, batch, batch_idx):
+            self.seen[self.current_epoch] += batch[-1].tolist()
+            return self.weight.sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+        def on_train_end(self):
+            Path(sys.argv[2], f"{self.global_rank}.json").write_text(json.dumps(self.seen))
+
+    if __name__ == "__main__":
+        trainer = lightning.Trainer(
+            accelerator="cpu", devices=2, strategy="ddp_spawn", max_epochs=2, logger=False, limit_val_batches=0,
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        )
+        trainer.fit(Seen(), datamodule=Data(sys.argv[1], ExampleConfig.tiny(num_motifs=8), batch_size=2))
+    """
+)
 
 
 def test_a_rank_beyond_the_processes_is_an_error():

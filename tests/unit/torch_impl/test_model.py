@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.assertions import Disagreement, assert_same
 from tests.unit.sources import ROOT
 from torch_impl import EpiBERT, EpiBERTConfig
+from torch_impl import model as model_module
 from torch_impl.model import BatchNorm, Conv1d, HeadsIn, HeadsOut, LayerNorm, Linear, Performer, SoftmaxPool
 
 # 9 bins of 8 base pairs; 12 channels in 3 heads of 4; an odd crop.
@@ -567,3 +568,36 @@ def test_the_model_compiles_as_one_graph_to_the_same_function(backend, training,
 
 def test_hyperparameters_of_norms_are_printed():
     assert repr(BatchNorm(3, 1e-5, 0.9)) == "BatchNorm(3, epsilon=1e-05, momentum=0.9)"
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_without_bfloat16_products_they_are_float32_ones_of_rounded_factors_rounded_once(monkeypatch, gradients):
+    monkeypatch.setattr(model_module, "BFLOAT16_PRODUCTS", False)
+    monkeypatch.setattr(model_module, "WIDENED_ROWS", 5)
+    torch.manual_seed(0)
+    x = torch.randn(2, 9, 7).bfloat16()
+    linear, convolution = Linear(7, 3), Conv1d(7, 3, 5)
+    nn.init.normal_(linear.bias)
+    nn.init.normal_(convolution.bias)
+    wide = [
+        [tensor.detach().bfloat16().float() for tensor in (layer.weight, layer.bias)] for layer in (linear, convolution)
+    ]
+    with torch.set_grad_enabled(gradients):
+        found = linear(x), convolution(x)
+    expected = (
+        nn.functional.linear(x.float(), *wide[0]),
+        nn.functional.conv1d(x.float().transpose(1, 2), *wide[1], padding=2).transpose(1, 2),
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert one.requires_grad == gradients
+        assert torch.equal(one.detach(), other.bfloat16())
+
+
+def test_with_bfloat16_products_nothing_is_widened(monkeypatch):
+    monkeypatch.setattr(model_module, "BFLOAT16_PRODUCTS", True)
+    x = torch.ones(2, 3).bfloat16()
+    assert model_module._for_product(x, None) == (x, None)
+    monkeypatch.setattr(model_module, "BFLOAT16_PRODUCTS", False)
+    assert model_module._for_product(x, None)[0].dtype == torch.float32
+    assert model_module._for_product(x.float())[0].dtype == torch.float32

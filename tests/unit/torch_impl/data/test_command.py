@@ -70,7 +70,7 @@ def test_inspect_shows_a_record_and_draws_it(tmp_path, source, capsys, which):
     ("arguments", "message"),
     [
         (("convert", "absent", "target"), "absent: does not exist"),
-        (("verify", "source", "absent"), "train/a was not converted"),
+        (("verify", "absent", "target"), "absent: does not exist"),
         (("export", "absent", "target"), "absent: holds no converted records"),
         (("inspect", "absent"), "absent: holds no converted records"),
         (("inspect", "source/train/a.tfr", "--record", "3"), "there is no record 3, the last is 2"),
@@ -98,6 +98,17 @@ def test_the_compression_can_be_told_when_it_cannot_be_found_out(tmp_path, sourc
     assert "not a TFRecord file" in capsys.readouterr().err
     assert status("convert", source, tmp_path / "target", "--compression", "NONE") == 2
     assert "record 0: the checksum of the length" in capsys.readouterr().err
+
+
+def test_a_difference_is_one_line_and_status_one(tmp_path, source, capsys):
+    target = tmp_path / "target"
+    assert status("convert", source, target) == 0
+    write_records(source / "train" / "a.tfr", synthetic_records(CONFIG, 3, seed=5))
+    capsys.readouterr()
+    assert status("verify", source, target) == 1
+    assert "not equal: " in (out := capsys.readouterr().out)
+    assert "a.tfr: record 0" in out
+    assert len(out.splitlines()) == 1
 
 
 def test_a_truncated_file_is_named(tmp_path, source, capsys):

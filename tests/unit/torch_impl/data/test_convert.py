@@ -25,7 +25,7 @@ from torch_impl.data.convert import (
     verify_hdf5,
 )
 from torch_impl.data.examples import ExampleConfig
-from torch_impl.data.records import DataError
+from torch_impl.data.records import DataError, DifferenceError
 from torch_impl.data.store import MANIFEST, PARTIAL, Store, parts, read_all
 from torch_impl.data.tfrecord import content_hash, frame, write_records
 
@@ -236,6 +236,17 @@ def test_verification_finds_a_changed_a_missing_and_an_additional_record(tmp_pat
         verify_hdf5(source, target)
     write_records(source / "train" / "new.tfr", synthetic_records(CONFIG, 1))
     with pytest.raises(DataError, match="train/new was not converted"):
+        verify_hdf5(source, target)
+
+
+def test_verification_does_not_believe_that_a_sound_record_was_left_out(tmp_path, source):
+    target = tmp_path / "target"
+    convert_tfrecord_to_hdf5(source, target)
+    path = target / "train" / "a.json"
+    described = json.loads(path.read_text())
+    described["skipped"] = [[1, "said so"]]
+    path.write_text(json.dumps(described))
+    with pytest.raises(DifferenceError, match=r"record 1.*: was left out, although it can be used"):
         verify_hdf5(source, target)
 
 
