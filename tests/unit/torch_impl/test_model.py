@@ -582,8 +582,18 @@ def test_without_bfloat16_products_they_are_float32_ones_of_rounded_factors_roun
     wide = [
         [tensor.detach().bfloat16().float() for tensor in (layer.weight, layer.bias)] for layer in (linear, convolution)
     ]
-    with torch.set_grad_enabled(gradients):
+    multiplied = []
+    product = nn.functional.linear
+
+    def seen(factor: Tensor, *others: Any) -> Tensor:
+        multiplied.append(factor.dtype)
+        return product(factor, *others)
+
+    with torch.set_grad_enabled(gradients), monkeypatch.context() as patch:
+        patch.setattr(model_module.F, "linear", seen)
         found = linear(x), convolution(x)
+    # All at once where there is a backward pass to come, else 18 rows in parts of 5.
+    assert multiplied == [torch.float32] * (1 if gradients else 4)
     expected = (
         nn.functional.linear(x.float(), *wide[0]),
         nn.functional.conv1d(x.float().transpose(1, 2), *wide[1], padding=2).transpose(1, 2),
