@@ -9,8 +9,9 @@ BIN := .venv/bin
 parity: .venv/installed
 	$(BIN)/epibert parity --out out/parity
 
+# Two processes, for two cores; one climbs the ladder.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 # Whole training runs of both stacks; stands on the ladder that `make parity` or `make test` has proven.
 convergence: .venv/installed

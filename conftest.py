@@ -73,6 +73,14 @@ def pytest_report_header() -> list[str]:
     return [", ".join(lines[:3]), lines[3], f"threads per process: {os.environ['OMP_NUM_THREADS']}"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes one does a whole file, and one all that asks about the ladder: it is climbed once."""
+    for item in items:
+        asks = "ladder" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("ladder" if asks else item.nodeid.partition("::")[0]))
+
+
 def _fail_instead_of_skipping(report: pytest.TestReport | pytest.CollectReport) -> None:
     if not report.skipped or hasattr(report, "wasxfail"):
         return

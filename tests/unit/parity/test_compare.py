@@ -321,7 +321,7 @@ def off_by(reference: np.ndarray, error: float) -> np.ndarray:
 @pytest.mark.parametrize("tolerance", RATIOS)
 def test_a_port_as_far_from_the_truth_as_the_reference_passes(tolerance):
     truth = normal(1000)
-    row = check(off_by(truth, 0.01), truth, tolerance, reference_same_precision=off_by(truth, -0.01))
+    row = check(off_by(truth, 0.005), truth, tolerance, reference_same_precision=off_by(truth, -0.005))
     assert row.status is Status.PASS
     assert row.limit == TABLE[tolerance].limit * row.reference_error  # type: ignore[operator]
 
