@@ -577,11 +577,12 @@ def test_without_bfloat16_products_they_are_float32_ones_of_rounded_factors_roun
     torch.manual_seed(0)
     x = torch.randn(2, 9, 7).bfloat16()
     linear, convolution = Linear(7, 3), Conv1d(7, 3, 5)
-    nn.init.normal_(linear.bias)
-    nn.init.normal_(convolution.bias)
-    wide = [
-        [tensor.detach().bfloat16().float() for tensor in (layer.weight, layer.bias)] for layer in (linear, convolution)
-    ]
+    wide = []
+    for layer in (linear, convolution):
+        assert layer.bias is not None
+        nn.init.normal_(layer.bias)
+        wide.append([tensor.detach().bfloat16().float() for tensor in (layer.weight, layer.bias)])
+    (dense, dense_bias), (kernel, kernel_bias) = wide
     multiplied = []
     product = nn.functional.linear
 
@@ -595,8 +596,8 @@ def test_without_bfloat16_products_they_are_float32_ones_of_rounded_factors_roun
     # All at once where there is a backward pass to come, else 18 rows in parts of 5.
     assert multiplied == [torch.float32] * (1 if gradients else 4)
     expected = (
-        nn.functional.linear(x.float(), *wide[0]),
-        nn.functional.conv1d(x.float().transpose(1, 2), *wide[1], padding=2).transpose(1, 2),
+        nn.functional.linear(x.float(), dense, dense_bias),
+        nn.functional.conv1d(x.float().transpose(1, 2), kernel, kernel_bias, padding=2).transpose(1, 2),
     )
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == torch.bfloat16

@@ -169,13 +169,13 @@ def test_rna_is_clipped_rooted_and_smoothed_and_zero_beyond_the_ends():
     found = smooth_rna(floats([[4], [0], [0], [70000]]))
     weights = floats([0.27406862, 0.45186275])
     expected = [2 * weights[1], 2 * weights[0], np.sqrt(65500) * weights[0], np.sqrt(65500) * weights[1]]
-    np.testing.assert_array_max_ulp(found[:, 0], np.float32(expected), maxulp=4)
+    np.testing.assert_array_max_ulp(found[:, 0], floats(expected), maxulp=4)
 
 
 def test_a_motif_table_is_one_row_and_nothing_else(tmp_path):
     path = tmp_path / "means.tsv"
     path.write_text("1.5,2,-3e-2\n")
-    assert read_motif_table(path).tolist() == np.float32([1.5, 2, -0.03]).tolist()
+    assert read_motif_table(path).tolist() == floats([1.5, 2, -0.03]).tolist()
     path.write_text("1.5,two\n")
     with pytest.raises(DataError, match=r"means\.tsv: not a row of numbers"):
         read_motif_table(path)
