@@ -26,6 +26,7 @@ from benchmarks.forward import ENVIRONMENT, environment
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.data.records import Record
+from torch_impl.data.store import Store
 from torch_impl.data.tfrecord import write_records
 
 ConfigName = Literal["full", "tiny"]
@@ -36,6 +37,9 @@ BATCH = 2
 WORKERS = {"port": 0, "port_workers": os.cpu_count() or 1}
 """Processes that load beside the one that trains: none, as tf.data loads, or one for each core."""
 SPARE = 16
+STORES = (100, 100_000)
+"""Numbers of tiny records whose reading is compared: an example is to take as long in a large file as in a small one."""
+READS = 500
 
 
 def data_benchmark(
@@ -53,7 +57,8 @@ def data_benchmark(
         ``loading``: examples a second and memory (all processes of a side together) of tf.data and of the port, with
         and without processes that load beside it, and ratios to tf.data.
         ``conversion``: seconds of one process and of two, TensorFlow's seconds for reading and parsing the same files,
-        and ratios. ``size``: bytes on disk of both forms, and their ratio. ``settings`` and ``environment``.
+        and ratios. ``reading``: seconds for a record in stores of few and of many records, and their ratio. ``size``:
+        bytes on disk of both forms, and their ratio. ``settings`` and ``environment``.
     """
     say = progress or (lambda text: None)
     made = ExampleConfig.tiny() if config == "tiny" else ExampleConfig.pretraining()
@@ -63,6 +68,8 @@ def data_benchmark(
         conversion = _conversion(folder)
         say(f"conversion {conversion}")
         loading = _loading(folder, config, rounds, say)
+        reading = _reading(folder / "stores")
+        say(f"reading {reading}")
         size = {
             "tfrecord": sum(path.stat().st_size for path in (folder / "source").rglob("*.tfr")),
             "hdf5": sum(path.stat().st_size for path in (folder / "one").rglob("*.h5")),
@@ -73,6 +80,7 @@ def data_benchmark(
         "settings": {"config": config, "records": records, "files": FILES, "batch": BATCH, "rounds": rounds},
         "loading": loading,
         "conversion": conversion,
+        "reading": reading,
         "size": size | {"ratio": size["hdf5"] / size["tfrecord"]},
     }
 
@@ -90,6 +98,7 @@ def describe(result: dict[str, Any]) -> str:
             ),
             f"conversion by one process: {conversion['ratio']:.2f} of the time that TensorFlow takes to read and parse "
             f"the same files; by two: {conversion['two_ratio']:.2f} of the time of one",
+            f"reading one of {STORES[1]:,} records: {result['reading']['ratio']:.2f} of the time of one of {STORES[0]:,}",
             f"size on disk: HDF5 / TFRecord {result['size']['ratio']:.2f}",
         )
     )
@@ -125,6 +134,28 @@ def _conversion(folder: Path) -> dict[str, float]:
     two = convert_tfrecord_to_hdf5(source, folder / "two", workers=2).seconds
     parsed = _run({"task": "parse", "folder": str(folder)})["seconds"]
     return {"one": one, "two": two, "tensorflow_parse": parsed, "ratio": one / parsed, "two_ratio": two / one}
+
+
+def _reading(folder: Path) -> dict[str, float]:
+    """Seconds for one record of a store, in any order; the stores take turns."""
+    config = ExampleConfig.tiny()
+    stores = []
+    for count in STORES:
+        source = folder / f"{count}.tfr"
+        source.parent.mkdir(exist_ok=True)
+        write_records(source, _records(config, count, number=0))
+        convert_tfrecord_to_hdf5(source, folder / f"{count}")
+        stores.append(Store(folder / f"{count}"))
+    generator = np.random.default_rng(0)
+    seconds: list[list[float]] = [[] for _ in stores]
+    for _ in range(READS):
+        for store, taken in zip(stores, seconds, strict=True):
+            index = int(generator.integers(len(store)))
+            started = time.perf_counter()
+            store[index]
+            taken.append(time.perf_counter() - started)
+    few, many = map(statistics.median, seconds)
+    return {"few": few, "many": many, "ratio": many / few}
 
 
 def _loading(folder: Path, config: ConfigName, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """What ``epibert data`` does: convert, verify, export, inspect."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +16,6 @@ from torch_impl.data.convert import (
     Conversion,
     convert_tfrecord_to_hdf5,
     export_hdf5_to_tfrecord,
-    find_sources,
     verify_hdf5,
 )
 from torch_impl.data.convert import Progress as State
@@ -51,21 +52,7 @@ def convert(
     if workers < 1:
         raise DataError(f"workers must be at least 1, not {workers}")
     console = _console()
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as bar:
-        sources = find_sources(src)
-        task = bar.add_task("converting", total=sum(path.stat().st_size for path in sources.values()))
-
-        def show(state: State) -> None:
-            text = f"{state.files} of {state.of_files} files, {state.records:,} records"
-            bar.update(task, completed=state.source_bytes, description=text)
-
+    with _bar(console, "converting") as show:
         found = convert_tfrecord_to_hdf5(
             src,
             dst,
@@ -88,12 +75,14 @@ def verify(src: str, dst: str) -> int:
         src: What was converted.
         dst: What it was converted to.
     """
+    console = _console()
     try:
-        found = verify_hdf5(src, dst)
+        with _bar(console, "comparing") as show:
+            found = verify_hdf5(src, dst, progress=show)
     except DifferenceError as error:
-        _console().print(f"not equal: {error}", markup=False)
+        console.print(f"not equal: {error}", markup=False)
         return DIFFERENT
-    _report(_console(), "equal to their source", found)
+    _report(console, "equal to their source", found)
     return DONE
 
 
@@ -250,6 +239,26 @@ def _described(record: Record) -> Table:
     for name, data in record.others.items():
         table.add_row(Text(name), "not read", f"{len(data)} bytes", Text(repr(data[:24])))
     return table
+
+
+@contextlib.contextmanager
+def _bar(console: Console, what: str) -> Iterator[Callable[[State], None]]:
+    """A bar with rate and time left, for as long as there is something to show; what moves it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=None)
+
+        def show(state: State) -> None:
+            text = f"{what}: {state.files} of {state.of_files} files, {state.records:,} records"
+            bar.update(task, total=state.of_bytes, completed=state.source_bytes, description=text)
+
+        yield show
 
 
 def _report(console: Console, what: str, found: Conversion) -> None:

@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -50,7 +50,7 @@ OnError = Literal["raise", "skip"]
 SUFFIX = ".tfr"
 ANSWER_SECONDS = 10
 """How long a scheduler is waited for."""
-PACKAGES = ("h5py", "hdf5plugin", "numpy", "protobuf", "google-crc32c")
+PACKAGES = ("h5py", "hdf5plugin", "numpy", "protobuf", "google-crc32c", "isal")
 IN_MANIFEST = (
     "name",
     "source",
@@ -113,6 +113,8 @@ def convert_tfrecord_to_hdf5(
 ) -> Conversion:
     """Converts files of training records; what is finished already is not done again.
 
+    A source that has another size than when it was converted, or another time of change and other content, is an error.
+
     Args:
         source: A ``*.tfr`` file, a folder, of which all such files are taken and subfolders are kept, or a pattern of
             such files with wildcards.
@@ -138,22 +140,14 @@ def convert_tfrecord_to_hdf5(
     jobs = find_sources(source)
     with _writing(target):
         target.mkdir(parents=True, exist_ok=True)
-    sizes = {name: path.stat().st_size for name, path in jobs.items()}
+    tally = _Tally(jobs, progress)
     convert = functools.partial(_convert_file, target=target, on_error=on_error, compression=compression)
     done: dict[str, Part] = {}
 
     def finished(name: str, part: Part) -> None:
         # Hashes of millions of records would fill memory, and they are on disk.
         done[name] = dataclasses.replace(part, hashes=(), sequences=())
-        progress(
-            Progress(
-                files=len(done),
-                of_files=len(jobs),
-                source_bytes=sum(sizes[each] for each in done),
-                of_bytes=sum(sizes.values()),
-                records=sum(each.records for each in done.values()),
-            )
-        )
+        tally.add(name, part)
 
     if scheduler is not None:
         # Workers may run in another folder.
@@ -175,8 +169,15 @@ def convert_tfrecord_to_hdf5(
     )
 
 
-def verify_hdf5(source: str | Path, target: str | Path) -> Conversion:
+def verify_hdf5(
+    source: str | Path, target: str | Path, *, progress: Callable[[Progress], None] = lambda state: None
+) -> Conversion:
     """Reads the sources again and compares every record with its converted form, byte by byte.
+
+    Args:
+        source: As it was given to ``convert_tfrecord_to_hdf5``.
+        target: Folder that was written.
+        progress: Told after every file.
 
     Raises:
         DifferenceError: Something is missing, left over or different; the message names the first such file and record.
@@ -190,12 +191,13 @@ def verify_hdf5(source: str | Path, target: str | Path) -> Conversion:
     if missing or left:
         what = f"{missing[0]} was not converted" if missing else f"{left[0]} has no source"
         raise DifferenceError(f"{target}: {what}, and {len(missing) + len(left) - 1} more differ")
-    store = Store(target)
+    store, tally = Store(target), _Tally(jobs, progress)
     first, skipped = 0, []
     for _, part in parts(target):
         _verify_file(jobs[part.name], part, store, first)
         first += part.records
         skipped += _skipped([part])
+        tally.add(part.name, part)
     return Conversion(
         files=len(jobs),
         records=len(store),
@@ -260,6 +262,28 @@ def find_sources(source: str | Path) -> dict[str, Path]:
     return names
 
 
+class _Tally:
+    """Adds up what is finished and tells of it."""
+
+    def __init__(self, jobs: Mapping[str, Path], progress: Callable[[Progress], None]) -> None:
+        self._sizes = {name: path.stat().st_size for name, path in jobs.items()}
+        self._tell = progress
+        self._state = Progress(
+            files=0, of_files=len(jobs), source_bytes=0, of_bytes=sum(self._sizes.values()), records=0
+        )
+
+    def add(self, name: str, part: Part) -> None:
+        """One more file."""
+        state = self._state
+        self._state = dataclasses.replace(
+            state,
+            files=state.files + 1,
+            source_bytes=state.source_bytes + self._sizes[name],
+            records=state.records + part.records,
+        )
+        self._tell(self._state)
+
+
 # --- one file --------------------------------------------------------------------------------------------------------
 
 
@@ -292,6 +316,7 @@ def _write(
     compression: Compression | None,
 ) -> Part:
     digest, skipped = hashlib.sha256(), []
+    found = source.stat()
     writer = Writer(scratch, known)
     try:
         for frame in read_frames(source, compression, seen=digest.update):
@@ -314,7 +339,8 @@ def _write(
     return Part(
         name=name,
         source=source.name,
-        source_bytes=source.stat().st_size,
+        source_bytes=found.st_size,
+        source_changed=found.st_mtime_ns,
         # What follows a damaged length was not read.
         source_sha256=digest.hexdigest() if not skipped else hash_file(source),
         compression=compression or compression_of(source),
@@ -331,7 +357,10 @@ def _finished_before(source: Path, path: Path, part: Part) -> Part:
     """What an earlier call converted, if it is of this source."""
     if not path.is_file():
         raise DataError(f"{path}: is missing, although it was converted; remove {path.with_suffix('.json').name} too")
-    if source.stat().st_size != part.source_bytes or hash_file(source) != part.source_sha256:
+    found = source.stat()
+    same = found.st_size == part.source_bytes
+    # Terabytes are not read again for as long as nobody has written to them.
+    if not same or (found.st_mtime_ns != part.source_changed and hash_file(source) != part.source_sha256):
         raise DataError(f"{source}: has changed since it was converted; convert into another folder")
     return part
 

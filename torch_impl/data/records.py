@@ -76,7 +76,8 @@ def check_record(record: Record) -> None:
                 raise DataError(f"{name} has {wrong} values that are not finite")
     if record.motif_activity.size and np.ptp(record.motif_activity) == 0:
         raise DataError(f"motif_activity is {record.motif_activity.flat[0]:g} throughout and cannot be scaled")
-    if not record.sequence.isalpha():
+    letters = np.frombuffer(record.sequence, np.uint8)
+    if not letters.size or np.any((letters | 0x20) - ord("a") >= 26):  # wraps around below a
         raise DataError("the sequence is not made of letters")
     bins = record.peaks_center.size
     if not bins or record.atac.size % bins:

@@ -40,6 +40,8 @@ HASHES, OTHERS, NAME = "sha256", "others", "name"
 _COMPRESSED = {**hdf5plugin.Zstd(clevel=1), "fletcher32": True}
 """Faster than gzip both ways, and smaller; a checksum for each chunk, which gzip would have had. Other programs read it
 with the plugins of the same library."""
+_STRIDE = 256
+"""Rows that tables grow by, and rows in a chunk where they are small."""
 _OPEN_FILES = 64
 """Files that one process keeps open; the systems' limit is often 256 and a dataset may have more."""
 
@@ -52,6 +54,7 @@ class Part:
         name: Path of the converted file within the folder, without suffix.
         source: Name of the source file.
         source_bytes: Its size.
+        source_changed: When it was last changed, in nanoseconds, as its file system says.
         source_sha256: Of its bytes on disk.
         compression: Of the source; ``NONE`` when it was not.
         features: Type and shape of every array, which is that of all its records, and the length of the sequences.
@@ -65,6 +68,7 @@ class Part:
     name: str
     source: str
     source_bytes: int
+    source_changed: int
     source_sha256: str
     compression: str
     features: Mapping[str, str]
@@ -281,6 +285,8 @@ class Writer:
         self._file: Any = h5py.File(self._sink, "w", libver="latest")
         self._file.create_group(OTHERS)
         self._tables: dict[str, Any] = {}
+        # Rows of the tables that hold a few bytes a record, written when all are known: each call of HDF5 costs more.
+        self._small: dict[str, list[Any]] = {}
         self._others: dict[str, Any] = {}
         self.hashes: list[str] = []
         self._first: Record | None = None
@@ -314,11 +320,12 @@ class Writer:
         digest = content_hash(record)
         values: dict[str, Any] = {name: getattr(record, name) for name in ARRAYS if getattr(record, name) is not None}
         values |= {SEQUENCE_FILE: file, SEQUENCE_ROW: row, HASHES: np.frombuffer(digest, dtype=np.uint8)}
-        rows = [(self._tables[name], value) for name, value in values.items()]
+        rows = [(self._tables[name], value) for name, value in values.items() if name not in self._small]
         rows += [(self._others[name], np.frombuffer(data, np.uint8)) for name, data in record.others.items()]
         for table, value in rows:
-            table.resize(number + 1, axis=0)
-            table[number] = value
+            _write_row(table, number, value)
+        for name, column in self._small.items():
+            column.append(values[name])
         self._sink.check()
         self.hashes.append(digest.hex())
 
@@ -328,6 +335,10 @@ class Writer:
         Raises:
             OSError: It cannot be written.
         """
+        for table in (*self._tables.values(), *self._others.values()):
+            table.resize(len(self._own) if table.name == f"/{SEQUENCES}" else len(self.hashes), axis=0)
+        for name, column in self._small.items():
+            self._tables[name][:] = column
         self._file.attrs[CONTENTS] = sequences_hash(self._own)
         self._file.attrs[FILES] = [name for name, _ in self._files]
         self._file.attrs[FILE_CONTENTS] = [contents for _, contents in self._files]
@@ -343,7 +354,7 @@ class Writer:
             self._sink.close()
 
     def _create(self, record: Record) -> None:
-        self._table(SEQUENCES, (len(record.sequence),), np.dtype(np.uint8), rows=0)
+        self._table(SEQUENCES, (len(record.sequence),), np.dtype(np.uint8))
         for name in ARRAYS:
             array = getattr(record, name)
             if array is not None:
@@ -354,17 +365,19 @@ class Writer:
         for number, name in enumerate(record.others):
             # Numbered, because HDF5 takes a name apart at every slash and TensorFlow does not.
             self._others[name] = self._file.create_dataset(
-                f"{OTHERS}/{number}", shape=(0,), maxshape=(None,), chunks=(256,), dtype=h5py.vlen_dtype(np.uint8)
+                f"{OTHERS}/{number}", shape=(0,), maxshape=(None,), chunks=(_STRIDE,), dtype=h5py.vlen_dtype(np.uint8)
             )
             self._others[name].attrs[NAME] = json.dumps(name)
 
-    def _table(self, name: str, shape: tuple[int, ...], dtype: np.dtype, rows: int = 0) -> None:
-        small = int(np.prod(shape)) * dtype.itemsize < 256
-        chunks = (256 if small else 1, *shape)
+    def _table(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        small = name != SEQUENCES and int(np.prod(shape)) * dtype.itemsize < 256
+        if small:
+            self._small[name] = []
+        chunks = (_STRIDE if small else 1, *shape)
         # A checksum for small ones too: a damaged row number would give a record the sequence of another.
         options = {"fletcher32": True} if small else _COMPRESSED
         self._tables[name] = self._file.create_dataset(
-            name, shape=(rows, *shape), maxshape=(None, *shape), chunks=chunks, dtype=dtype, **options
+            name, shape=(0, *shape), maxshape=(None, *shape), chunks=chunks, dtype=dtype, **options
         )
 
     def _sequence(self, sequence: bytes) -> tuple[int, int]:
@@ -377,11 +390,16 @@ class Writer:
                 self._files.append(shared)
             return self._files.index(shared), place.row
         if key not in self._own:
-            table = self._tables[SEQUENCES]
             self._own[key] = len(self._own)
-            table.resize(len(self._own), axis=0)
-            table[self._own[key]] = np.frombuffer(sequence, dtype=np.uint8)
+            _write_row(self._tables[SEQUENCES], self._own[key], np.frombuffer(sequence, dtype=np.uint8))
         return 0, self._own[key]
+
+
+def _write_row(table: Any, number: int, value: np.ndarray) -> None:
+    """Writes the next row of a table, which grows by many rows at once and is cut when the file is closed."""
+    if number % _STRIDE == 0:
+        table.resize(number + _STRIDE, axis=0)
+    table[number] = value
 
 
 class _Sink(io.RawIOBase):

@@ -19,6 +19,7 @@ import google_crc32c
 import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
+from isal import isal_zlib
 
 from torch_impl.data.records import ARRAYS, REQUIRED, DataError, Record
 
@@ -136,7 +137,7 @@ class _Stream:
 
     def __init__(self, file: Any, head: bytes, compression: str, seen: Callable[[bytes], Any]) -> None:
         self._file, self._seen = file, seen
-        self._inflate = None if compression == "NONE" else zlib.decompressobj(_WINDOW[compression])
+        self._inflate = None if compression == "NONE" else isal_zlib.decompressobj(_WINDOW[compression])
         self._buffer = bytearray()
         self._pending = head
         self._ended = False
@@ -176,7 +177,7 @@ class _Stream:
         try:
             # A little at a time, so that what lies before the damage is not lost with it.
             self._buffer += inflate.decompress(block, _PIECE)
-        except zlib.error as error:
+        except isal_zlib.error as error:
             self._end(f"the compressed data are damaged: {error}")
         else:
             self._pending = inflate.unconsumed_tail or inflate.unused_data

@@ -328,7 +328,7 @@ def test_a_port_as_far_from_the_truth_as_the_reference_passes(tolerance):
 
 @pytest.mark.parametrize("tolerance", RATIOS)
 def test_a_port_farther_than_the_factor_fails_and_one_nearer_passes(tolerance):
-    truth, own, factor = normal(1000), 0.01, TABLE[tolerance].limit
+    truth, own, factor = normal(1000), 0.005, TABLE[tolerance].limit
     reference = off_by(truth, own)
     assert (
         check(off_by(truth, 1.01 * factor * own), truth, tolerance, reference_same_precision=reference).status

@@ -61,7 +61,10 @@ def test_every_record_is_converted_and_equal_to_its_source(tmp_path, source, wor
     assert (found.files, found.records, found.skipped) == (4, 12, ())
     assert [state.files for state in said] == [1, 2, 3, 4]
     assert said[-1].source_bytes == said[-1].of_bytes == sum(path.stat().st_size for path in source.rglob("*.tfr"))
-    assert verify_hdf5(source, tmp_path / "target").records == 12
+    compared: list[Progress] = []
+    assert verify_hdf5(source, tmp_path / "target", progress=compared.append).records == 12
+    assert [state.files for state in compared] == [1, 2, 3, 4]
+    assert compared[-1] == said[-1]
     assert leftovers(tmp_path / "target") == []
     manifest = json.loads((tmp_path / "target" / MANIFEST).read_text())
     assert manifest["records"] == 12
@@ -266,6 +269,24 @@ def test_a_source_that_changed_since_is_not_converted_over_the_old_one(tmp_path,
     write_records(source / "train" / "a.tfr", synthetic_records(CONFIG, 3, seed=77))
     with pytest.raises(DataError, match=r"a\.tfr: has changed since it was converted"):
         convert_tfrecord_to_hdf5(source, tmp_path / "target")
+
+
+def test_a_finished_source_is_read_again_only_if_it_was_written_to(tmp_path, source, monkeypatch):
+    target, path = tmp_path / "target", source / "train" / "a.tfr"
+    convert_tfrecord_to_hdf5(source, target)
+    read: list[Path] = []
+    hash_file = module.hash_file
+    monkeypatch.setattr(module, "hash_file", lambda path: read.append(path) or hash_file(path))
+    convert_tfrecord_to_hdf5(source, target)
+    assert read == []
+    path.touch()
+    convert_tfrecord_to_hdf5(source, target)
+    assert read == [path]
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"a\.tfr: has changed since it was converted"):
+        convert_tfrecord_to_hdf5(source, target)
 
 
 def test_verification_names_a_record_that_can_no_longer_be_decoded(tmp_path, source):
