@@ -38,7 +38,7 @@ WORKERS = {"port": 0, "port_workers": os.cpu_count() or 1}
 """Processes that load beside the one that trains: none, as tf.data loads, or one for each core."""
 SPARE = 16
 STORES = (100, 100_000)
-"""Numbers of tiny records whose reading is compared: an example is to take as long in a large file as in a small one."""
+"""Numbers of tiny records whose reading is compared: one is to take as long in a large file as in a small one."""
 READS = 500
 
 
@@ -98,7 +98,8 @@ def describe(result: dict[str, Any]) -> str:
             ),
             f"conversion by one process: {conversion['ratio']:.2f} of the time that TensorFlow takes to read and parse "
             f"the same files; by two: {conversion['two_ratio']:.2f} of the time of one",
-            f"reading one of {STORES[1]:,} records: {result['reading']['ratio']:.2f} of the time of one of {STORES[0]:,}",
+            f"reading one of {STORES[1]:,} records: {result['reading']['ratio']:.2f} of the time of one of "
+            f"{STORES[0]:,}",
             f"size on disk: HDF5 / TFRecord {result['size']['ratio']:.2f}",
         )
     )
