@@ -11,7 +11,7 @@ parity: .venv/installed
 
 # Two processes, for two cores; one climbs the ladder.
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Whole training runs of both stacks; stands on the ladder that `make parity` or `make test` has proven.
 convergence: .venv/installed

@@ -17,15 +17,18 @@ import random
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # Both frameworks read these when they are first imported, hence before anything else. The suite is sized for two cores;
 # with several workers each gets its share, since more threads than cores only wait for each other.
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _THREADS = str(max(1, 2 // _WORKERS))
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"):
+    if _WORKERS > 1:
+        os.environ[_name] = _THREADS  # a worker inherits what stands here of the process that started it
+    else:
+        os.environ.setdefault(_name, _THREADS)
 for _name, _value in {
-    "OMP_NUM_THREADS": _THREADS,
-    "MKL_NUM_THREADS": _THREADS,
-    "TF_NUM_INTRAOP_THREADS": _THREADS,
     "TF_NUM_INTEROP_THREADS": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "TF_DETERMINISTIC_OPS": "1",
@@ -39,6 +42,24 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent
+CLIMBING = "the ladder"
+RUNGS = {
+    f"tests/suites/test_{rung}.py"
+    for rung in (
+        "weights",
+        "constants",
+        "layers",
+        "blocks",
+        "model",
+        "data",
+        "losses",
+        "gradients",
+        "optimizer",
+        "state",
+        "trajectory",
+    )
+}
+"""Files whose tests ask about the ladder."""
 INSTALL_REFERENCE = "python -m pip install -c constraints.txt -e '.[reference]'"
 
 # Shapes and types that signatures promise are checked on every call of the port, in tests only. jaxtyping wants the
@@ -73,12 +94,33 @@ def pytest_report_header() -> list[str]:
     return [", ".join(lines[:3]), lines[3], f"threads per process: {os.environ['OMP_NUM_THREADS']}"]
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several processes one does a whole file, and one all that asks about the ladder: it is climbed once."""
     for item in items:
-        asks = "ladder" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("ladder" if asks else item.nodeid.partition("::")[0]))
+        if "ladder" in getattr(item, "fixturenames", ()) and _unit_of_work(item.nodeid) != CLIMBING:
+            raise pytest.UsageError(f"{item.nodeid} asks about the ladder: add its file to RUNGS in conftest.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With several processes one does a whole file, and one all that asks about the ladder: it is climbed once.
+
+    The mark of pytest-xdist for this, ``xdist_group``, has no effect with pytest 9.
+    """
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _unit_of_work(nodeid)
+
+    return Scheduling(config, log)
+
+
+def _unit_of_work(nodeid: str) -> str:
+    """What one process does as a whole: a file, or all of those that ask about the ladder."""
+    file = nodeid.partition("::")[0]
+    return CLIMBING if file in RUNGS else file
 
 
 def _fail_instead_of_skipping(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -34,6 +34,35 @@ def test_an_ordinary_test_passes_and_an_expected_failure_is_no_skip(session):
     session.runpytest_subprocess("-p", "no:xdist").assert_outcomes(passed=1, xfailed=1)
 
 
+def test_a_file_is_done_by_one_process_and_the_ladder_is_climbed_by_one(session):
+    source = """
+        import os, pathlib, pytest
+
+        @pytest.fixture(scope="session")
+        def ladder():
+            with pathlib.Path("climbed").open("a") as file:
+                file.write(f"{os.getpid()} ")
+
+        @pytest.mark.parametrize("number", range(5))
+        def test_a(ladder, number):
+            pass
+    """
+    files = [f"tests/suites/test_{rung}" for rung in ("weights", "layers", "data")]
+    (session.path / "tests" / "suites").mkdir(parents=True)
+    session.makepyfile(**dict.fromkeys(files, source))
+    session.runpytest_subprocess("-n", "2", "--dist", "loadfile", "--import-mode=importlib").assert_outcomes(passed=15)
+    assert len(set((session.path / "climbed").read_text().split())) == 1
+
+
+def test_another_file_that_asks_about_the_ladder_is_named(session):
+    session.makepyfile(
+        test_other="import pytest\n@pytest.fixture\ndef ladder(): pass\ndef test_a(ladder): pass",
+    )
+    result = session.runpytest_subprocess("-p", "no:xdist")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*test_other.py::test_a asks about the ladder*"])
+
+
 def test_two_runs_draw_the_same_random_numbers_and_the_same_examples(session):
     session.makepyfile(
         """
