@@ -177,7 +177,7 @@ class _Stream:
         try:
             # A little at a time, so that what lies before the damage is not lost with it.
             self._buffer += inflate.decompress(block, _PIECE)
-        except isal_zlib.error as error:
+        except isal_zlib.error as error:  # pyright: ignore[reportGeneralTypeIssues]  stubs say instance, not class
             self._end(f"the compressed data are damaged: {error}")
         else:
             self._pending = inflate.unconsumed_tail or inflate.unused_data
