@@ -128,6 +128,12 @@ def test_every_module_is_importable_with_the_forbidden_packages_blocked(package)
     assert result.returncode == 0, result.stderr
 
 
+def test_data_are_converted_where_pytorch_cannot_be_imported():
+    statement = "import torch_impl.data.command\nassert not hasattr(torch_impl, 'NoSuchModel')"
+    result = run_with_blocked({"torch", "lightning"}, statement)
+    assert result.returncode == 0, result.stderr
+
+
 def test_transplant_and_forward_work_where_tensorflow_cannot_be_imported(goldens):
     case = goldens / "P1"
     statement = f"""

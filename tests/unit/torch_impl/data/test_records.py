@@ -41,3 +41,13 @@ def test_a_number_that_is_not_finite_is_named(name, value):
 def test_what_cannot_be_trained_on_is_named(changes, message):
     with pytest.raises(DataError, match=message):
         check_record(dataclasses.replace(RECORD, **changes))
+
+
+def test_every_letter_is_one_and_nothing_else():
+    for code in range(256):
+        record = dataclasses.replace(RECORD, sequence=bytes([code]) + RECORD.sequence[1:])
+        if bytes([code]).isalpha():
+            check_record(record)
+        else:
+            with pytest.raises(DataError, match="not made of letters"):
+                check_record(record)

@@ -56,6 +56,16 @@ def test_records_come_in_the_order_of_files_and_within_them(folder):
     assert [Store(folder).locate(index)[1] for index in (0, 3, 4, 11)] == [0, 3, 0, 3]
 
 
+def test_no_table_is_longer_than_there_are_records(folder):
+    for path, part in parts(folder):
+        with h5py.File(path) as file:
+            lengths = {name: len(table) for name, table in file.items() if isinstance(table, h5py.Dataset)}
+            lengths |= {name: len(table) for name, table in file["others"].items()}
+        assert lengths.pop(SEQUENCES) == len(part.sequences)
+        assert len(lengths) > 5
+        assert set(lengths.values()) == {part.records}
+
+
 def test_a_sequence_is_stored_once_for_all_files(folder):
     stored = {}
     for path, part in parts(folder):
