@@ -367,9 +367,10 @@ def _finished_before(source: Path, path: Path, part: Part) -> Part:
 
 def _verify_file(source: Path, part: Part, store: Store, first: int) -> None:
     skipped = dict(part.skipped)
-    row = 0
+    row, number = 0, -1
     for frame in read_frames(source):
-        if frame.number in skipped:
+        number = frame.number
+        if number in skipped:
             _verify_skipped(source, frame, store[first])
             continue
         if frame.payload is None:
@@ -383,6 +384,8 @@ def _verify_file(source: Path, part: Part, store: Store, first: int) -> None:
         if content_hash(store[first + row]) != expected or part.hashes[row] != expected.hex():
             raise DifferenceError(f"{source}: {frame.describe('differs from what was converted')}")
         row += 1
+    if max(skipped, default=0) > number:
+        raise DifferenceError(f"{source}: record {max(skipped)} was left out, but the last is {number}")
     if row != part.records:
         raise DifferenceError(f"{source}: {part.records} records were converted, the source has {row}")
 

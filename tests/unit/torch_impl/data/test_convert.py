@@ -253,6 +253,17 @@ def test_verification_does_not_believe_that_a_sound_record_was_left_out(tmp_path
         verify_hdf5(source, target)
 
 
+def test_verification_does_not_believe_that_a_record_was_left_out_that_never_was(tmp_path, source):
+    target = tmp_path / "target"
+    convert_tfrecord_to_hdf5(source, target)
+    path = target / "train" / "a.json"
+    described = json.loads(path.read_text())
+    described["skipped"] = [[99, "said so"]]
+    path.write_text(json.dumps(described))
+    with pytest.raises(DifferenceError, match=r"a\.tfr: record 99 was left out, but the last is 2"):
+        verify_hdf5(source, target)
+
+
 def test_verification_reads_the_converted_numbers_and_not_only_their_hashes(tmp_path, source):
     import h5py
 
