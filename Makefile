@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: parity test convergence slow lint bench clean
+.PHONY: parity test convergence slow browser lint bench clean
 .DEFAULT_GOAL := parity
 
 # Compares port and reference level by level on the recorded checkpoint: verdict on the terminal, report in out/parity.
@@ -17,9 +17,13 @@ test: .venv/installed
 convergence: .venv/installed
 	$(BIN)/python -m pytest -m convergence
 
-# Proofs that take minutes each: full size, fresh installation.
+# Proofs that take long each.
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+# The report in Chromium, which must be installed.
+browser: .venv/installed
+	$(BIN)/python -m pytest -m browser
 
 lint: .venv/installed
 	$(BIN)/pre-commit run --all-files

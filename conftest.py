@@ -7,8 +7,8 @@ A test that is skipped looks green and proves nothing, so a skip is a failure he
 live reference fails with the command that installs it. There is deliberately no option that leaves the reference out:
 whoever wants the tests that need no TensorFlow names their folders on the command line, and sees what ran.
 
-Tests marked ``slow`` are the one thing a plain run leaves out; pytest counts them as deselected, and ``make slow``
-runs them.
+Tests marked ``slow``, ``convergence`` and ``browser`` are the one thing a plain run leaves out; pytest counts them as
+deselected, and the targets of ``make`` of the same names run them.
 """
 
 import importlib.metadata

@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -43,6 +43,7 @@ from torch_impl.data.tfrecord import (
     content_hash,
     decode,
     read_frames,
+    read_records,
     write_records,
 )
 
@@ -119,8 +120,8 @@ def convert_tfrecord_to_hdf5(
         source: A ``*.tfr`` file, a folder, of which all such files are taken and subfolders are kept, or a pattern of
             such files with wildcards.
         target: Folder to write.
-        workers: Processes on this machine; sequences that files have in common are stored once by one worker, and at
-            most once for each by several.
+        workers: Processes on this machine. Sequences that files have in common are stored once; when there are several
+            workers, those of files that begin with the same one, and others at most once for each worker.
         on_error: ``raise`` ends with the first record that cannot be used. ``skip`` leaves it out and says so in the
             manifest; what follows a frame whose length is damaged cannot be read and is left out as well.
         compression: Of the sources; found out when None.
@@ -153,12 +154,12 @@ def convert_tfrecord_to_hdf5(
         # Workers may run in another folder.
         jobs = {name: path.resolve() for name, path in jobs.items()}
         convert = functools.partial(convert, target=target.resolve())
-        _by_cluster(scheduler, convert, jobs, finished)
+        _by_cluster(scheduler, convert, jobs, _followers(jobs, compression), finished)
     elif workers == 1 or len(jobs) == 1:
         for name, path in jobs.items():
             finished(name, convert(path, name))
     else:
-        _by_processes(min(workers, len(jobs)), convert, jobs, finished)
+        _by_processes(min(workers, len(jobs)), convert, jobs, _followers(jobs, compression), finished)
     found = [done[name] for name in jobs]
     _write_manifest(target)
     return Conversion(
@@ -474,23 +475,52 @@ def _skipped(found: Sequence[Part]) -> tuple[tuple[str, int, str], ...]:
 # --- several files at once -------------------------------------------------------------------------------------------
 
 
+def _followers(jobs: Mapping[str, Path], compression: Compression | None) -> dict[str, list[str]]:
+    """For the first of all files that begin with the same sequence, the others.
+
+    They are files of several cell types at the same intervals. The others are converted when the first one is finished,
+    so that they find its sequences.
+    """
+    groups: dict[bytes, list[str]] = {}
+    for name, path in jobs.items():
+        groups.setdefault(_first_sequence(path, compression) or name.encode(), []).append(name)
+    return {first: others for first, *others in groups.values()}
+
+
+def _first_sequence(path: Path, compression: Compression | None) -> bytes | None:
+    """sha256 of the first sequence of a file; None where that cannot be read, which is told when it is converted."""
+    try:
+        return hashlib.sha256(next(read_records(path, compression)).sequence).digest()
+    except (DataError, StopIteration):
+        return None
+
+
 def _by_processes(
     workers: int,
     convert: Callable[[Path, str], Part],
     jobs: dict[str, Path],
+    followers: Mapping[str, list[str]],
     finished: Callable[[str, Part], None],
 ) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures: dict[Future[Part], str] = {pool.submit(convert, path, name): name for name, path in jobs.items()}
-        waiting = set(futures)
+        futures: dict[Future[Part], str] = {}
+
+        def submit(names: Iterable[str]) -> set[Future[Part]]:
+            added = {pool.submit(convert, jobs[name], name): name for name in names}
+            futures.update(added)
+            return set(added)
+
+        waiting = submit(followers)
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 try:
                     finished(futures[future], future.result())
+                    waiting |= submit(followers.get(futures[future], ()))
                 except BrokenProcessPool:
-                    names = ", ".join(sorted(futures[each] for each in futures if not _succeeded(each)))
+                    succeeded = {name for each, name in futures.items() if _succeeded(each)}
+                    names = ", ".join(sorted(jobs.keys() - succeeded))
                     raise DataError(
                         f"a process that converted was killed; not finished: {names}; call again to go on"
                     ) from None
@@ -507,6 +537,7 @@ def _by_cluster(
     address: str,
     convert: Callable[[Path, str], Part],
     jobs: dict[str, Path],
+    followers: Mapping[str, list[str]],
     finished: Callable[[str, Part], None],
 ) -> None:
     """The same work on a Dask cluster, which gives the files of a lost worker to another."""
@@ -522,12 +553,17 @@ def _by_cluster(
     except OSError as error:
         raise DataError(f"{address}: no scheduler answers: {error}") from None
     with client:
-        futures = {
+        futures = {}
+
+        def submit(name: str) -> Any:
             # A key of its own: of two calls with one key the second is given the first one's result, of another folder.
-            client.submit(convert, path, name, pure=False, key=f"convert-{name}-{uuid.uuid4().hex}"): name
-            for name, path in jobs.items()
-        }
-        for future in as_completed(futures):
+            key = f"convert-{name}-{uuid.uuid4().hex}"
+            future = client.submit(convert, jobs[name], name, pure=False, key=key)
+            futures[future] = name
+            return future
+
+        completed = as_completed([submit(name) for name in followers])
+        for future in completed:
             try:
                 part = future.result()
             except KilledWorker:
@@ -537,3 +573,4 @@ def _by_cluster(
             except (CancelledError, CommClosedError):
                 raise DataError(f"{address}: the scheduler was lost; call again to go on") from None
             finished(futures[future], part)
+            completed.update([submit(name) for name in followers.get(futures[future], ())])

@@ -11,7 +11,7 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -300,9 +300,20 @@ def feature_bytes(record: Record) -> dict[str, bytes]:
 
 def content_hash(record: Record) -> bytes:
     """sha256 of all features with their names, whatever order they came in."""
+    return joint_hash(feature_hashes(record))
+
+
+def feature_hashes(record: Record) -> dict[str, bytes]:
+    """sha256 of the byte string of every feature."""
+    return {name: hashlib.sha256(value).digest() for name, value in feature_bytes(record).items()}
+
+
+def joint_hash(hashes: Mapping[str, bytes]) -> bytes:
+    """What ``content_hash`` says of a record, from the hashes of its features."""
     digest = hashlib.sha256()
-    for name, value in sorted(feature_bytes(record).items()):
-        digest.update(struct.pack("<QQ", len(name), len(value)) + name.encode() + value)
+    for name, value in sorted(hashes.items()):
+        encoded = name.encode()
+        digest.update(struct.pack("<Q", len(encoded)) + encoded + value)
     return digest.digest()
 
 

@@ -176,15 +176,17 @@ def test_a_result_is_only_entered_with_the_rungs_that_were_run(ledger):
 
 
 CONVERGENCE = "tests/suites/test_convergence.py"
-SELECTIONS = {
-    "the file alone": [CONVERGENCE],
-    "one test by -k": [CONVERGENCE, "-k", "rung"],
-    "two workers": [CONVERGENCE, "-n", "2"],
-    "only what failed last": [CONVERGENCE, "--lf"],
-}
 
 
-@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize(
+    "selection",
+    [
+        pytest.param([CONVERGENCE], id="the file alone"),
+        pytest.param([CONVERGENCE, "-n", "2"], id="two workers"),
+        pytest.param([CONVERGENCE, "-k", "rung"], id="one test by -k", marks=pytest.mark.slow),
+        pytest.param([CONVERGENCE, "--lf"], id="only what failed last", marks=pytest.mark.slow),
+    ],
+)
 def test_the_convergence_rung_fails_as_blocked_however_it_is_selected(tmp_path, selection):
     command = [
         sys.executable,
@@ -195,7 +197,7 @@ def test_the_convergence_rung_fails_as_blocked_however_it_is_selected(tmp_path, 
         "convergence",
         "-p",
         "no:cacheprovider",
-        *SELECTIONS[selection],
+        *selection,
     ]
     if "--lf" in command:
         command.remove("no:cacheprovider")

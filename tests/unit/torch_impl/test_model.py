@@ -548,12 +548,10 @@ for run in (model, compiled):
 torch.save(results, sys.argv[1])
 """
 HAS_COMPILER = any(map(shutil.which, ("g++", "clang++", "c++")))
+INDUCTOR = [pytest.param("inductor", False, marks=pytest.mark.slow)] if HAS_COMPILER else []
 
 
-@pytest.mark.parametrize(
-    ("backend", "training"),
-    [("aot_eager", False), ("aot_eager", True), *([("inductor", False)] if HAS_COMPILER else [])],
-)
+@pytest.mark.parametrize(("backend", "training"), [("aot_eager", False), ("aot_eager", True), *INDUCTOR])
 def test_the_model_compiles_as_one_graph_to_the_same_function(backend, training, tmp_path):
     arguments = {**SMALL, **NO_DROPOUT, "filter_list_seq": (12,), "filter_list_atac": (4,), "num_transformer_layers": 1}
     code = COMPILED.format(small=arguments, training=training, backend=backend)

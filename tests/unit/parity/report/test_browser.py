@@ -9,7 +9,7 @@ from parity.report.page import write_html
 from tests.unit.parity.report import results
 from tests.unit.parity.report.browser import Browser
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.browser
 
 SAMPLES = ("passing", "failing", "broken_run", "empty", "nothing_asked")
 SIZES = {"desktop": (1280, 800), "phone": (390, 844)}

@@ -6,11 +6,12 @@ import textwrap
 
 import pytest
 
-from tests.records import synthetic_records
+from tests.records import synthetic_record, synthetic_records
 from torch_impl.data import convert as module
 from torch_impl.data.convert import convert_tfrecord_to_hdf5, verify_hdf5
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.data.records import DataError
+from torch_impl.data.store import parts
 from torch_impl.data.tfrecord import write_records
 
 # In a process of its own, with a main module that its workers can import.
@@ -54,7 +55,9 @@ def test_a_worker_killed_midway_costs_nothing_but_time(tmp_path):
     for number in range(24):
         path = tmp_path / "source" / f"{number:02d}.tfr"
         path.parent.mkdir(exist_ok=True)
-        write_records(path, synthetic_records(config, 40, seed=100 * number))
+        # Four cell types each.
+        shared = 40 * (number // 4)
+        write_records(path, [synthetic_record(config, 100 * number + i, sequence_seed=shared + i) for i in range(40)])
     script = tmp_path / "cluster.py"
     script.write_text(SCRIPT)
     target = tmp_path / "target"
@@ -68,6 +71,7 @@ def test_a_worker_killed_midway_costs_nothing_but_time(tmp_path):
     assert found.returncode == 0, found.stderr
     assert found.stdout.split() == ["killed", "24", "960"]
     assert verify_hdf5(tmp_path / "source", target).records == 960
+    assert sum(len(part.sequences) for _, part in parts(target)) == 240
 
 
 LOST = textwrap.dedent(

@@ -151,6 +151,48 @@ def test_an_option_out_of_range_is_named(tmp_path, source, option, value):
         inspect.unwrap(convert_tfrecord_to_hdf5)(source, tmp_path / "target", **{option: value})
 
 
+def stored_sequences(folder) -> dict[str, int]:
+    return {part.name: len(part.sequences) for _, part in parts(folder)}
+
+
+@pytest.fixture
+def cell_types(tmp_path):
+    """Three cell types at the same intervals, and one file that begins elsewhere and then shares an interval."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for number, name in enumerate("abc"):
+        records = [synthetic_record(CONFIG, 100 * number + i, sequence_seed=i) for i in range(3)]
+        write_records(folder / f"{name}.tfr", records)
+    write_records(folder / "d.tfr", [synthetic_record(CONFIG, 500 + i, sequence_seed=i) for i in (7, 1)])
+    return folder
+
+
+def test_files_that_begin_with_the_same_sequence_follow_the_first_of_them(tmp_path, cell_types):
+    (cell_types / "broken.tfr").write_bytes(frame(b"no example"))
+    (cell_types / "empty.tfr").write_bytes(b"")
+    jobs = find_sources(cell_types)
+    assert module._followers(jobs, None) == {"a": ["b", "c"], "broken": [], "d": [], "empty": []}
+
+
+def test_several_workers_store_the_sequences_of_cell_types_once(tmp_path, cell_types):
+    (cell_types / "d.tfr").unlink()
+    convert_tfrecord_to_hdf5(cell_types, tmp_path / "target", workers=3)
+    assert stored_sequences(tmp_path / "target") == {"a": 3, "b": 0, "c": 0}
+    assert verify_hdf5(cell_types, tmp_path / "target").records == 9
+
+
+def test_one_worker_stores_every_sequence_once(tmp_path, cell_types):
+    convert_tfrecord_to_hdf5(cell_types, tmp_path / "target")
+    assert stored_sequences(tmp_path / "target") == {"a": 3, "b": 0, "c": 0, "d": 1}
+
+
+def test_a_file_that_waits_for_another_is_not_finished_when_a_worker_is_killed(tmp_path, cell_types, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: _Context())
+    monkeypatch.setattr(module, "_convert_file", _dying_at_first)
+    with pytest.raises(DataError, match=r"not finished: a, b, c"):
+        convert_tfrecord_to_hdf5(cell_types, tmp_path / "target", workers=2)
+
+
 # --- bad records -----------------------------------------------------------------------------------------------------
 
 
@@ -383,6 +425,13 @@ def _dying(source, name, **options):
     return _original(source, name, **options)
 
 
+def _dying_at_first(source, name, **options):
+    """Dies with the file for which others wait."""
+    if name == "a":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _original(source, name, **options)
+
+
 class _Context:
     """Forks, so that the patched function is there."""
 
@@ -396,7 +445,8 @@ def test_a_cluster_is_given_whole_paths_because_its_workers_run_elsewhere(tmp_pa
     monkeypatch.chdir(tmp_path)
     given: list[Path] = []
 
-    def by_cluster(address, convert, jobs, finished):
+    def by_cluster(address, convert, jobs, followers, finished):
+        assert list(followers) == list(jobs)
         for name, path in jobs.items():
             given.extend((path, convert.keywords["target"]))
             finished(name, convert(path, name))

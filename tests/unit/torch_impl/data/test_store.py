@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.records import synthetic_record, synthetic_records
+from torch_impl.data import store as store_module
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.data.records import DataError
@@ -72,6 +73,35 @@ def test_a_sequence_is_stored_once_for_all_files(folder):
         with h5py.File(path) as file:
             stored[part.name] = file[SEQUENCES].shape[0]
     assert stored == {"train/a": 2, "train/b": 0, "valid/c": 0}
+
+
+def test_every_byte_has_a_code_and_the_bases_have_those_of_their_order():
+    codes = bytes(range(256)).translate(store_module._CODES)
+    assert sorted(codes) == list(range(256))
+    assert codes.translate(store_module._CODES) == bytes(range(256))
+    assert b"ACGTN".translate(store_module._CODES) == bytes(range(5))
+
+
+@pytest.mark.parametrize("sequence", [b"ACGTN" * 2000, b"acgtnRYKMx" * 1000], ids=["bases", "other letters"])
+def test_sequences_lie_as_codes_and_come_back_as_letters(tmp_path, sequence):
+    record = dataclasses.replace(synthetic_record(CONFIG, 0), sequence=sequence)
+    write_records(tmp_path / "a.tfr", [record])
+    convert_tfrecord_to_hdf5(tmp_path / "a.tfr", tmp_path / "target")
+    assert Store(tmp_path / "target")[0].sequence == sequence
+    with h5py.File(tmp_path / "target" / "a.h5") as file:
+        table = file[SEQUENCES]
+        assert table.dtype == np.uint8
+        expected = {ord(letter): code for code, letter in enumerate(table.attrs["codes"])}
+        assert all(expected.get(letter, letter) == code for letter, code in zip(sequence, table[0], strict=True))
+
+
+def test_sequences_take_a_quarter_of_a_byte_for_each_base(tmp_path):
+    letters = np.random.default_rng(0).choice(np.frombuffer(b"ACGT", np.uint8), 100_000).tobytes()
+    record = dataclasses.replace(synthetic_record(CONFIG, 0), sequence=letters)
+    write_records(tmp_path / "a.tfr", [record])
+    convert_tfrecord_to_hdf5(tmp_path / "a.tfr", tmp_path / "target")
+    with h5py.File(tmp_path / "target" / "a.h5") as file:
+        assert file[SEQUENCES].id.get_storage_size() < 100_000 / 4 * 1.05
 
 
 def test_one_example_is_one_chunk_of_each_array(folder):
