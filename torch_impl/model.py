@@ -15,7 +15,9 @@ compute in float32 at least. So float32 parameters with ``compute_dtype=torch.bf
 ``mixed_bfloat16`` does.
 """
 
+import functools
 import math
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -36,9 +38,9 @@ ATAC_STEM_WIDTH = 32
 SHORT_SUM = 256
 SHORT_PRODUCT = 64
 WIDENED_ROWS = 1 << 16
+PIECE_SIZE, SHORTEST_PIECE = 1 << 21, 1024
+"""Numbers in an activation, and positions, that a processor computes at a time in evaluation."""
 OWN_CONSTANTS = "philox"
-BFLOAT16_PRODUCTS = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-"""Whether this processor has fast bfloat16 products. Without, PyTorch's own take ten times as long as float32 ones."""
 
 
 class Trunk(nn.Module):
@@ -95,14 +97,17 @@ class Trunk(nn.Module):
     ) -> tuple[Float[Tensor, "B l C"], dict[str, tuple[Tensor, Tensor]]]:
         """All of the model before the heads, and the attention features; arguments and errors as for ``EpiBERT``."""
         dtype = self.compute_dtype or self.stem_conv.weight.dtype
+        run = _by_pieces if self._may_run_by_pieces(sequence.device) else _as_a_whole
 
-        x = self.stem_pool(self.stem_res_conv(self.stem_conv(sequence.to(dtype))))
+        x = run(self._stem, sequence.to(dtype), width=self.stem_conv.out_channels, reach=STEM_KERNEL_SIZE // 2, pool=2)
         for block in self.conv_tower:
-            x = block(x)
+            x = run(block, x, width=x.shape[-1], reach=TOWER_KERNEL_SIZE // 2, pool=2)
 
-        accessibility = self.stem_pool_atac(self.stem_res_conv_atac(self.stem_conv_atac(atac.to(dtype))))
+        accessibility = run(
+            self._stem_atac, atac.to(dtype), width=ATAC_STEM_WIDTH, reach=ATAC_STEM_KERNEL_SIZE // 2, pool=2
+        )
         for block in self.conv_tower_atac:
-            accessibility = block(accessibility)
+            accessibility = run(block, accessibility, width=ATAC_STEM_WIDTH, reach=TOWER_KERNEL_SIZE // 2, pool=4)
 
         motifs = self.motif_dropout1(self.motif_activity_fc1(motif_activity.to(dtype)))
         motifs = self.motif_dropout2(self.motif_activity_fc2(motifs))
@@ -116,6 +121,18 @@ class Trunk(nn.Module):
             )
         x = torch.cat([x, accessibility, motifs.expand(-1, bins, -1)], dim=-1)
         return self.performer(self.pre_transformer_projection(x))
+
+    def _stem(self, x: Float[Tensor, "B L 4"]) -> Float[Tensor, "B l C"]:
+        return self.stem_pool(self.stem_res_conv(self.stem_conv(x)))
+
+    def _stem_atac(self, x: Float[Tensor, "B A 1"]) -> Float[Tensor, "B a C"]:
+        return self.stem_pool_atac(self.stem_res_conv_atac(self.stem_conv_atac(x)))
+
+    def _may_run_by_pieces(self, device: torch.device) -> bool:
+        """Whether nobody sees the difference: no gradients, statistics of no batch, no hooks that count the calls."""
+        if torch.is_grad_enabled() or self.training or device.type != "cpu" or torch.compiler.is_compiling():
+            return False
+        return not any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
 
     def predict(self, x: Float[Tensor, "B l C"], pointwise: "ConvBlock", profile: "Linear") -> Float[Tensor, "B O 1"]:
         """One head: its own convolution block and profile layer, the common Dropout, GELU and crop."""
@@ -644,6 +661,40 @@ def lecun_normal_(tensor: Tensor, *, fan_in: int) -> None:
     nn.init.trunc_normal_(tensor, std=deviation, a=-2 * deviation, b=2 * deviation)
 
 
+def _by_pieces(
+    stage: Callable[[Tensor], Tensor], x: Float[Tensor, "B L C"], *, width: int, reach: int, pool: int
+) -> Float[Tensor, "B l c"]:
+    """Convolutions and a pooling, a piece of the sequence after the other.
+
+    What lies between the layers of a stage is many times as large as what goes in and comes out. In pieces it stays in
+    the processor's cache, and memory is neither filled with it nor asked for again for each layer.
+
+    Args:
+        stage: Layers to run.
+        x: Their input.
+        width: Channels between them.
+        reach: Positions to each side on which one depends.
+        pool: Positions that become one.
+    """
+    batch, length = x.shape[:2]
+    positions = max(SHORTEST_PIECE, PIECE_SIZE // (batch * width)) // pool * pool
+    margin = -(-reach // pool) * pool
+    result = None
+    for start in range(0, length, positions):
+        end = min(start + positions, length)
+        before, after = min(margin, start), min(margin, length - end)
+        # At the ends of the sequence the layers pad as always; elsewhere what they pad reaches the margin alone.
+        found = stage(x[:, start - before : end + after])[:, before // pool : (before + end - start) // pool]
+        if result is None:
+            result = found.new_empty(batch, length // pool, found.shape[-1])
+        result[:, start // pool : end // pool] = found
+    return stage(x) if result is None else result  # of no positions at all
+
+
+def _as_a_whole(stage: Callable[[Tensor], Tensor], x: Float[Tensor, "B L C"], **_: int) -> Float[Tensor, "B l c"]:
+    return stage(x)
+
+
 def _linear(
     x: Float[Tensor, "... C"], weight: Float[Tensor, "c C"], bias: Float[Tensor, " c"] | None = None
 ) -> Float[Tensor, "... c"]:
@@ -674,7 +725,28 @@ def _for_product(*tensors: Any) -> tuple[Any, ...]:
 
 def _widens(factor: Tensor) -> bool:
     """Whether products with this factor are computed in float32 and rounded."""
-    return factor.dtype == torch.bfloat16 and factor.device.type == "cpu" and not BFLOAT16_PRODUCTS
+    return factor.dtype == torch.bfloat16 and factor.device.type == "cpu" and not fast_bfloat16_products()
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def fast_bfloat16_products() -> bool:
+    """Whether this processor multiplies bfloat16 numbers at least as fast as float32 ones.
+
+    Without an instruction for it PyTorch takes ten times as long, and on some processors with one twice as long. It is
+    measured once; where there is such an instruction the two differ by a factor of two or more either way.
+    """
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        factor, taken = torch.ones(512, 512, dtype=dtype), []
+        for _ in range(6):
+            started = time.perf_counter()
+            factor @ factor
+            taken.append(time.perf_counter() - started)
+        seconds[dtype] = min(taken)
+    return seconds[torch.bfloat16] <= seconds[torch.float32]
 
 
 def _over_features(

@@ -570,7 +570,7 @@ def test_hyperparameters_of_norms_are_printed():
 
 @pytest.mark.parametrize("gradients", [True, False])
 def test_without_bfloat16_products_they_are_float32_ones_of_rounded_factors_rounded_once(monkeypatch, gradients):
-    monkeypatch.setattr(model_module, "BFLOAT16_PRODUCTS", False)
+    monkeypatch.setattr(model_module, "fast_bfloat16_products", lambda: False)
     monkeypatch.setattr(model_module, "WIDENED_ROWS", 5)
     torch.manual_seed(0)
     x = torch.randn(2, 9, 7).bfloat16()
@@ -604,9 +604,99 @@ def test_without_bfloat16_products_they_are_float32_ones_of_rounded_factors_roun
 
 
 def test_with_bfloat16_products_nothing_is_widened(monkeypatch):
-    monkeypatch.setattr(model_module, "BFLOAT16_PRODUCTS", True)
+    monkeypatch.setattr(model_module, "fast_bfloat16_products", lambda: True)
     x = torch.ones(2, 3).bfloat16()
     assert model_module._for_product(x, None) == (x, None)
-    monkeypatch.setattr(model_module, "BFLOAT16_PRODUCTS", False)
+    monkeypatch.setattr(model_module, "fast_bfloat16_products", lambda: False)
     assert model_module._for_product(x, None)[0].dtype == torch.float32
     assert model_module._for_product(x.float())[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("slow", ["float32", "bfloat16", "neither"])
+def test_bfloat16_products_are_used_where_they_take_no_longer(monkeypatch, slow):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    moments = itertools.accumulate(
+        [2.0 if index // 12 == ("float32", "bfloat16").index(slow) else 1.0 for index in range(24)]
+        if slow != "neither"
+        else [1.0] * 24
+    )
+    monkeypatch.setattr(model_module.time, "perf_counter", lambda: next(moments))
+    measure = model_module.fast_bfloat16_products.__wrapped__
+    assert measure() == (slow != "bfloat16")
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not measure()
+
+
+def in_pieces(monkeypatch, positions: int) -> list[int]:
+    """Makes models compute so many positions at a time; the list gets the lengths that are given to stages."""
+    monkeypatch.setattr(model_module, "PIECE_SIZE", 1)
+    monkeypatch.setattr(model_module, "SHORTEST_PIECE", positions)
+    lengths: list[int] = []
+    run = model_module._by_pieces
+
+    def seen(stage: Callable[[Tensor], Tensor], x: Tensor, **options: int) -> Tensor:
+        def noted(piece: Tensor) -> Tensor:
+            lengths.append(piece.shape[1])
+            return stage(piece)
+
+        return run(noted, x, **options)
+
+    monkeypatch.setattr(model_module, "_by_pieces", seen)
+    return lengths
+
+
+COPY = {torch.float64: "copy_float64", torch.float32: "copy_float32", torch.bfloat16: "copy_bfloat16"}
+
+
+@pytest.mark.parametrize("positions", [4, 20, 1000])
+@pytest.mark.parametrize("dtype", PRECISIONS)
+def test_what_is_computed_by_pieces_is_what_is_computed_as_a_whole(monkeypatch, dtype, positions):
+    model = small().to(dtype)
+    arguments = inputs(model.config, dtype=dtype)
+    with torch.enable_grad():
+        whole = model(*arguments).detach()
+    lengths = in_pieces(monkeypatch, positions)
+    with torch.no_grad():
+        assert_same(model(*arguments), whole, COPY[dtype])
+    # Sequence: 72 bp, 36, 18; accessibility: 18 values of 4 bp, 9 after a stem and a block.
+    assert len(lengths) > 20 if positions == 4 else len(lengths) >= 5
+
+
+def test_pieces_that_see_too_few_neighbours_are_seen():
+    model = small().double()
+    sequence = inputs(model.config)[0]
+    whole = model._stem(sequence)
+    options = {"width": 5, "pool": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_module, "PIECE_SIZE", 1)
+        patch.setattr(model_module, "SHORTEST_PIECE", 16)
+        assert_same(model_module._by_pieces(model._stem, sequence, reach=7, **options), whole)
+        with pytest.raises(Disagreement):
+            assert_same(model_module._by_pieces(model._stem, sequence, reach=6, **options), whole)
+
+
+def test_an_incomplete_window_at_the_end_is_dropped_in_pieces_too(monkeypatch):
+    monkeypatch.setattr(model_module, "PIECE_SIZE", 1)
+    monkeypatch.setattr(model_module, "SHORTEST_PIECE", 8)
+    block = small().double().conv_tower_atac[0]
+    for length in (31, 32, 33, 35, 40):
+        x = torch.randn(2, length, 32, dtype=torch.float64)
+        assert_same(model_module._by_pieces(block, x, width=32, reach=2, pool=4), block(x))
+
+
+@pytest.mark.parametrize("why", ["gradients", "training", "a hook", "a hook before"])
+def test_whoever_could_see_the_pieces_gets_the_whole(monkeypatch, why):
+    model = small(**NO_DROPOUT).double()
+    lengths = in_pieces(monkeypatch, 4)
+    predict(model)
+    assert lengths
+    lengths.clear()
+    model.train(why == "training")
+    if why == "a hook":
+        model.stem_conv.register_forward_hook(lambda *_: None)
+    if why == "a hook before":
+        model.conv_tower[0].register_forward_pre_hook(lambda *_: None)
+    with torch.set_grad_enabled(why == "gradients"):
+        model(*inputs(model.config))
+    assert lengths == []
