@@ -2,8 +2,9 @@
 
 Both get the same random weights, constants and inputs, batch 1, evaluation mode, no gradients, the same number of
 threads. Each way is measured in a fresh process of its own that holds one framework only, so that its peak memory is
-its own. In each, one forward warms up; then the processes take turns, one forward at a time, so that whatever else the
-machine does disturbs all of them alike. Report the ratios, which carry over to other machines better than seconds do.
+its own. The processes take turns, so that whatever else the machine does disturbs all of them alike. A turn is two
+forwards, of which the second is timed: while a process waits, caches and memory that it freed go to others. Report the
+ratios, which carry over to other machines better than seconds do.
 
     python -m benchmarks.forward [--config tiny] [--repeats 2] [--rounds 1] [--compiled] [--out forward.json]
 """
@@ -58,7 +59,7 @@ def forward_benchmark(
 
     Args:
         config: The published model (84 M parameters, 524,288 bp; the reference needs 9 GB), or a tiny one.
-        repeats: Timed forwards in each process, after one that warms up; the processes take turns.
+        repeats: Timed forwards in each process, each after one that warms up; the processes take turns.
         out: JSON file to write; its folder is made. None: write nothing.
         rounds: Sets of fresh processes. Times and ratios are medians over all turns, memory the smallest peak.
         threads: Threads of each framework.
@@ -147,10 +148,8 @@ def _take_turns(
     with contextlib.ExitStack() as stack:
         workers, runs = [], []
         for job in jobs:
-            # The first forward warms up, and comes before the next process starts.
             workers.append(stack.enter_context(Worker(job, folder, threads)))
             runs.append(job | {"resident_bytes": workers[-1].first_answer["resident_bytes"]})
-            workers[-1].ask()
         answers = [[worker.ask() for worker in workers] for _ in range(repeats)]
     for run, found in zip(runs, zip(*answers, strict=True), strict=True):
         for quantity in ("seconds", "cpu_seconds"):
@@ -252,7 +251,7 @@ class Worker:
         self.close()
 
     def ask(self) -> dict[str, Any]:
-        """One forward: ``seconds``, ``cpu_seconds`` and the process's ``peak_bytes`` so far."""
+        """A forward, after one that warms up: ``seconds``, ``cpu_seconds``, the process's ``peak_bytes`` so far."""
         if self._process.poll() is None and self._process.stdin is not None:
             self._process.stdin.write("forward\n")
             self._process.stdin.flush()
@@ -288,6 +287,7 @@ def _work(job: dict[str, Any], folder: Path) -> None:
         gc.collect()
         answer({"resident_bytes": _memory("VmRSS")})
         for _ in sys.stdin:
+            forward()
             started, cpu_started = time.perf_counter(), time.process_time()
             output = forward()
             seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started

@@ -304,7 +304,8 @@ class FavorAttention(nn.Module):
             query, key = self.rotary(query, table), self.rotary(key, table)
         query = self.features(query, projection, is_query=True)
         key = self.features(key, projection, is_query=False)
-        # Head by head in memory: of any other layout a matrix product makes its own copy, ten times slower in bfloat16.
+        # Head by head in memory, as the features are already: of any other layout a matrix product makes its own copy,
+        # ten times slower in bfloat16.
         query, key, value = (projected.transpose(1, 2).contiguous() for projected in (query, key, value))
         state = _einsum("bhlm,bhld->bhmd", key, value)
         numerator, denominator = _over_features(query, state, key.sum(dim=2))
@@ -325,11 +326,13 @@ class FeatureMap(nn.Module):
     ) -> Float[Tensor, "B L H M"]:
         ratio = 1 / math.sqrt(projection.shape[0])
         if self.kernel == RELU_KERNEL:
-            return _linear(x, projection).mul_(ratio).relu_() + self.stabilizer
+            positive = _by_heads(x, projection).mul_(ratio).relu_()
+            # The backward pass of the ReLU needs its result.
+            return positive + self.stabilizer if torch.is_grad_enabled() else positive.add_(self.stabilizer)
         if self.kernel == RELU_QUARTIC_KERNEL:
-            return _linear(x, projection).mul_(ratio).relu_() ** 4 + self.stabilizer
+            return _by_heads(x, projection).mul_(ratio).relu_() ** 4 + self.stabilizer
         x = x * x.shape[-1] ** -0.25
-        projected = _linear(x, projection)
+        projected = _by_heads(x, projection)
         half_norm = x.square().sum(dim=-1, keepdim=True) / 2
         # Queries may be shifted one by one, keys only by what all positions share, or attention would change.
         largest = projected.amax(dim=-1 if is_query else (1, 3), keepdim=True)
@@ -709,6 +712,11 @@ def _linear(
     for given, found in zip(rows.split(WIDENED_ROWS), result.split(WIDENED_ROWS), strict=True):
         found.copy_(F.linear(*_for_product(given, weight, bias)))
     return result.unflatten(0, x.shape[:-1])
+
+
+def _by_heads(x: Float[Tensor, "B L H D"], weight: Float[Tensor, "M D"]) -> Float[Tensor, "B L H M"]:
+    """``_linear`` with a result that lies head by head in memory; to bring the input there moves fewer numbers."""
+    return _linear(x.transpose(1, 2).contiguous(), weight).transpose(1, 2)
 
 
 def _einsum(equation: str, left: Tensor, right: Tensor) -> Tensor:
