@@ -331,14 +331,18 @@ def reverse_complement(indices: np.ndarray) -> np.ndarray:
 def add_noise(atac: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """Accessibility (A,) in float32 with the absolute value of the noise added; target and input both come from it."""
     noisy = np.abs(np.ravel(noise))
-    noisy += np.ravel(atac)
+    # Widened first: adding float16 numbers to float32 ones takes NumPy twice as long.
+    noisy += np.ravel(atac).astype(np.float32, copy=False)
     return noisy
 
 
 def soft_clip(values: np.ndarray, limit: float) -> np.ndarray:
     """Values up to the limit, and the limit plus the square root of what exceeds it; negative ones become zero."""
     highest, zero = np.float32(limit), np.float32(0)
-    return np.clip(values, zero, highest) + np.sqrt(np.maximum(values - highest, zero))
+    clipped = np.clip(values, zero, highest) + zero
+    beyond = values > highest  # few, and most often none
+    clipped[beyond] += np.sqrt(values[beyond] - highest)
+    return clipped
 
 
 def bin_target(signal: np.ndarray, config: ExampleConfig) -> np.ndarray:

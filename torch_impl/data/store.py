@@ -248,7 +248,7 @@ class Store:
 
     def _read(self, path: Path, row: int) -> Record:
         found = self._file(path)
-        number, place = int(found.tables[SEQUENCE_FILE][row]), int(found.tables[SEQUENCE_ROW][row])
+        number, place = (int(places[row]) for places in found.places)
         arrays: dict[str, Any] = {name: found.tables[name][row] for name in ARRAYS if name in found.tables}
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
         others = {name: table[row].tobytes() for name, table in found.others.items()}
@@ -275,6 +275,8 @@ class _Opened:
         self.path = path
         self.file: Any = h5py.File(path, "r")
         self.tables = {name: table for name, table in self.file.items() if name != OTHERS}
+        # Whole, a few bytes a record: to read one number of them takes as long as to read peaks.
+        self.places = [self.tables[name][:] for name in (SEQUENCE_FILE, SEQUENCE_ROW)]
         self.others = {json.loads(table.attrs[NAME]): table for table in self.file[OTHERS].values()}
         self.contents = str(self.file.attrs[CONTENTS])
         names, contents = self.file.attrs[FILES], self.file.attrs[FILE_CONTENTS]
