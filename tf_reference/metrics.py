@@ -7,7 +7,7 @@ shows.
 
 import collections
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -126,7 +126,11 @@ class GeneCellCorrelation:
         )
 
     def update_state(
-        self, true: Sequence[float], predicted: Sequence[float], gene: Sequence[int], cell: Sequence[int]
+        self,
+        true: Shaped[Any, " B"],
+        predicted: Shaped[Any, " B"],
+        gene: Shaped[Any, " B"],
+        cell: Shaped[Any, " B"],
     ) -> None:
         """Add examples.
 

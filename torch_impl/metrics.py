@@ -188,7 +188,7 @@ class GeneCellCorrelation(Metric):
         standardised = torch.where(alike, torch.nan, centred / variance.sqrt())
         found: dict[str, Tensor] = {}
         for name, groups in (("cell", cells), ("gene", genes)):
-            correlations = _group_correlation(*standardised, groups)
+            correlations = _group_correlation(standardised, groups)
             defined = correlations[~correlations.isnan()]
             found |= {f"{name}_pearson": defined.mean(), f"{name}s": torch.tensor(len(defined), device=pred.device)}
         return found
@@ -221,16 +221,11 @@ def _group_mean(values: Float[Tensor, "K P"], groups: Int[Tensor, " P"]) -> Floa
     return (sums / torch.bincount(groups, minlength=count))[:, groups]
 
 
-def _group_correlation(
-    first: Float[Tensor, " P"], second: Float[Tensor, " P"], groups: Int[Tensor, " P"]
-) -> Float[Tensor, " G"]:
-    """Pearson's correlation within each group; NaN where it is not defined."""
-    values = torch.stack([first, second])
+def _group_correlation(values: Float[Tensor, "2 P"], groups: Int[Tensor, " P"]) -> Float[Tensor, " G"]:
+    """Pearson's correlation of the two rows within each group; NaN where it is not defined."""
     count = int(groups.max()) + 1 if len(groups) else 0
-    if count == 0:
-        return first.new_zeros(0)
     x, y = values - _group_mean(values, groups)
-    moments = first.new_zeros((3, count)).index_add_(1, groups, torch.stack([x * y, x * x, y * y]))
-    squares = first.new_zeros((2, count)).index_add_(1, groups, values.square())
+    moments = values.new_zeros((3, count)).index_add_(1, groups, torch.stack([x * y, x * x, y * y]))
+    squares = values.new_zeros((2, count)).index_add_(1, groups, values.square())
     alike = (moments[1:] <= _noise(values) * squares).any(dim=0)
     return torch.where(alike, torch.nan, moments[0] / (moments[1] * moments[2]).sqrt())

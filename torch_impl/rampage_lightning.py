@@ -85,8 +85,8 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         self.weight_decay = weight_decay
         self.global_clipnorm = global_clipnorm
         heads = ("rna", "atac") if config.predict_atac else ("rna",)
-        self.mean_losses = nn.ModuleDict({name: MeanMetric() for name in ("total", *heads)})
-        self.correlations = nn.ModuleDict(
+        self.mean_losses: Any = nn.ModuleDict({name: MeanMetric() for name in ("total", *heads)})
+        self.correlations: Any = nn.ModuleDict(
             {f"{head}_{name}": kind() for head in heads for name, kind in (("pearson", PearsonR), ("r2", R2))}
         )
         self.genes = GeneCellCorrelation()
