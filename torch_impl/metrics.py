@@ -117,6 +117,35 @@ class R2(_Sums):
         return 1 - residual / (self.true_squared_sum - self.count * true_mean.square())
 
 
+class Mean(Metric):
+    """Mean of all numbers since the last reset, each batch's counting once, whatever its size: Keras' running mean.
+
+    Before the first update the result is NaN, and torchmetrics warns.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "count"):
+            self.add_state(name, torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, value: Float[Tensor, ""]) -> None:
+        """Add a number."""
+        # Not in place: a state that was reset in inference mode could not be changed outside of it, as when a Trainer
+        # validates and then trains.
+        self.total = self.total + value.detach().to(self.total.dtype)
+        self.count = self.count + 1
+
+    def compute(self) -> Float[Tensor, ""]:
+        """The mean."""
+        return self.total / self.count
+
+
 class GeneCellCorrelation(Metric):
     """Correlation of predicted and measured expression across genes, and across cell types.
 

@@ -14,11 +14,10 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
 
 from torch_impl.config import EpiBERTConfig
 from torch_impl.losses import POISSON, FinetuningLoss, finetuning_loss
-from torch_impl.metrics import R2, GeneCellCorrelation, PearsonR
+from torch_impl.metrics import R2, GeneCellCorrelation, Mean, PearsonR
 from torch_impl.optim import CosineWarmup, JointOptimizer, KerasAdamW, decay_groups
 from torch_impl.rampage import EpiBERTRampage, optimizer_parts
 
@@ -85,7 +84,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         self.weight_decay = weight_decay
         self.global_clipnorm = global_clipnorm
         heads = ("rna", "atac") if config.predict_atac else ("rna",)
-        self.mean_losses: Any = nn.ModuleDict({name: MeanMetric() for name in ("total", *heads)})
+        self.mean_losses: Any = nn.ModuleDict({name: Mean() for name in ("total", *heads)})
         self.correlations: Any = nn.ModuleDict(
             {f"{head}_{name}": kind() for head in heads for name, kind in (("pearson", PearsonR), ("r2", R2))}
         )

@@ -10,7 +10,7 @@ import torch
 
 from tests.assertions import assert_same
 from tests.unit.sources import ROOT
-from torch_impl.metrics import R2, GeneCellCorrelation, PearsonR
+from torch_impl.metrics import R2, GeneCellCorrelation, Mean, PearsonR
 
 METRICS = {"PearsonR": PearsonR, "R2": R2}
 BEFORE_UPDATE = "ignore:The ``compute`` method of metric:UserWarning"
@@ -107,6 +107,16 @@ def test_a_metric_is_saved_and_goes_on(kind):
         for pair in rest:
             each.update(*pair)
     assert_same(copy.compute(), metric.compute(), "exact")
+
+
+def test_a_mean_counts_batches_and_goes_on_after_inference_mode():
+    metric = Mean()
+    with torch.inference_mode():
+        metric.update(torch.tensor(5.0))
+        metric.reset()
+    for value in (1.0, 2.0, 6.0):
+        metric.update(torch.tensor(value, dtype=torch.float64))
+    assert_same(metric.compute(), torch.tensor(3.0), "exact")
 
 
 # --- across genes and cell types

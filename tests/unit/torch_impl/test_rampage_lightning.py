@@ -1,5 +1,6 @@
 """Fine-tuning in Lightning: five steps of the original's own, what is logged, and what a Trainer makes of it."""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -231,8 +232,12 @@ def test_a_trainer_trains_validates_tests_predicts_and_goes_on(tmp_path):
             DataLoader(Numbered(range(8, 20), validation=True), batch_size=5),
         )
         made, module = fitted(2)
+        assert "train_loss" in made.callback_metrics
+        # States of metrics that a validation without training has left behind do for one with training.
+        made.validate(module, loaders[1], verbose=False)
+        trainer(1).fit(copy.deepcopy(module), *loaders)
         assert made.global_step == 4  # one step a batch, though there are two optimizers
-        assert {"train_loss", "val_loss", "val_gene_pearson", "val_cell_pearson"} <= set(made.callback_metrics)
+        assert {"val_loss", "val_loss_atac", "val_gene_pearson", "val_cell_pearson"} <= set(made.callback_metrics)
         rates = [group["lr"] for group in made.optimizers[0].param_groups]
         assert rates == [cosine_warmup(4, peak, 4, 10, 0.2) for peak in (0.01, 0.01, 0.03, 0.03)]
         first, _ = fitted(1)
