@@ -29,8 +29,8 @@ from parity.ladder import (
     unrecorded,
 )
 from parity.ledger import Ledger, NotProven
-from parity.pairs import epibert, epibert_data, epibert_training, rampage
-from parity.pairs.epibert_convergence import margins, run_convergence
+from parity.pairs import epibert, epibert_data, epibert_training, rampage, rampage_convergence
+from parity.pairs.epibert_convergence import PRETRAINING, margins, run_convergence
 from parity.pairs.epibert_training import PORT, RECORDED_VARIANTS, PortTraining
 from parity.records import Comparison, GateStatus, KnownDifference, NotCompared, Result, WeightRow
 from parity.reference import LiveReference, read_recording
@@ -242,7 +242,7 @@ def run(
         for part in found:
             findings.add(part)
     if CONVERGENCE in wanted:
-        _convergence(findings, prepare_port, say)
+        _convergence(findings, prepare_port, say, finetuning=finetuning)
     result = findings.result(gates, finetuning=finetuning)
     if entered is not None:
         try:
@@ -662,17 +662,18 @@ def _finetuning_case(findings: Findings, wanted: Sequence[str], folder: Path, tr
         findings.comparisons += [row for row in rows if row.gate in wanted]
 
 
-def _convergence(findings: Findings, prepare_port: PreparePort | None, say: Say) -> None:
+def _convergence(findings: Findings, prepare_port: PreparePort | None, say: Say, *, finetuning: bool) -> None:
     """Whole training runs, made only if everything before is proven: else the gate is blocked without them."""
     before = GATES[: GATES.index(CONVERGENCE)]
     gates = judge(findings.comparisons, requested=before)
     if all(gates[name].status is GateStatus.PASSED for name in before):
+        experiment = rampage_convergence.finetuning() if finetuning else PRETRAINING
         with _timed(findings, CONVERGENCE, say):
-            runs, rows = run_convergence(say=say, prepare_port=prepare_port)
+            runs, rows = run_convergence(say=say, prepare_port=prepare_port, experiment=experiment)
             findings.comparisons += rows
             findings.runs += runs
             seeds = sorted({run.seed for run in runs})
-            findings.equivalences += find_equivalences(runs, margins(), seeds=seeds).values()
+            findings.equivalences += find_equivalences(runs, margins(experiment=experiment), seeds=seeds).values()
 
 
 class _timed:

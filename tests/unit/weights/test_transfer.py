@@ -213,7 +213,8 @@ def test_initialisers_of_keras_are_read_and_other_keys_refused():
 
     arrays = inits()
     found = read_inits({key: Constant(array) for key, array in arrays.items()})
-    assert all(np.array_equal(found[path], stored()[path]) for path in found)
+    expected = stored()
+    assert all(np.array_equal(found[path], expected[path]) for path in found)
     arrays["stem_conv_w"] = arrays.pop("stem_conv_b")
     del arrays["SA_q1"]
     message = refused(arrays, to_fill())
