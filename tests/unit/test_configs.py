@@ -65,7 +65,7 @@ def test_the_published_settings_are_the_scripts():
     assert data.config == ExampleConfig.finetuning_preset()
     assert (data.seed, data.validation_seed, data.batch_size) == (1, 19, 1)
     assert trainer.limit_train_batches == 1 + 34021 * 8
-    stopping, *_ = trainer.early_stopping_callbacks
+    stopping: Any = trainer.early_stopping_callback
     # Every loss counts in two epochs there.
     assert (stopping.counting.patience * trainer.check_val_every_n_epoch, stopping.counting.min_delta) == (50, 5e-7)
     assert trainer.max_epochs == 100
@@ -104,7 +104,7 @@ def test_the_tiny_file_learns_the_planted_task(tmp_path):
     planted_records.write(str(tmp_path / "planted"))
     torch.manual_seed(1)
     model, data, _ = built("finetune_tiny", f"--data.init_args.folder={tmp_path / 'planted'}")
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = lightning.Trainer(accelerator="cpu", max_epochs=10, enable_checkpointing=False, **quiet)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")

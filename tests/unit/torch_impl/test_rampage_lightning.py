@@ -91,7 +91,7 @@ def recorded(folder: Path) -> tuple[EpiBERTRampageLightning, list[Tensor]]:
         epsilon=epibert_training.ADAM_EPSILON,
         weight_decay=epibert_training.WEIGHT_DECAY,
         global_clipnorm=epibert_training.CLIP,
-        **epibert_training.RECORDED_SCHEDULE,  # type: ignore[arg-type]  warm-up and decay are whole numbers
+        **epibert_training.RECORDED_SCHEDULE,
     ).double()
     transplant(folder / "ckpt_before", built.model, constants=(*epibert.recorded_constants(recording), "recorded"))
     sequence, atac, motifs = (torch.from_numpy(array).double() for array in epibert.recorded_inputs(recording))
@@ -134,8 +134,9 @@ def test_both_optimizers_are_one_with_rates_of_their_own(module):
     assert type(optimizer) is JointOptimizer
     assert type(schedule) is CosineWarmup
     assert configured["lr_scheduler"]["interval"] == "step"
-    assert [member.global_clipnorm for member in optimizer.members] == [0.05, 0.05]
-    trunk, head = optimizer.members
+    members: Any = optimizer.members
+    assert [member.global_clipnorm for member in members] == [0.05, 0.05]
+    trunk, head = members
     names = {id(parameter): name for name, parameter in module.model.named_parameters()}
     trained = [{names[id(p)] for group in member.param_groups for p in group["params"]} for member in (trunk, head)]
     assert trained[1] == {name for name in names.values() if "_rna." in name}

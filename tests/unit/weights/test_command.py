@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_transfer_makes_a_fine_tuning_model_and_says_what_is_fresh(tmp_path, cap
     assert isinstance(model, EpiBERTRampage)
     assert (model.config.seed, model.config.num_heads) == (21, 2)
     (tmp_path / "config.json").write_text(json.dumps({"predict_atac": False, "seed": 21}))
-    given = {"config": str(tmp_path / "config.json"), "constants": "philox"}
+    given: dict[str, Any] = {"config": str(tmp_path / "config.json"), "constants": "philox"}
     with pytest.raises(CheckpointError, match="atac_head"):
         transfer_command(PATH, str(other), **given)
     assert not other.exists()

@@ -264,7 +264,7 @@ def test_damaged_numbers_are_refused():
 
 
 def test_a_folder_whose_numbers_are_rounded_or_damaged_is_refused(folder, tmp_path):
-    pretrained = load_transplanted(folder)
+    pretrained: Any = load_transplanted(folder)
     record = transplant(prefix(CHECKPOINT), build(CHECKPOINT), constants="philox")
     with torch.no_grad():
         pretrained.stem_conv.bias[0] = torch.nan
