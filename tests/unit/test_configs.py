@@ -10,7 +10,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 
-from parity.pairs import planted_records
+from parity.pairs import planted_starts
 from tests.unit.sources import ROOT
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.data_module import EpiBERTDataModule
@@ -101,11 +101,11 @@ def test_a_misspelt_setting_is_refused():
 
 @pytest.mark.slow
 def test_the_tiny_file_learns_the_planted_task(tmp_path):
-    planted_records.write(str(tmp_path / "planted"))
+    planted_starts.write(str(tmp_path / "planted"))
     torch.manual_seed(1)
     model, data, _ = built("finetune_tiny", f"--data.init_args.folder={tmp_path / 'planted'}")
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = lightning.Trainer(accelerator="cpu", max_epochs=10, enable_checkpointing=False, **quiet)
+    trainer = lightning.Trainer(accelerator="cpu", max_epochs=4, enable_checkpointing=False, **quiet)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own use of PyTorch
@@ -118,14 +118,14 @@ def test_the_tiny_file_learns_the_planted_task(tmp_path):
     assert after["val_loss"] < before["val_loss"]
 
 
-def test_planted_records_say_what_the_examples_do(tmp_path):
-    planted_records.write(str(tmp_path), training=6, validation=4)
+def test_planted_starts_say_what_the_examples_do(tmp_path):
+    planted_starts.write(str(tmp_path), training=6, validation=4)
     config = dataclasses.replace(built("finetune_tiny")[1].config, training=False)
     data = EpiBERTDataModule(tmp_path, config, batch_size=4)
     (batch,) = data.val_dataloader()
-    drawn = planted_records.draw(2, 4, **planted_records.SHAPE)
+    drawn = planted_starts.draw(2, 4, **planted_starts.SHAPE)
     sequence, atac, mask, _, target, motifs, rna, tokens, gene, cell = batch
-    assert rna.shape == (4, 28, 1)
+    assert rna.shape == (4, 60, 1)
     assert motifs.shape == (4, 1, 5)
     assert gene.tolist() == [0, 0, 0, 0]
     assert cell.tolist() == [0, 1, 2, 3]
@@ -135,5 +135,5 @@ def test_planted_records_say_what_the_examples_do(tmp_path):
         assert any(torch.allclose(target[index, :, 0], torch.from_numpy(side.copy()), atol=0.1)
                    for side in (kept, kept[::-1]))  # fmt: skip
     assert tokens.sum() == drawn.sites[:, 2:-2].sum()
-    assert bool((atac.reshape(4, 32, 8).sum(-1)[:, 2:-2][mask[..., 0] == 1] == 0).all())
-    assert sequence.shape == (4, 1024)
+    assert bool((atac.reshape(4, 64, 32).sum(-1)[:, 2:-2][mask[..., 0] == 1] == 0).all())
+    assert sequence.shape == (4, 8192)

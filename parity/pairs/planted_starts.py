@@ -1,6 +1,6 @@
-"""The planted task as training records, for runs that read their data as real ones do.
+"""The planted task of fine-tuning as training records, for runs that read their data as real ones do.
 
-    python -m parity.pairs.planted_records FOLDER
+    python -m parity.pairs.planted_starts FOLDER
 
 writes FOLDER/train and FOLDER/valid as `epibert data convert` leaves them, with the features of fine-tuning, which
 pretraining does not read. `configs/finetune_tiny.yaml` trains on them.
@@ -18,13 +18,13 @@ from torch_impl.data.records import Record
 from torch_impl.data.tfrecord import write_records
 from torch_impl.data_module import TRAIN, VALID
 
-SHAPE = {"bins": 32, "crop": 2, "bin_length": 32, "values_per_bin": 8}
+SHAPE = {"bins": 64, "crop": 2, "bin_length": 128, "values_per_bin": 32}
 CELL_TYPES = 8
 SCALE = (0.0, 1.0)
 """Two more activities, so that scaling by smallest and largest changes none of the others."""
 
 
-def planted_records(examples: Examples) -> Iterator[Record]:
+def planted_starts(examples: Examples) -> Iterator[Record]:
     """A record for each example; its number says which gene and cell type it is."""
     values = SHAPE["values_per_bin"]
     for number in range(len(examples)):
@@ -60,7 +60,7 @@ def write(folder: str, training: int = 512, validation: int = 128) -> None:
         for seed, (subset, count) in enumerate(((TRAIN, training), (VALID, validation)), start=1):
             source = Path(scratch) / subset / "planted.tfr"
             source.parent.mkdir()
-            write_records(source, planted_records(draw(seed, count, **SHAPE)))
+            write_records(source, planted_starts(draw(seed, count, **SHAPE)))
             convert_tfrecord_to_hdf5(source, Path(folder) / subset)
 
 
