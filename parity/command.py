@@ -36,7 +36,9 @@ def parity(
     Args:
         checkpoint: A checkpoint of the original to verify on (prefix, directory, SavedModel or .h5); by default the
             recorded cases of the repository.
-        config: JSON file with constructor arguments that the checkpoint's shapes do not tell, such as the seed.
+        config: JSON file with constructor arguments that the checkpoint's shapes do not tell, such as the seed. Without
+            a checkpoint: rampage_tiny climbs with the recorded cases of the fine-tuning model instead of those of
+            pre-training.
         gates: Rungs to prove, separated by commas, of weights, constants, layers, blocks, model, data, losses,
             gradients, optimizer, state, trajectory, convergence; the ones before them are climbed as well. By default
             all up to trajectory for the recorded cases, and up to model for a checkpoint of your own.
@@ -138,12 +140,13 @@ def bench(
 def commands() -> dict[str, Any]:
     """The subcommands."""
     from torch_impl.data import command as data
-    from weights.command import diff, export_command, inspect, transplant_command
+    from weights.command import diff, export_command, inspect, transfer_command, transplant_command
 
     weights = {
         "_help": "Checkpoints between TensorFlow and PyTorch.",
         "inspect": inspect,
         "transplant": transplant_command,
+        "transfer": transfer_command,
         "export": export_command,
         "diff": diff,
     }

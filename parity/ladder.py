@@ -58,7 +58,7 @@ def compare_live(
                         port, reference, layer_map, precision=precision, mode=mode, reading=reading, case=case
                     )
         if "model" in gates:
-            yield _unwatched(port, reference, layer_map, precision=first, mode=mode, case=case)
+            yield from _unwatched(port, reference, layer_map, precision=first, mode=mode, case=case)
     others = reference.on_other_inputs()
     label = f"{case}, other inputs" if case else "other inputs"
     for reading, gate in GATE_OF_READING.items():
@@ -112,27 +112,29 @@ def _pass(
 
 def _unwatched(
     port: TorchSide, reference: LiveReference, layer_map: LayerMap, *, precision: str, mode: str, case: str
-) -> Comparison:
-    """The final output of a port that nobody watches: being watched must not change what it computes."""
+) -> Iterator[Comparison]:
+    """The final outputs of a port that nobody watches: being watched must not change what it computes."""
     training = mode == "training"
     truth = reference.trace(precision, training=training, reading=Reading.ACCUMULATED).calls["", 0]
-    output, error = port.output(reference.inputs, precision=precision, training=training)
-    return compare(
-        output,
-        values_of(truth.outputs[0]) if truth.outputs else None,
-        gate="model",
-        reading=Reading.ACCUMULATED,
-        precision=precision,
-        tolerance=tolerance_of(precision, reference.precisions[0], Reading.ACCUMULATED),
-        reference_path="",
-        port_path="",
-        layer="",
-        quantity="output, unwatched",
-        case=case,
-        mode=mode,
-        order=truth.order,
-        detail=error,
-    )
+    outputs, error = port.outputs(reference.inputs, precision=precision, training=training)
+    names = next((pair.outputs for pair in layer_map if pair.port == ""), ("output",))
+    for index in range(max(len(outputs), len(truth.outputs), len(names))):
+        yield compare(
+            outputs[index] if index < len(outputs) else None,
+            values_of(truth.outputs[index]) if index < len(truth.outputs) else None,
+            gate="model",
+            reading=Reading.ACCUMULATED,
+            precision=precision,
+            tolerance=tolerance_of(precision, reference.precisions[0], Reading.ACCUMULATED),
+            reference_path="",
+            port_path="",
+            layer="",
+            quantity=f"{names[index] if index < len(names) else f'output_{index}'}, unwatched",
+            case=case,
+            mode=mode,
+            order=truth.order,
+            detail=error,
+        )
 
 
 def compare_recorded(
@@ -162,19 +164,19 @@ def compare_recorded(
     """
     position = {pair.reference: index for index, pair in enumerate(layer_map)}
 
-    def with_output(trace: Trace, final: np.ndarray, **more: Any) -> Trace:
-        whole = Call(path="", index=0, order=0, inputs=None, outputs=(final,))
+    def with_outputs(trace: Trace, finals: tuple[np.ndarray, ...], **more: Any) -> Trace:
+        whole = Call(path="", index=0, order=0, inputs=None, outputs=finals)
         calls = {key: dataclasses.replace(call, order=position.get(key[0], 0)) for key, call in trace.calls.items()}
         return Trace(calls={("", 0): whole, **calls}, **more)
 
-    truth = with_output(recording.traces["float64"], recording.finals["float64", "eager"])
-    trained = with_output(Trace(calls={}), recording.finals["float64", "training"], state=state["float64"])
+    truth = with_outputs(recording.traces["float64"], recording.finals["float64", "eager"])
+    trained = with_outputs(Trace(calls={}), recording.finals["float64", "training"], state=state["float64"])
     yield from _unmapped(truth, layer_map, case=case, mode="evaluation")
     ports = [pair.port for pair in layer_map]
     for precision in recording.traces:
         exact = precision == "float64"
         observed = port.trace(inputs, precision=precision, training=False)
-        own = None if exact else with_output(recording.traces[precision], recording.finals[precision, "eager"])
+        own = None if exact else with_outputs(recording.traces[precision], recording.finals[precision, "eager"])
         for pair in layer_map:
             if pair.reference in absent:
                 continue
@@ -191,7 +193,7 @@ def compare_recorded(
                 observed=observed,
                 truth=truth,
                 own=own,
-                graph=None if exact else (recording.finals[precision, "graph"],),
+                graph=None if exact else recording.finals[precision, "graph"],
             ).calls(pair)
         training = _Comparer(
             gate="model",
@@ -205,7 +207,7 @@ def compare_recorded(
             truth=trained,
             own=None
             if exact
-            else with_output(Trace(calls={}), recording.finals[precision, "training"], state=state[precision]),
+            else with_outputs(Trace(calls={}), recording.finals[precision, "training"], state=state[precision]),
         )
         for pair in layer_map:
             if pair.port == "":

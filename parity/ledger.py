@@ -56,13 +56,29 @@ class Ledger:
     Args:
         folder: Where they lie; the one that the environment variable ``EPIBERT_LEDGER`` names, or ``out/ledger``.
         goldens: Recorded numbers that the proofs are about.
+        subject: Which of the recorded cases were climbed, as ``--config`` names them; empty for the default. What is
+            proven of one subject is proven of no other.
     """
 
-    def __init__(self, folder: Path | None = None, goldens: Path = ROOT / "goldens") -> None:
+    def __init__(self, folder: Path | None = None, goldens: Path = ROOT / "goldens", *, subject: str = "") -> None:
         self.folder = folder or Path(os.environ.get(FOLDER_VARIABLE) or ROOT / "out" / "ledger")
         self.goldens = goldens
-        self.content = content(goldens)
+        self.subject = subject
+        self.content = self._content()
         self.fingerprint = fingerprint(self.content)
+
+    def about(self, subject: str) -> "Ledger":
+        """The ledger of another subject in the same folder."""
+        return self if subject == self.subject else Ledger(self.folder, self.goldens, subject=subject)
+
+    @property
+    def command(self) -> str:
+        """What proves the subject."""
+        return f"{COMMAND} --config {self.subject}" if self.subject else COMMAND
+
+    def _content(self) -> dict[str, Any]:
+        present = content(self.goldens)
+        return {**present, "subject": self.subject} if self.subject else present
 
     @property
     def path(self) -> Path:
@@ -88,7 +104,7 @@ class Ledger:
         Raises:
             NotProven: The content has changed since this ledger was made, so nobody knows what the run was of.
         """
-        if content(self.goldens) != self.content:
+        if self._content() != self.content:
             raise NotProven("sources, recordings or versions changed while the ladder was climbed; climb it again")
         self.open()
         with self._locked():
@@ -127,7 +143,7 @@ class Ledger:
             if status != GateStatus.PASSED:
                 raise NotProven(
                     f"blocked: the gate {name!r} is not proven for the present sources, recordings, versions and "
-                    f"machine ({status}); prove it with: {COMMAND}"
+                    f"machine ({status}); prove it with: {self.command}"
                 )
 
     def _gates(self) -> dict[str, Any]:
@@ -144,7 +160,7 @@ class Ledger:
         if not intact:
             raise NotProven(
                 f"blocked: the ledger's entry {self.path.name} was edited or damaged and proves nothing; prove it anew "
-                f"with: {COMMAND}"
+                f"with: {self.command}"
             )
         return gates
 

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,8 @@ class Recording:
     Attributes:
         name: What was recorded, with versions.
         traces: {precision: trace of an evaluation pass}.
-        finals: {(precision, ``eager`` | ``graph`` | ``training``): final output}.
+        finals: {(precision, ``eager`` | ``graph`` | ``training``): final outputs, in the order in which the model
+            returns them}.
         state: {precision: {checkpoint key: statistics after one training pass}}.
         inputs: sequence (base indices), atac, motif_activity.
         constants: Constants of the model by name.
@@ -95,23 +96,27 @@ class Recording:
 
     name: str
     traces: Mapping[str, Trace]
-    finals: Mapping[tuple[str, str], np.ndarray]
+    finals: Mapping[tuple[str, str], tuple[np.ndarray, ...]]
     state: Mapping[str, Mapping[str, np.ndarray]]
     inputs: Mapping[str, np.ndarray]
     constants: Mapping[str, np.ndarray]
 
 
 MODES = {"f64": "float64", "f32": "float32", "bf16": "bfloat16"}
-"""Names of the precisions in recordings."""
+"""Names of the precisions in recordings, the most precise first."""
+
+FINALS = ("final_atac", "final_rna")
+"""Names of final outputs in recordings."""
 
 
-def read_recording(path: str | Path, *, name: str, output: str = "final_atac") -> Recording:
+def read_recording(path: str | Path, *, name: str, outputs: Sequence[str] = FINALS) -> Recording:
     """Reads a recorded forward pass.
 
     Args:
         path: ``forward.h5``.
         name: What was recorded.
-        output: Name of the model's final output in the file.
+        outputs: Names of final outputs in the order in which a model returns them; which of them there are is what the
+            file says of the most precise mode.
 
     Raises:
         OSError: The file is missing or no HDF5.
@@ -119,13 +124,17 @@ def read_recording(path: str | Path, *, name: str, output: str = "final_atac") -
     """
     traces, finals, state = {}, {}, {}
     with h5py.File(path) as file:
+        exact = _group(file[f"modes/{next(iter(MODES))}"])
+        names = [output for output in outputs if output in exact]
+        if not names:
+            raise KeyError(f"{path}: none of {', '.join(outputs)} is recorded")
         for mode, precision in MODES.items():
             group = _group(file[f"modes/{mode}"])
             traces[precision] = _read_trace(_group(group["taps"]))
-            finals[precision, "eager"] = _values(group[output])
-            finals[precision, "graph"] = _values(group[f"{output}_graph"])
+            finals[precision, "eager"] = tuple(_values(group[output]) for output in names)
+            finals[precision, "graph"] = tuple(_values(group[f"{output}_graph"]) for output in names)
             training = _group(group["training_true"])
-            finals[precision, "training"] = _values(training[output])
+            finals[precision, "training"] = tuple(_values(training[output]) for output in names)
             state[precision] = _leaves(_group(training["bn"]))
         for precision, trace in traces.items():
             uneven = sorted({path for path, _ in trace.calls.keys() ^ traces["float64"].calls.keys()})

@@ -62,17 +62,17 @@ class TorchSide:
             _, error = self._run(inputs, precision)
             return recorder.trace(self._state(), error)
 
-    def output(
+    def outputs(
         self, inputs: tuple[np.ndarray, ...], *, precision: str, training: bool
-    ) -> tuple[np.ndarray | None, str]:
-        """The first tensor that an unwatched pass returns, and what ended the pass early, if anything did."""
+    ) -> tuple[tuple[np.ndarray, ...], str]:
+        """The tensors that an unwatched pass returns, and what ended the pass early, if anything did."""
         pair = next(
             (pair for pair in self.layer_map if pair.port == "" and not pair.alias), LayerPair(port="", reference="")
         )
         with self._prepared(precision, training):
             result, error = self._run(inputs, precision)
             returned = flatten(result, torch.is_tensor)
-            return (pair.to_reference(_array(returned[0])) if returned else None), error
+            return tuple(pair.to_reference(_array(tensor)) for tensor in returned), error
 
     @contextlib.contextmanager
     def _prepared(self, precision: str, training: bool) -> Iterator[contextlib.ExitStack]:

@@ -169,8 +169,8 @@ def decay_without_learning_rate(module: EpiBERTLightning) -> None:
 
 class _OneAhead(CosineWarmup):
     def get_lr(self) -> list[Any]:
-        rate = cosine_warmup(self.last_epoch + 1, self.peak, self.warmup, self.decay, self.floor)
-        return [rate for _ in self.optimizer.param_groups]
+        ahead = self.last_epoch + 1
+        return [cosine_warmup(ahead, peak, self.warmup, self.decay, self.floor) for peak in self.peaks]
 
 
 def schedule_off_by_one(module: EpiBERTLightning) -> None:

@@ -1,4 +1,4 @@
-"""Train steps of the original: one for pre-training, one for fine-tuning with its two optimizers.
+"""Train steps of the original: one for pre-training, one for fine-tuning with its two optimizers and its validation.
 
 Source of the semantics: the specification of the original TensorFlow implementation (naumanjaved/EpiBERT, MIT), its
 sections 3.1, 3.2 and 3.4.
@@ -36,6 +36,22 @@ class FinetuningLoss(NamedTuple):
     atac: Scalar | None
 
 
+class FinetuningValidation(NamedTuple):
+    """What one validation step of fine-tuning finds.
+
+    Attributes:
+        loss: Its losses.
+        outputs: ATAC, None for a model without that head, and RNA; both widened to float32.
+        true_at_starts: (B,) measured RNA, summed over the bins of start sites; None without such tokens.
+        predicted_at_starts: (B,) likewise predicted RNA.
+    """
+
+    loss: FinetuningLoss
+    outputs: tuple[Bins | None, Bins]
+    true_at_starts: Float[tf.Tensor, " B"] | None
+    predicted_at_starts: Float[tf.Tensor, " B"] | None
+
+
 def pretraining_metrics() -> dict[str, tf_keras.metrics.Metric]:
     """The original's metrics of pre-training, by its names: the loss, and correlations on the masked bins."""
     return {
@@ -45,13 +61,18 @@ def pretraining_metrics() -> dict[str, tf_keras.metrics.Metric]:
     }
 
 
-def finetuning_metrics() -> dict[str, tf_keras.metrics.Metric]:
-    """The original's metrics of fine-tuning: losses, and correlations of RNA on all bins and of ATAC on masked ones."""
-    losses = ("train_loss", "train_loss_rna", "train_loss_atac")
+def finetuning_metrics(stage: str = "train") -> dict[str, tf_keras.metrics.Metric]:
+    """The original's metrics of fine-tuning: losses, and correlations of RNA on all bins and of ATAC on masked ones.
+
+    Args:
+        stage: ``train`` or ``val``.
+    """
+    suffix = "_tr" if stage == "train" else ""
+    losses = [f"{stage}_loss{part}" for part in ("", "_rna", "_atac")]
     return {
         **{name: tf_keras.metrics.Mean(name) for name in losses},
-        **{f"{head}_PearsonR_tr": PearsonR(name=f"{head}_PearsonR_tr") for head in ("RNA", "ATAC")},
-        **{f"{head}_R2_tr": R2(name=f"{head}_R2_tr") for head in ("RNA", "ATAC")},
+        **{f"{head}_PearsonR{suffix}": PearsonR(name=f"{head}_PearsonR{suffix}") for head in ("RNA", "ATAC")},
+        **{f"{head}_R2{suffix}": R2(name=f"{head}_R2{suffix}") for head in ("RNA", "ATAC")},
     }
 
 
@@ -130,29 +151,111 @@ def finetuning_step(
     ) -> FinetuningLoss:
         trunk, head = finetuning_variables(model)
         with tf.GradientTape() as tape:
-            outputs = model(inputs, training=True)
-            atac_output, rna_output = outputs if isinstance(outputs, tuple | list) else (None, outputs)
-            rna_output = _widened(rna_output)
-            rna = whole_loss(rna_target, rna_output, loss_type=loss_type, total_weight=total_weight) * (1 / replicas)
-            atac, total = None, rna
-            if atac_output is not None:
-                atac_output = _widened(atac_output)
-                atac = masked_loss(atac_target, atac_output, mask, loss_type=loss_type, total_weight=total_weight) * (
-                    1 / replicas
-                )
-                total = atac_scale * atac + rna
-        gradients = tape.gradient(total, trunk + head)
+            outputs = heads(model(inputs, training=True))
+            loss = finetuning_loss(
+                outputs,
+                rna_target,
+                atac_target,
+                mask,
+                loss_type=loss_type,
+                total_weight=total_weight,
+                atac_scale=atac_scale,
+                replicas=replicas,
+            )
+        gradients = tape.gradient(loss.total, trunk + head)
         for optimizer, variables in zip(optimizers, (trunk, head), strict=True):
             own, gradients = gradients[: len(variables)], gradients[len(variables) :]
             optimizer.apply_gradients(list(zip(own, variables, strict=True)))
-        values = {"train_loss": (total,), "train_loss_rna": (rna,), "RNA": (rna_target, rna_output)}
-        if atac is not None:
-            values["train_loss_atac"] = (atac,)
-            values["ATAC"] = (gather(atac_target, mask), gather(atac_output, mask))
-        _update(metrics, values)
-        return FinetuningLoss(total, rna, atac)
+        _update_heads(metrics, "train", loss, outputs, rna_target, atac_target, mask)
+        return loss
 
     return step
+
+
+def finetuning_validation_step(
+    model: tf_keras.Model,
+    *,
+    loss_type: str,
+    total_weight: float = 0.15,
+    atac_scale: float = 1e-3,
+    replicas: int = 1,
+    metrics: Metrics | None = None,
+) -> Callable[[Inputs, Bins, Bins | None, Bins | None, Bins | None], FinetuningValidation]:
+    """The validation step of fine-tuning, to be called on every replica.
+
+    Args:
+        model: As for ``finetuning_step``.
+        loss_type: As for ``finetuning_step``.
+        total_weight: As for ``finetuning_step``.
+        atac_scale: As for ``finetuning_step``.
+        replicas: As for ``finetuning_step``.
+        metrics: Those of ``finetuning_metrics("val")``, or some of them, to update.
+
+    Returns:
+        ``step(inputs, rna_target, atac_target=None, mask=None, tss_tokens=None)``.
+    """
+    metrics = metrics or {}
+
+    @tf.function(autograph=False)
+    def step(
+        inputs: Inputs,
+        rna_target: Bins,
+        atac_target: Bins | None = None,
+        mask: Bins | None = None,
+        tss_tokens: Bins | None = None,
+    ) -> FinetuningValidation:
+        outputs = heads(model(inputs, training=False))
+        loss = finetuning_loss(
+            outputs,
+            rna_target,
+            atac_target,
+            mask,
+            loss_type=loss_type,
+            total_weight=total_weight,
+            atac_scale=atac_scale,
+            replicas=replicas,
+        )
+        _update_heads(metrics, "val", loss, outputs, rna_target, atac_target, mask)
+        if tss_tokens is None:
+            return FinetuningValidation(loss, outputs, None, None)
+        rna = outputs[1]
+        tokens = tf.cast(tss_tokens, rna.dtype)
+        true, predicted = (tf.reduce_sum(tf.cast(bins, rna.dtype) * tokens, axis=[1, 2]) for bins in (rna_target, rna))
+        return FinetuningValidation(loss, outputs, true, predicted)
+
+    return step
+
+
+def finetuning_loss(
+    outputs: tuple[Bins | None, Bins],
+    rna_target: Bins,
+    atac_target: Bins | None = None,
+    mask: Bins | None = None,
+    *,
+    loss_type: str,
+    total_weight: float = 0.15,
+    atac_scale: float = 1e-3,
+    replicas: int = 1,
+) -> FinetuningLoss:
+    """RNA on all bins, plus ATAC on the masked ones when the model predicts it.
+
+    Args:
+        outputs: ATAC, or None, and RNA.
+        rna_target: RNA counts.
+        atac_target: ATAC counts.
+        mask: 1 where an ATAC bin counts.
+        loss_type: ``poisson`` or ``poisson_multinomial``, for both heads.
+        total_weight: Weight of the total count in ``poisson_multinomial``.
+        atac_scale: Weight of the ATAC loss.
+        replicas: Number of replicas, by which the losses are divided.
+    """
+    atac_output, rna_output = outputs
+    kind = {"loss_type": loss_type, "total_weight": total_weight}
+    rna = whole_loss(rna_target, rna_output, **kind) * (1 / replicas)
+    if atac_output is None:
+        return FinetuningLoss(rna, rna, None)
+    atac = masked_loss(atac_target, atac_output, mask, **kind) * (1 / replicas)
+    return FinetuningLoss(atac_scale * atac + rna, rna, atac)
 
 
 def finetuning_variables(model: tf_keras.Model) -> tuple[list[tf.Variable], list[tf.Variable]]:
@@ -185,6 +288,33 @@ def finetuning_variables(model: tf_keras.Model) -> tuple[list[tf.Variable], list
 
 def _variables(layers: list[tf_keras.layers.Layer]) -> list[tf.Variable]:
     return [variable for layer in layers for variable in layer.trainable_variables]
+
+
+def heads(outputs: Any) -> tuple[Bins | None, Bins]:
+    """ATAC or None, and RNA, of what the model returned, in float32 at least."""
+    atac, rna = outputs if isinstance(outputs, tuple | list) else (None, outputs)
+    return None if atac is None else _widened(atac), _widened(rna)
+
+
+def _update_heads(
+    metrics: Metrics,
+    stage: str,
+    loss: FinetuningLoss,
+    outputs: tuple[Bins | None, Bins],
+    rna_target: Bins,
+    atac_target: Bins | None,
+    mask: Bins | None,
+) -> None:
+    atac_output, rna_output = outputs
+    values: dict[str, tuple[Any, ...]] = {
+        f"{stage}_loss": (loss.total,),
+        f"{stage}_loss_rna": (loss.rna,),
+        "RNA": (rna_target, rna_output),
+    }
+    if loss.atac is not None:
+        values[f"{stage}_loss_atac"] = (loss.atac,)
+        values["ATAC"] = (gather(atac_target, mask), gather(atac_output, mask))
+    _update(metrics, values)
 
 
 def _widened(output: tf.Tensor) -> tf.Tensor:

@@ -15,7 +15,7 @@ parameters.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -98,7 +98,8 @@ class KerasAdam(torch.optim.Adam):
     def _count(self) -> int:
         # The counter is kept here because a step tensor may live on a GPU, which reading it would wait for.
         if self._iterations is None:
-            self._iterations = max((int(state["step"]) for state in self.state.values() if state), default=0)
+            own = [self.state.get(p) for group in self.param_groups for p in group["params"]]
+            self._iterations = max((int(state["step"]) for state in own if state), default=0)
         self._iterations += 1
         return self._iterations
 
@@ -189,6 +190,62 @@ class KerasAdamW(KerasAdam):
         )
 
 
+class JointOptimizer(torch.optim.Optimizer):
+    """Several optimizers that are stepped together and each clip, decay and count by themselves.
+
+    To a Trainer, a schedule, a gradient scaler or a checkpoint it is one optimizer with the groups of all, in their
+    order. Its state is what one optimizer with these groups has, so it is saved and loaded in PyTorch's own form.
+
+    Args:
+        members: The optimizers. No parameter may belong to two of them.
+
+    Attributes:
+        members: The same.
+
+    Raises:
+        ValueError: There are none, or a parameter belongs to two.
+    """
+
+    def __init__(self, members: Sequence[torch.optim.Optimizer]) -> None:
+        self.members = tuple(members)
+        # The groups are the members' own dictionaries, so that a rate set here is set there.
+        super().__init__([group for member in self.members for group in member.param_groups], {})
+        for member in self.members:
+            self.state.update(member.state)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Every member's step.
+
+        Args:
+            closure: Computes the gradients of all first; its value is returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for member in self.members:
+            member.step()
+        return loss
+
+    def _share(self) -> None:
+        """Lets the members work on the groups and the state of this optimizer."""
+        taken = 0
+        for member in self.members:
+            count = len(member.param_groups)
+            member.__setstate__({"state": self.state, "param_groups": self.param_groups[taken : taken + count]})
+            taken += count
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "members": self.members}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Also called by load_state_dict, which makes new groups and a new state.
+        super().__setstate__(state)
+        self._share()
+
+
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two parameter groups for ``KerasAdamW``: kernels, which decay, and what the original exempts.
 
@@ -253,18 +310,21 @@ class CosineWarmup(LRScheduler):
 
     Args:
         optimizer: Whose learning rate to set.
-        peak: Highest learning rate.
+        peak: Highest learning rate, of all groups or one for each.
         warmup: Steps up to the peak.
         decay: Steps from the peak to the floor.
         floor: Lowest learning rate after the peak, as a share of the peak.
         constant: Keep the peak after the warm-up.
         last_epoch: Number of the last step; -1 starts anew.
+
+    Raises:
+        ValueError: There are not as many peaks as groups.
     """
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        peak: float,
+        peak: float | Sequence[float],
         warmup: float,
         decay: float,
         floor: float,
@@ -272,7 +332,9 @@ class CosineWarmup(LRScheduler):
         constant: bool = False,
         last_epoch: int = -1,
     ) -> None:
-        self.peak = peak
+        self.peaks = list(peak) if isinstance(peak, Sequence) else [peak] * len(optimizer.param_groups)
+        if len(self.peaks) != len(optimizer.param_groups):
+            raise ValueError(f"{len(self.peaks)} peaks for {len(optimizer.param_groups)} groups of parameters")
         self.warmup = warmup
         self.decay = decay
         self.floor = floor
@@ -281,8 +343,8 @@ class CosineWarmup(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """The learning rate of the next step, once for each group."""
-        rate = cosine_warmup(self.last_epoch, self.peak, self.warmup, self.decay, self.floor, constant=self.constant)
-        return [rate for _ in self.optimizer.param_groups]
+        shape = (self.warmup, self.decay, self.floor)
+        return [cosine_warmup(self.last_epoch, peak, *shape, constant=self.constant) for peak in self.peaks]
 
 
 def _torch_rates(

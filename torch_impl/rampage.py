@@ -5,7 +5,7 @@ Source of the semantics: the specification of the original TensorFlow implementa
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_impl.config import EpiBERTConfig
 from torch_impl.model import Trunk
@@ -62,3 +62,13 @@ class EpiBERTRampage(Trunk):
             accessibility = self.predict(x, self.final_pointwise_conv, self.final_dense_profile)
         rna = self.predict(x, self.final_pointwise_conv_rna, self.final_dense_profile_rna)
         return (accessibility, rna, features) if return_features else (accessibility, rna)
+
+
+def optimizer_parts(model: EpiBERTRampage) -> tuple[nn.ModuleList, nn.ModuleList]:
+    """What the two optimizers of fine-tuning train: the trunk with the ATAC head if there is one, and the RNA head.
+
+    Args:
+        model: The model; every module of it is in one of the two.
+    """
+    head = nn.ModuleList([model.final_pointwise_conv_rna, model.final_dense_profile_rna])
+    return nn.ModuleList(child for child in model.children() if all(child is not part for part in head)), head

@@ -1,14 +1,17 @@
-"""What `epibert weights inspect | transplant | export | diff` do. Exit status: 0 good, 1 different, 2 bad input.
+"""What `epibert weights inspect | transplant | transfer | export | diff` do.
 
-The functions raise `CheckpointError` for bad input; the command line prints it and exits with status 2.
+Exit status: 0 good, 1 different, 2 bad input. The functions raise `CheckpointError` for bad input; the command line
+prints it and exits with status 2.
 """
 
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +30,8 @@ from weights.model_directory import (
     read_arguments,
 )
 from weights.object_graph import GRAPH_KEY, SUFFIX
-from weights.transplant import Transplant, transplant
+from weights.transfer import transfer
+from weights.transplant import CONFIG_FILE, Transplant, transplant
 
 ConstantsChoice = Literal["auto", "tensorflow", "philox"]
 
@@ -146,6 +150,73 @@ def transplant_command(
     record = transplant(opened, model, constants=constants)
     record.save(out, model, overwrite=overwrite)
     _report(record, out, assumed=config is None)
+    return 0
+
+
+def transfer_command(
+    checkpoint: str,
+    out: str,
+    config: str | None = None,
+    allow: str = "",
+    pretraining_seed: int | None = None,
+    head_seed: int = 0,
+    constants: ConstantsChoice = "auto",
+    overwrite: bool = False,
+) -> int:
+    """Turn a pretraining checkpoint into a model for fine-tuning: trunk and ATAC head moved, RNA head fresh.
+
+    Args:
+        checkpoint: anything that transplant takes, or a folder that transplant wrote.
+        out: folder for model.safetensors, config.json and transplant.json, which lists what was moved, what is fresh
+            and what was dropped.
+        config: JSON file with constructor arguments of the fine-tuning model. What it leaves out is as in the
+            pretrained model.
+        allow: what the original does without a word, separated by commas, of layers (another number of transformer
+            layers), seed (another seed), atac_head (no ATAC head).
+        pretraining_seed: seed of the pretrained model's projection matrix, where the checkpoint does not tell.
+        head_seed: seed of PyTorch's generator that the fresh RNA head is drawn with.
+        constants: as for transplant; auto takes those of a folder that transplant wrote where they fit.
+        overwrite: replace an earlier result in the folder.
+
+    Returns:
+        0.
+
+    Raises:
+        CheckpointError: anything that keeps the result from being complete; then nothing is written.
+    """
+    arguments = {} if config is None else read_arguments(config)
+    if is_model_directory(checkpoint):
+        source: Checkpoint | str = checkpoint
+        told = read_arguments(Path(checkpoint) / CONFIG_FILE)
+    else:
+        source = open_checkpoint(checkpoint)
+        inferred = _infer(source)
+        told = {} if inferred is None else dict(inferred.values)
+        if pretraining_seed is not None:
+            told["seed"] = pretraining_seed
+        if inferred is None and config is None:
+            raise ConfigurationError("this checkpoint does not say what its tensors are: give a configuration")
+    try:
+        chosen = EpiBERTConfig(**{**told, **arguments})
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"the configuration is impossible: {error}") from None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(head_seed)
+        model = EpiBERTRampage(chosen)
+    names = [name for name in allow.replace(",", " ").split() if name]
+    record = transfer(source, model, allow=names, seed=pretraining_seed, constants=constants)
+    record.save(out, model, overwrite=overwrite)
+    console = Console(soft_wrap=True, markup=False)
+    console.print(f"{record.kind} -> {out}")
+    console.print(f"  {len(record.moved)} moved, {len(record.fresh)} fresh, {len(record.dropped)} dropped")
+    for tensor in record.fresh:
+        console.print(f"  fresh {tensor.name}: {tensor.reason}")
+    for reason in dict.fromkeys(tensor.reason for tensor in record.dropped):
+        count = sum(tensor.reason == reason for tensor in record.dropped)
+        console.print(f"  dropped {count}: {reason}")
+    console.print(f"  projection matrix and rotary table: {record.constants['origin']}")
+    if "seed" in record.assumed:
+        console.print(f"  not in the checkpoint, assumed: the seed {chosen.seed}")
     return 0
 
 

@@ -142,7 +142,7 @@ class Transplant:
             "constants": dict(self.constants),
             "tensors": [dataclasses.asdict(tensor) for tensor in self.tensors],
             "ignored": [{"key": key, "reason": reason} for key, reason in self.ignored],
-            "software": _software(),
+            "software": software(),
         }
 
     def save(self, directory: str | os.PathLike[str], model: Trunk, *, overwrite: bool = False) -> None:
@@ -167,7 +167,8 @@ class Transplant:
             (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
-def _software() -> dict[str, str]:
+def software() -> dict[str, str]:
+    """Versions of what made a record."""
     found = {"torch": torch.__version__, "numpy": np.__version__}
     with contextlib.suppress(PackageNotFoundError):  # run from a checkout
         found["epibert-parity"] = version("epibert-parity")

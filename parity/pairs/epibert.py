@@ -473,7 +473,7 @@ def lift(reference: Any, stored: Mapping[str, np.ndarray], precisions: Sequence[
 
 
 def original_arguments(config: EpiBERTConfig) -> dict[str, Any]:
-    """The constructor arguments of the original pre-training model among the fields of a configuration."""
+    """The constructor arguments that both original models have, among the fields of a configuration."""
     names = [field.name for field in dataclasses.fields(EpiBERTConfig)]
     original = names[: names.index("name") + 1]
     return {name: getattr(config, name) for name in original}
@@ -652,7 +652,9 @@ def _effect(constant: RoundedConstant, changed: Trace, baseline: Trace, case: st
     def observable(trace: Trace) -> np.ndarray | None:
         if not constant.training:
             call = trace.calls.get(("", 0))
-            return np.asarray(call.outputs[0]) if call is not None and call.outputs else None
+            if call is None or not call.outputs:
+                return None
+            return np.concatenate([np.ravel(np.asarray(output)) for output in call.outputs])
         return np.concatenate([value for state in trace.state.values() for value in state.values()])
 
     row = compare(
@@ -678,25 +680,36 @@ def _effect(constant: RoundedConstant, changed: Trace, baseline: Trace, case: st
 
 
 def compare_own_constants(
-    port: Trunk, inputs: tuple[np.ndarray, ...], expected: np.ndarray, *, case: str = ""
+    port: Trunk, inputs: tuple[np.ndarray, ...], expected: Sequence[np.ndarray], *, case: str = ""
 ) -> Iterator[Comparison]:
-    """The whole model with the constants that a PyTorch-only user gets, against the reference with its own."""
+    """The whole model with the constants that a PyTorch-only user gets, against the reference with its own.
+
+    Args:
+        port: The port.
+        inputs: Its arguments.
+        expected: What the reference returned, in its order.
+        case: Name of the case.
+    """
     with constants(port, *own_constants(port.config), OWN_CONSTANTS):
         trace = watch(port).trace(inputs, precision="float64", training=False)
     call = trace.calls.get(("", 0))
-    yield from compare_array(
-        call.outputs[0] if call is not None and call.outputs else None,
-        expected,
-        None,
-        gate="model",
-        reading=Reading.ACCUMULATED,
-        precision="float64",
-        tolerance="own_constants",
-        reference_path="",
-        port_path="",
-        layer="",
-        quantity="output with our own constants",
-        case=case,
-        mode="evaluation",
-        detail=trace.error,
-    )
+    outputs = () if call is None else call.outputs
+    (root,) = (pair for pair in layer_map_of(port) if pair.port == "" and not pair.alias)
+    for index in range(max(len(outputs), len(expected), len(root.outputs))):
+        name = root.outputs[index] if index < len(root.outputs) else f"output_{index}"
+        yield from compare_array(
+            outputs[index] if index < len(outputs) else None,
+            expected[index] if index < len(expected) else None,
+            None,
+            gate="model",
+            reading=Reading.ACCUMULATED,
+            precision="float64",
+            tolerance="own_constants",
+            reference_path="",
+            port_path="",
+            layer="",
+            quantity=f"{name} with our own constants",
+            case=case,
+            mode="evaluation",
+            detail=trace.error,
+        )

@@ -183,24 +183,52 @@ class ReferenceStack:
         import tensorflow as tf
         import tf_keras
 
-        import tf_reference
         from tf_reference import optim
-        from tf_reference.training import pretraining_step
 
         # Dropout then keeps its state in variables, which can be set; else it is baked into the traced graph.
         tf_keras.backend.experimental.enable_tf_random_generator()
         self.tf, self.keras = tf, tf_keras
-        self.model = tf_reference.EpiBERT(**ARGUMENTS, dtype="float32").build_weights()
-        self.optimizer = optim.adamw(
-            weight_decay=RECIPE.weight_decay, epsilon=RECIPE.epsilon, global_clipnorm=RECIPE.global_clipnorm
-        )
-        self.optimizer.build(self.model.trainable_variables)
-        self.step = pretraining_step(self.model, self.optimizer, loss_type="poisson")
+        self.model = self._model()
+        self.optimizers = [
+            optim.adamw(
+                weight_decay=RECIPE.weight_decay, epsilon=RECIPE.epsilon, global_clipnorm=RECIPE.global_clipnorm
+            )
+            for _ in self._trained()
+        ]
+        for optimizer, variables in zip(self.optimizers, self._trained(), strict=True):
+            optimizer.build(variables)
+        self.step = self._step()
         self.schedule = functools.partial(
             optim.cosine_warmup, peak=RECIPE.peak, warmup=RECIPE.warmup, decay=RECIPE.decay, floor=RECIPE.floor
         )
         self.predict = tf.function(lambda inputs: self.model(inputs, training=False), autograph=False)
         self.validation = tuple(tf.constant(array) for array in examples()[1].arrays)
+
+    def _model(self) -> Any:
+        import tf_reference
+
+        return tf_reference.EpiBERT(**ARGUMENTS, dtype="float32").build_weights()
+
+    def _trained(self) -> Sequence[Sequence[Any]]:
+        """The variables of each optimizer."""
+        return [self.model.trainable_variables]
+
+    def _step(self) -> Callable[..., Any]:
+        """From a batch as tensors to one training step."""
+        from tf_reference.training import pretraining_step
+
+        step = pretraining_step(self.model, self.optimizers[0], loss_type="poisson")
+
+        def take(sequence: Any, atac: Any, mask: Any, _: Any, target: Any, motif_activity: Any) -> None:
+            step((sequence, atac, motif_activity), target, mask, None)
+
+        return take
+
+    def _batch(self, training: Examples, indices: np.ndarray) -> tuple[np.ndarray, ...]:
+        return training.take(indices)
+
+    def _scored(self, outputs: Any) -> tuple[float, float]:
+        return score(outputs.numpy())
 
     def initial(self, seed: int) -> dict[str, np.ndarray]:
         """Weights as the reference's initialisers draw them, by their keys in a checkpoint."""
@@ -218,8 +246,9 @@ class ReferenceStack:
     def train(self, seed: int, dropout: int) -> Run:
         """One run."""
         self.model.assign(self.initial(seed))
-        for variable in self.optimizer.variables:
-            variable.assign(self.tf.zeros_like(variable))
+        for optimizer in self.optimizers:
+            for variable in optimizer.variables:
+                variable.assign(self.tf.zeros_like(variable))
         for index, layer in enumerate(self._dropouts()):
             layer._random_generator._maybe_init()
             layer._random_generator._generator.reset_from_seed(stream(stream(seed, dropout), index))
@@ -228,16 +257,16 @@ class ReferenceStack:
         step = 0
         for epoch in range(RECIPE.epochs):
             for indices in order(seed, epoch):
-                self.optimizer.learning_rate = self.schedule(step)
-                sequence, atac, mask, _, target, motif_activity = map(self.tf.constant, training.take(indices))
-                self.step((sequence, atac, motif_activity), target, mask, None)
+                for optimizer in self.optimizers:
+                    optimizer.learning_rate = self.schedule(step)
+                self.step(*map(self.tf.constant, self._batch(training, indices)))
                 step += 1
             scores.append(self._score())
         return _finished(Side.REFERENCE, seed, scores)
 
     def _score(self) -> tuple[float, float]:
         sequence, atac, _, _, _, motif_activity = self.validation
-        return score(self.predict((sequence, atac, motif_activity)).numpy())
+        return self._scored(self.predict((sequence, atac, motif_activity)))
 
     def _dropouts(self) -> list[Any]:
         return [layer for layer in self.model.submodules if isinstance(layer, self.keras.layers.Dropout)]
@@ -280,13 +309,65 @@ def train_port(
         prepare_port: Called with the model before training; tests inject faults here.
         port_training: Called with the Lightning module before training, for faults that are none of the model's.
     """
+    from torch_impl import EpiBERTConfig
+    from torch_impl.epibert_lightning import EpiBERTLightning
+
+    def make() -> EpiBERTLightning:
+        return EpiBERTLightning(
+            EpiBERTConfig(**ARGUMENTS),
+            peak=RECIPE.peak,
+            warmup=RECIPE.warmup,
+            decay=RECIPE.decay,
+            floor=RECIPE.floor,
+            epsilon=RECIPE.epsilon,
+            weight_decay=RECIPE.weight_decay,
+            global_clipnorm=RECIPE.global_clipnorm,
+        )
+
+    training, validation = (chosen.arrays for chosen in examples())
+    return train_module(
+        make,
+        seed,
+        initial,
+        constants,
+        training=training,
+        validation=validation,
+        scored=lambda outputs: score(outputs.numpy()),
+        prepare_port=prepare_port,
+        port_training=port_training,
+    )
+
+
+def train_module(
+    make: Callable[[], Any],
+    seed: int,
+    initial: Weights,
+    constants: Constants,
+    *,
+    training: Sequence[np.ndarray],
+    validation: Sequence[np.ndarray],
+    scored: Callable[[Any], tuple[float, float]],
+    prepare_port: Callable[[Any], None] | None,
+    port_training: Callable[[Any], None] | None,
+) -> Run:
+    """One run of a LightningModule.
+
+    Args:
+        make: Makes the module; PyTorch's generator has the run's own seed by then.
+        seed: As for ``train_port``, as are the arguments of the same names.
+        initial: As for ``train_port``.
+        constants: As for ``train_port``.
+        training: Arrays of a batch, examples first.
+        validation: Likewise.
+        scored: From what a validation step returns to loss and correlation.
+        prepare_port: As for ``train_port``.
+        port_training: As for ``train_port``.
+    """
     import lightning
     import torch
     from lightning.pytorch.callbacks import Callback
     from torch.utils.data import DataLoader, Sampler, TensorDataset
 
-    from torch_impl import EpiBERTConfig
-    from torch_impl.epibert_lightning import EpiBERTLightning
     from weights import transplant
 
     class Order(Sampler):
@@ -310,26 +391,17 @@ def train_port(
             self.scores: list[tuple[float, float]] = []
 
         def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
-            self.scores.append(score(outputs.numpy()))
+            self.scores.append(scored(outputs))
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.manual_seed(stream(seed, PORT_DROPOUT))
-    module = EpiBERTLightning(
-        EpiBERTConfig(**ARGUMENTS),
-        peak=RECIPE.peak,
-        warmup=RECIPE.warmup,
-        decay=RECIPE.decay,
-        floor=RECIPE.floor,
-        epsilon=RECIPE.epsilon,
-        weight_decay=RECIPE.weight_decay,
-        global_clipnorm=RECIPE.global_clipnorm,
-    )
+    module = make()
     transplant(initial, module.model, constants=(*constants, "reference"))
     if prepare_port is not None:
         prepare_port(module.model)
     if port_training is not None:
         port_training(module)
-    training, validation = (TensorDataset(*map(torch.from_numpy, chosen.arrays)) for chosen in examples())
+    sets = [TensorDataset(*map(torch.from_numpy, arrays)) for arrays in (training, validation)]
     scores = Scores()
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -342,8 +414,8 @@ def train_port(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    steps = DataLoader(training, batch_size=None, sampler=Order())
-    whole = DataLoader(validation, batch_size=len(validation))
+    steps = DataLoader(sets[0], batch_size=None, sampler=Order())
+    whole = DataLoader(sets[1], batch_size=len(sets[1]))
     with warnings.catch_warnings():
         # Workers for the loader would take longer to start than the run lasts.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -356,19 +428,57 @@ def train_port(
 # --- the rung --------------------------------------------------------------------------------------------------------
 
 
-def measured() -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What is trained on the task, and how; every function is one that a process finds by its name.
+
+    Attributes:
+        case: Name of the case.
+        measured: File that the margins come from.
+        command: What measures it anew.
+        initial_weights: From a seed to weights, in the reference's process.
+        constants: Projection matrix and rotary table, in the reference's process.
+        train_reference: From a seed, and the purpose of its dropout's stream, to a run.
+        train_port: As the function of that name.
+        conditions: What the spread depends on beside the task, as plain data.
+    """
+
+    case: str
+    measured: Path
+    command: str
+    initial_weights: Callable[[int], dict[str, np.ndarray]]
+    constants: Callable[[], Constants]
+    train_reference: Callable[..., Run]
+    train_port: Callable[..., Run]
+    conditions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+PRETRAINING = Experiment(
+    case=CASE,
+    measured=MEASURED,
+    command=COMMAND,
+    initial_weights=initial_weights,
+    constants=constants,
+    train_reference=train_reference,
+    train_port=train_port,
+)
+
+
+def measured(experiment: Experiment = PRETRAINING) -> dict[str, Any]:
     """What ``--measure_pairs`` found.
 
     Raises:
         ValueError: It was measured with another recipe, model or task than the present one.
     """
-    found = json.loads(MEASURED.read_text(encoding="utf-8"))
-    if found["conditions"] != conditions():
-        raise ValueError(f"{MEASURED.name} was measured under other conditions; measure again: {COMMAND}")
+    found = json.loads(experiment.measured.read_text(encoding="utf-8"))
+    if found["conditions"] != conditions(experiment):
+        raise ValueError(
+            f"{experiment.measured.name} was measured under other conditions; measure again: {experiment.command}"
+        )
     return found
 
 
-def conditions() -> dict[str, Any]:
+def conditions(experiment: Experiment = PRETRAINING) -> dict[str, Any]:
     """Everything that the reference's spread depends on, as JSON gives it back."""
     training, validation = examples()
     described = {
@@ -377,18 +487,22 @@ def conditions() -> dict[str, Any]:
         "examples": [len(training), len(validation)],
         # Not a hash: sums survive a NumPy that orders its draws the same and rounds them otherwise.
         "counts": [float(training.target.sum()), float(validation.target.sum())],
+        **experiment.conditions,
     }
     return json.loads(json.dumps(described))
 
 
-def margins(runs: Sequence[Sequence[Mapping[str, Any]]] | None = None) -> tuple[Margin, ...]:
+def margins(
+    runs: Sequence[Sequence[Mapping[str, Any]]] | None = None, experiment: Experiment = PRETRAINING
+) -> tuple[Margin, ...]:
     """What was declared: derived from the reference's runs that ``--measure_pairs`` kept.
 
     Args:
         runs: For each seed two runs of the reference, with their losses and Pearson correlations before training and
             after it; those of the file when None.
+        experiment: Whose.
     """
-    pairs = measured()["runs"] if runs is None else runs
+    pairs = measured(experiment)["runs"] if runs is None else runs
     declared = []
     for quantity in QUANTITIES:
         first, last = (np.array([[run[quantity][end] for run in pair] for pair in pairs]) for end in (0, -1))
@@ -409,9 +523,10 @@ def run_convergence(
     pairs: int = PAIRS,
     *,
     say: Say = lambda text: None,
-    prepare_port: Callable[["EpiBERT"], None] | None = None,
-    port_training: Callable[["EpiBERTLightning"], None] | None = None,
+    prepare_port: Callable[[Any], None] | None = None,
+    port_training: Callable[[Any], None] | None = None,
     reference_runs: Sequence[Run] = (),
+    experiment: Experiment = PRETRAINING,
 ) -> tuple[tuple[Run, ...], list[Comparison]]:
     """Trains every pair and judges.
 
@@ -423,6 +538,7 @@ def run_convergence(
             another process, so it must be importable by its name.
         port_training: The same for the Lightning module.
         reference_runs: Runs of the reference from an earlier call with these seeds, which are not trained again.
+        experiment: What is trained.
 
     Returns:
         (all runs, the comparisons of the rung). A run that fails, and all that a dead process leaves undone, carry
@@ -433,14 +549,14 @@ def run_convergence(
     waiting: dict[tuple[Side, int], Future[Run]] = {}
     runs: dict[tuple[Side, int], Run] = {(Side.REFERENCE, seed): known[seed] for seed in seeds if seed in known}
     with processes(2) as (reference, port):
-        shared = _submit(reference, constants)
-        initial = {seed: _submit(reference, initial_weights, seed) for seed in seeds}
+        shared = _submit(reference, experiment.constants)
+        initial = {seed: _submit(reference, experiment.initial_weights, seed) for seed in seeds}
         for seed in seeds:
             if seed not in known:
-                waiting[Side.REFERENCE, seed] = _submit(reference, train_reference, seed)
+                waiting[Side.REFERENCE, seed] = _submit(reference, experiment.train_reference, seed)
         for seed in seeds:
             waiting[Side.PORT, seed] = _submit(
-                port, train_port, seed, initial[seed], shared, prepare_port, port_training
+                port, experiment.train_port, seed, initial[seed], shared, prepare_port, port_training
             )
         for count, ((side, seed), future) in enumerate(waiting.items()):
             say(f"convergence: {count} of {len(waiting)} runs")
@@ -449,7 +565,8 @@ def run_convergence(
             except Exception as error:  # noqa: BLE001  whatever it was, this run failed by it
                 runs[side, seed] = Run(side=side, seed=seed, error=f"{type(error).__name__}: {error}")
     everything = tuple(runs[side, seed] for side in Side for seed in seeds)
-    return everything, judge_convergence(everything, margins(), seeds=seeds, case=CASE)
+    declared = margins(experiment=experiment)
+    return everything, judge_convergence(everything, declared, seeds=seeds, case=experiment.case)
 
 
 def _submit(pool: ProcessPoolExecutor, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -510,12 +627,12 @@ def processes(count: int) -> Iterator[list[ProcessPoolExecutor]]:
 # --- measuring, repeating --------------------------------------------------------------------------------------------
 
 
-def measure(pairs: int, say: Say = print) -> None:
+def measure(pairs: int, say: Say = print, experiment: Experiment = PRETRAINING) -> None:
     """Trains the reference twice for each of many seeds and writes the file that the margins come from."""
     seeds = range(MEASURED_FROM, MEASURED_FROM + pairs)
     with processes(2) as pools:
         futures = [
-            [pool.submit(train_reference, seed, dropout) for seed in seeds]
+            [pool.submit(experiment.train_reference, seed, dropout) for seed in seeds]
             for pool, dropout in zip(pools, (REFERENCE_DROPOUT, OTHER_REFERENCE_DROPOUT), strict=True)
         ]
         runs = []
@@ -528,16 +645,22 @@ def measure(pairs: int, say: Say = print) -> None:
                 ]
             )
     text = json.dumps(
-        {"command": COMMAND, "conditions": conditions(), "first seed": MEASURED_FROM, "runs": runs}, indent=1
+        {
+            "command": experiment.command,
+            "conditions": conditions(experiment),
+            "first seed": MEASURED_FROM,
+            "runs": runs,
+        },
+        indent=1,
     )
-    MEASURED.write_text(text + "\n", encoding="utf-8")
-    for line in describe():
+    experiment.measured.write_text(text + "\n", encoding="utf-8")
+    for line in describe(experiment):
         say(line)
 
 
-def describe() -> Iterator[str]:
+def describe(experiment: Experiment = PRETRAINING) -> Iterator[str]:
     """What was declared, and what it asks for, in words."""
-    for declared in margins():
+    for declared in margins(experiment=experiment):
         needed = [pairs_needed(declared.margin, declared.paired_deviation, power) for power in (0.9, 0.99, 0.999)]
         power = equivalence_power(PAIRS, declared.margin, declared.paired_deviation)
         yield (

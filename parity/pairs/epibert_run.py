@@ -29,8 +29,8 @@ from parity.ladder import (
     unrecorded,
 )
 from parity.ledger import Ledger, NotProven
-from parity.pairs import epibert, epibert_data, epibert_training
-from parity.pairs.epibert_convergence import margins, run_convergence
+from parity.pairs import epibert, epibert_data, epibert_training, rampage, rampage_convergence
+from parity.pairs.epibert_convergence import PRETRAINING, margins, run_convergence
 from parity.pairs.epibert_training import PORT, RECORDED_VARIANTS, PortTraining
 from parity.records import Comparison, GateStatus, KnownDifference, NotCompared, Result, WeightRow
 from parity.reference import LiveReference, read_recording
@@ -41,21 +41,26 @@ from torch_impl.model import Trunk
 from weights import CheckpointError, transplant
 from weights.checkpoint import Checkpoint, read_checkpoint
 from weights.command import choose_configuration
-from weights.mapping import locate
+from weights.mapping import is_fine_tuning, locate
+from weights.table import RAMPAGE_TABLE, TABLE
 from weights.table import rows as weight_rows
 
 GOLDENS = ROOT / "goldens"
 CASES = ("P1", "P2")
+FINETUNING_CASES = ("R1", "R2")
+FINETUNING = "rampage_tiny"
+"""What ``--config`` names the recorded cases of the fine-tuning model by; those of pre-training are the default."""
+
 LONG_GATES = ("optimizer", "state", "trajectory")
 FINETUNING_CASE = "R1"
 """Recorded training of the fine-tuning model: two heads, an optimizer for each group, weight decay."""
 RECORDINGS = (
-    *(f"{name}/forward.h5" for name in (*CASES, FINETUNING_CASE)),
     "functions.h5",
     f"data/{epibert_data.RECORDING}",
     *(f"data/{kind}.tfr" for kind in epibert_data.KINDS),
 )
-"""Files without which the recorded cases cannot be compared."""
+"""Files without which the recorded cases cannot be compared, beside their own."""
+
 SHORT_WINDOW = 64
 INPUT_SEED = 2026
 UNTOLD_ARGUMENTS = (
@@ -67,8 +72,12 @@ UNTOLD_ARGUMENTS = (
     "BN_momentum",
 )
 
+RNA_HEAD = "model/final_dense_profile_rna/"
+
 References = Literal["both", "live", "recorded"]
 Say = Callable[[str], None]
+PreparePort = Callable[[Any], None]
+"""Called with each port before it is compared."""
 
 
 class UsageError(ValueError):
@@ -102,19 +111,22 @@ class Findings:
             else:
                 mine.extend(theirs)
 
-    def result(self, gates: Sequence[str]) -> Result:
-        """Judged."""
+    def result(self, gates: Sequence[str], *, finetuning: bool = False) -> Result:
+        """Judged; ``finetuning`` says of which of the two models the findings are."""
+        name = rampage.NAME if finetuning else epibert.NAME
         # All cases have the same kinds of layers; the deepest one orders them.
         config = max(
             (EpiBERTConfig(**arguments) for arguments in self.configuration.values()),
             key=lambda found: (found.num_transformer_layers, len(found.filter_list_seq)),
         )
         return Result(
-            pair=epibert.NAME,
+            pair=name,
             reference="; ".join(dict.fromkeys(self.references)),
             requested=tuple(gates),
             gates=judge(self.comparisons, requested=gates, unavailable=self.unavailable),
-            culprit_rows=find_culprits(self.comparisons, epibert.layer_map(config), model_name=epibert.NAME),
+            culprit_rows=find_culprits(
+                self.comparisons, epibert.layer_map(config, rampage=finetuning), model_name=name
+            ),
             not_compared=tuple(dict.fromkeys(self.not_compared)),
             known_differences=tuple(self.known_differences),
             weights=tuple(self.weights),
@@ -146,7 +158,7 @@ def run(
     goldens: str | Path = GOLDENS,
     bins: int = SHORT_WINDOW,
     batch: int = 2,
-    prepare_port: Callable[[EpiBERT], None] | None = None,
+    prepare_port: PreparePort | None = None,
     training: PortTraining = PORT,
     ledger: Ledger | None = None,
     jobs: int = 1,
@@ -156,7 +168,8 @@ def run(
 
     Args:
         checkpoint: A checkpoint of the original; the recorded cases when None.
-        config: JSON file with constructor arguments that the checkpoint's shapes do not tell.
+        config: JSON file with constructor arguments that the checkpoint's shapes do not tell. Without a checkpoint, the
+            name of the recorded cases: ``rampage_tiny`` for the fine-tuning model, None for pre-training.
         gates: Rungs to prove; by default all but the convergence for the recorded cases, as far as the references that
             are wanted can prove them, and those without training for a checkpoint.
         reference: Numbers recorded from the original, the living reference, or both.
@@ -165,7 +178,8 @@ def run(
         batch: Examples in the synthetic inputs of a user's checkpoint.
         prepare_port: Called with every port before it is compared; tests inject faults here.
         training: What trains the port; tests put faulty parts here.
-        ledger: Where to enter what was found; only a run on the recorded cases with both references is entered.
+        ledger: Where to enter what was found; only a run on the recorded cases with both references is entered. What is
+            found of the fine-tuning model is entered apart from the rest.
         jobs: Processes that share the recorded cases; nothing may be put in the port's place then.
         say: Told what is going on.
 
@@ -190,7 +204,11 @@ def run(
         )
     as_it_is = prepare_port is None and training is PORT
     entered = ledger if as_it_is and checkpoint is None and reference == "both" else None
+    if checkpoint is None and config not in (None, FINETUNING):
+        raise UsageError(f"--config belongs to --checkpoint; without one it names recorded cases: {FINETUNING}")
+    finetuning = checkpoint is None and config == FINETUNING
     if entered is not None:
+        entered = entered.about(FINETUNING if finetuning else "")
         try:
             entered.open()
         except OSError as error:
@@ -200,22 +218,21 @@ def run(
     if checkpoint is not None:
         if reference == "recorded":
             raise UsageError("nothing is recorded for a checkpoint of your own: it needs --reference live")
-        _own_checkpoint(findings, wanted, checkpoint, config, bins, batch, prepare_port, training, say)
+        finetuning = _own_checkpoint(findings, wanted, checkpoint, config, bins, batch, prepare_port, training, say)
     else:
-        if config is not None:
-            raise UsageError("--config belongs to --checkpoint")
         if reference == "recorded" and "trajectory" in wanted:
             raise UsageError(
                 "the recorded runs are five steps long: the gates trajectory and convergence need the living reference"
             )
-        for name in RECORDINGS:
+        cases = FINETUNING_CASES if finetuning else (*CASES, FINETUNING_CASE)
+        for name in (*(f"{case}/forward.h5" for case in cases), *RECORDINGS):
             if not (Path(goldens) / name).is_file():
                 raise UsageError(
                     f"no recorded numbers in {Path(goldens) / name}: run from a clone of the repository, or give "
                     "--goldens"
                 )
-        units = _units(wanted, reference)
-        job = _Job(tuple(wanted), str(goldens), reference)
+        units = _units(wanted, reference, finetuning=finetuning)
+        job = _Job(tuple(wanted), str(goldens), reference, finetuning)
         if jobs == 1 or len(units) == 1 or prepare_port is not None or training is not PORT:
             found = [job.do(unit, prepare_port, training, say) for unit in units]
         else:
@@ -225,8 +242,8 @@ def run(
         for part in found:
             findings.add(part)
     if CONVERGENCE in wanted:
-        _convergence(findings, prepare_port, say)
-    result = findings.result(gates)
+        _convergence(findings, prepare_port, say, finetuning=finetuning)
+    result = findings.result(gates, finetuning=finetuning)
     if entered is not None:
         try:
             entered.record(result)
@@ -242,6 +259,10 @@ def default_gates(own_checkpoint: bool, reference: References) -> tuple[str, ...
     return tuple(gate for gate in GATES if gate != CONVERGENCE and (reference != "recorded" or gate != "trajectory"))
 
 
+def _model(config: EpiBERTConfig, *, finetuning: bool) -> Trunk:
+    return EpiBERTRampage(config) if finetuning else EpiBERT(config)
+
+
 def load_case(folder: Path) -> tuple[EpiBERTConfig, Checkpoint]:
     """Configuration and checkpoint of a recorded case."""
     description = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -253,7 +274,7 @@ def model_tensors(checkpoint: Checkpoint, config: EpiBERTConfig) -> dict[str, np
 
     Tensors under ``model/`` that the table does not know are kept, so that the comparison finds them left over.
     """
-    keys = locate(checkpoint, weight_rows(config))
+    keys = locate(checkpoint, weight_rows(config, RAMPAGE_TABLE if is_fine_tuning(checkpoint, config) else TABLE))
     taken = set(keys.values())
     others = {checkpoint.path(key): key for key in checkpoint if key not in taken}
     keys |= {path: key for path, key in others.items() if path.startswith("model/")}
@@ -267,11 +288,12 @@ class _Job:
     wanted: tuple[str, ...]
     goldens: str
     reference: References
+    finetuning: bool = False
 
     def do(
         self,
         unit: tuple[str, str],
-        prepare_port: Callable[[EpiBERT], None] | None = None,
+        prepare_port: PreparePort | None = None,
         training: PortTraining = PORT,
         say: Say = lambda text: None,
     ) -> Findings:
@@ -279,6 +301,8 @@ class _Job:
         findings, (task, name) = Findings(), unit
         if task == "functions":
             _functions(findings, self.wanted, Path(self.goldens), self.reference, training, say)
+            if self.finetuning:
+                _finetuning_functions(findings, self.wanted, self.reference, training, say)
         elif task == "data":
             _data(findings, Path(self.goldens) / "data", say)
         elif task == "fine-tuning":
@@ -291,18 +315,19 @@ class _Job:
         return findings
 
 
-def _units(wanted: Sequence[str], reference: References) -> list[tuple[str, str]]:
+def _units(wanted: Sequence[str], reference: References, *, finetuning: bool = False) -> list[tuple[str, str]]:
     """All units of work, those that take longest first."""
     units: list[tuple[str, str]] = []
+    cases = FINETUNING_CASES if finetuning else CASES
     training = any(gate in TRAINING_GATES for gate in wanted)
     if DATA in wanted and reference != "live":
         units.append(("data", ""))
     if reference != "recorded":
-        units += [("training", name) for name in CASES if training]
-        units += [("live", name) for name in CASES]
+        units += [("training", name) for name in cases if training]
+        units += [("live", name) for name in cases]
     if reference != "live":
-        units += [("recorded", name) for name in CASES]
-        units += [("fine-tuning", FINETUNING_CASE)] if training else []
+        units += [("recorded", name) for name in cases]
+        units += [("fine-tuning", FINETUNING_CASE)] if training and not finetuning else []
     return [*units, ("functions", "")] if training else units
 
 
@@ -331,7 +356,7 @@ def _use_threads(count: int) -> None:
 class _Case:
     """A recorded case, read."""
 
-    def __init__(self, folder: Path, prepare_port: Callable[[EpiBERT], None] | None) -> None:
+    def __init__(self, folder: Path, prepare_port: PreparePort | None) -> None:
         self.folder, self.name, self._prepare = folder, folder.name, prepare_port
         try:
             self.config, self.checkpoint = load_case(folder)
@@ -343,18 +368,20 @@ class _Case:
         except (OSError, KeyError, ValueError, TypeError) as error:
             raise UsageError(f"the recorded numbers in {folder} cannot be read: {error}") from None
         self.stored = model_tensors(self.checkpoint, self.config)
+        self.finetuning = is_fine_tuning(self.checkpoint, self.config)
+        self.layer_map = epibert.layer_map(self.config, rampage=self.finetuning)
 
     def describe(self, findings: Findings) -> None:
         """Notes what the case consists of."""
         findings.configuration[self.name] = dataclasses.asdict(self.config)
-        rows = epibert.weight_map(self.config, self.stored)
+        rows = epibert.weight_map(self.config, self.stored, rampage=self.finetuning)
         findings.weights += [dataclasses.replace(row, note=self.name) for row in rows]
         findings.sources |= {f"{self.name}/{path.name}": hash_file(path) for path in self.checkpoint.files}
         findings.sources[f"{self.name}/forward.h5"] = hash_file(self.folder / "forward.h5")
 
-    def port(self, config: EpiBERTConfig | None = None, constants: Any = "tensorflow") -> EpiBERT:
-        """A port with the weights of the case."""
-        made = EpiBERT(self.config if config is None else config)
+    def port(self, config: EpiBERTConfig | None = None, constants: Any = "tensorflow") -> Any:
+        """A port with the weights of the case, an ``EpiBERT`` or an ``EpiBERTRampage``."""
+        made = _model(self.config if config is None else config, finetuning=self.finetuning)
         transplant(self.checkpoint, made, constants=constants)
         if self._prepare is not None:
             self._prepare(made)
@@ -375,7 +402,7 @@ def _recorded_case(findings: Findings, wanted: Sequence[str], case: _Case, train
         ]
         if "layers" in wanted:
             rows += epibert.compare_with_recording(port, recording, case=name)
-            findings.not_compared += unrecorded(epibert.absent_layers(epibert.layer_map(case.config)), case=name)
+            findings.not_compared += unrecorded(epibert.absent_layers(case.layer_map), case=name)
         if "model" in wanted:
             rows += epibert.compare_own_constants(port, case.inputs, recording.finals["float64", "eager"], case=name)
             differences, effects = epibert.measure_known_differences(port, case.inputs, case=name)
@@ -385,7 +412,7 @@ def _recorded_case(findings: Findings, wanted: Sequence[str], case: _Case, train
             targets = epibert_training.recorded_targets(recording)
             rows += _recorded_training(findings, case.name, port, case.folder, case.inputs, targets, training)
         findings.comparisons += [row for row in rows if row.gate in wanted]
-        findings.not_compared += epibert.unmapped_modules(port, epibert.layer_map(case.config))
+        findings.not_compared += epibert.unmapped_modules(port, case.layer_map)
 
 
 def _living_case(findings: Findings, wanted: Sequence[str], case: _Case, training: PortTraining, say: Say) -> None:
@@ -396,14 +423,15 @@ def _living_case(findings: Findings, wanted: Sequence[str], case: _Case, trainin
 def _training_case(findings: Findings, wanted: Sequence[str], case: _Case, training: PortTraining, say: Say) -> None:
     """A port's training against the living reference's."""
     # Steps along given gradients and whole runs take long and do not depend on the shape of the model.
-    gates = [gate for gate in wanted if case.name == CASES[0] or gate not in LONG_GATES]
+    longest = (FINETUNING_CASES if case.finetuning else CASES)[0]
+    gates = [gate for gate in wanted if case.name == longest or gate not in LONG_GATES]
     left_out = [gate for gate in wanted if gate not in gates]
     if left_out:
         findings.not_compared.append(
             NotCompared(
                 side=f"{case.name} live",
                 name=", ".join(left_out),
-                reason=f"compared on {CASES[0]}; neither optimizer nor statistics know the model's shape",
+                reason=f"compared on {longest}; neither optimizer nor statistics know the model's shape",
             )
         )
     _live_training(findings, gates, f"{case.name} live", case.config, case.stored, case.port, training, say)
@@ -416,13 +444,15 @@ def _own_checkpoint(
     config_file: str | None,
     bins: int,
     batch: int,
-    prepare_port: Callable[[EpiBERT], None] | None,
+    prepare_port: PreparePort | None,
     training: PortTraining,
     say: Say,
-) -> None:
+) -> bool:
+    """Climbs with a checkpoint of the user's own; returns whether it is one of the fine-tuning model."""
     say("reading the checkpoint")
     checkpoint = read_checkpoint(path)
     config = choose_configuration(checkpoint, config_file)
+    finetuning = is_fine_tuning(checkpoint, config)
     trimmed = config.output_length - config.final_output_length
     if batch < 1 or not trimmed < bins <= config.output_length:
         raise UsageError(
@@ -450,16 +480,17 @@ def _own_checkpoint(
     findings.configuration["checkpoint"] = dataclasses.asdict(config)
     findings.sources |= {file.name: hash_file(file) for file in checkpoint.files}
 
-    def make_port(config: EpiBERTConfig) -> EpiBERT:
-        made = EpiBERT(config)
+    def make_port(config: EpiBERTConfig) -> Any:
+        made = _model(config, finetuning=finetuning)
         transplant(checkpoint, made, constants="tensorflow")
-        _prepare(made, prepare_port)
+        if prepare_port is not None:
+            prepare_port(made)
         return made
 
     port = make_port(config)
     stored = model_tensors(checkpoint, config)
-    findings.weights += epibert.weight_map(config, stored)
-    findings.not_compared += epibert.unmapped_modules(port, epibert.layer_map(config))
+    findings.weights += epibert.weight_map(config, stored, rampage=finetuning)
+    findings.not_compared += epibert.unmapped_modules(port, epibert.layer_map_of(port))
     inputs = epibert.synthetic_inputs(config, batch=batch, seed=INPUT_SEED)
     if "losses" in wanted:
         findings.comparisons += [
@@ -468,24 +499,27 @@ def _own_checkpoint(
         ]
     if DATA in wanted:
         findings.unavailable[DATA] = "a checkpoint has no data; the recorded cases prove the pipeline"
+        if finetuning:
+            findings.comparisons += _finetuning_rows(training)
     _live_case(findings, wanted, Path(path).name, port, stored, inputs, say)
     _live_training(findings, wanted, Path(path).name, config, stored, make_port, training, say)
+    return finetuning
 
 
 def _live_case(
     findings: Findings,
     wanted: Sequence[str],
     case: str,
-    port: EpiBERT,
+    port: Trunk,
     stored: Mapping[str, np.ndarray],
     inputs: tuple[np.ndarray, ...],
     say: Say,
 ) -> None:
     with _timed(findings, case, say):
         findings.origins[case] = port.constants_origin
-        mapped = epibert.layer_map(port.config)
+        mapped = epibert.layer_map_of(port)
         models = {
-            precision: epibert.build_reference(port.config, stored, precision)
+            precision: epibert.build_reference(port.config, stored, precision, rampage=isinstance(port, EpiBERTRampage))
             for precision in ("float64", "float32", "bfloat16")
         }
         projection, rotary = models["float64"].get_constants()
@@ -514,7 +548,7 @@ def _live_training(
     case: str,
     config: EpiBERTConfig,
     stored: Mapping[str, np.ndarray],
-    make_port: Callable[[EpiBERTConfig], EpiBERT],
+    make_port: Callable[[EpiBERTConfig], Any],
     training: PortTraining,
     say: Say,
 ) -> None:
@@ -532,7 +566,8 @@ def _live_training(
         findings.comparisons += epibert_training.compare_live_training(
             config, stored, make_port, gates=gates, training=training, case=case, say=say
         )
-        findings.not_compared += not_compared_gradients(epibert_training.tensor_pairs(config), case=case)
+        table = RAMPAGE_TABLE if any(path.startswith(RNA_HEAD) for path in stored) else TABLE
+        findings.not_compared += not_compared_gradients(epibert_training.tensor_pairs(config, table), case=case)
 
 
 def _functions(
@@ -563,6 +598,23 @@ def _functions(
             rows += epibert_training.compare_losses(training, case="functions live")
             rows += epibert_training.compare_metrics(training, case="functions live")
         findings.comparisons += [row for row in rows if row.gate in wanted]
+
+
+def _finetuning_functions(
+    findings: Findings, wanted: Sequence[str], reference: References, training: PortTraining, say: Say
+) -> None:
+    """Losses and metrics that the fine-tuning model alone has."""
+    if "losses" not in wanted or reference == "recorded":
+        return
+    with _timed(findings, "losses and metrics of fine-tuning", say):
+        findings.comparisons += [row for row in _finetuning_rows(training, "functions live") if row.gate in wanted]
+
+
+def _finetuning_rows(training: PortTraining, case: str = "") -> list[Comparison]:
+    return [
+        *epibert_training.compare_finetuning_losses(training, case=case),
+        *epibert_training.compare_gene_metrics(training, case=case),
+    ]
 
 
 def _data(findings: Findings, folder: Path, say: Say) -> None:
@@ -610,22 +662,18 @@ def _finetuning_case(findings: Findings, wanted: Sequence[str], folder: Path, tr
         findings.comparisons += [row for row in rows if row.gate in wanted]
 
 
-def _convergence(findings: Findings, prepare_port: Callable[[EpiBERT], None] | None, say: Say) -> None:
+def _convergence(findings: Findings, prepare_port: PreparePort | None, say: Say, *, finetuning: bool) -> None:
     """Whole training runs, made only if everything before is proven: else the gate is blocked without them."""
     before = GATES[: GATES.index(CONVERGENCE)]
     gates = judge(findings.comparisons, requested=before)
     if all(gates[name].status is GateStatus.PASSED for name in before):
+        experiment = rampage_convergence.finetuning() if finetuning else PRETRAINING
         with _timed(findings, CONVERGENCE, say):
-            runs, rows = run_convergence(say=say, prepare_port=prepare_port)
+            runs, rows = run_convergence(say=say, prepare_port=prepare_port, experiment=experiment)
             findings.comparisons += rows
             findings.runs += runs
             seeds = sorted({run.seed for run in runs})
-            findings.equivalences += find_equivalences(runs, margins(), seeds=seeds).values()
-
-
-def _prepare(port: EpiBERT, prepare_port: Callable[[EpiBERT], None] | None) -> None:
-    if prepare_port is not None:
-        prepare_port(port)
+            findings.equivalences += find_equivalences(runs, margins(experiment=experiment), seeds=seeds).values()
 
 
 class _timed:

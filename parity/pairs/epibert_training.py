@@ -45,11 +45,12 @@ from parity.training import (
     parameter_gradients,
     root_mean_square,
 )
-from torch_impl import EpiBERT, EpiBERTConfig
+from torch_impl import EpiBERTConfig, EpiBERTRampage
 from torch_impl import losses as port_losses
-from torch_impl.metrics import R2, PearsonR
+from torch_impl.metrics import R2, GeneCellCorrelation, PearsonR
 from torch_impl.model import Trunk
 from torch_impl.optim import KerasAdam, KerasAdamW, cosine_warmup, decay_groups
+from torch_impl.rampage import optimizer_parts
 from weights.table import TABLE, Group, kind_of
 from weights.table import rows as weight_rows
 
@@ -69,6 +70,9 @@ TRAJECTORY_DRAWS = 3
 STATE_STEPS = (1, 5)
 SCHEDULE_ARGUMENTS: Mapping[str, Any] = {"peak": 1e-3, "warmup": 10, "decay": 30, "floor": 0.1}
 """Warm-up, decay and floor all lie within the trajectory."""
+
+FINETUNING_SCHEDULES = (SCHEDULE_ARGUMENTS, {**SCHEDULE_ARGUMENTS, "peak": 4e-4})
+"""Of trunk and ATAC head, and of the RNA head: two peaks, or nothing would show whose parameter it is."""
 
 GRADIENT_SCALES = (1e-8, 1e-6, 1e-4, 1e-2, 1.0, 1e2)
 DECAY_SCALES = (1e-4, 1.0)
@@ -91,6 +95,8 @@ class PortTraining:
         adamw: The same with weight decay.
         schedule: Learning rate of a step.
         metrics: Streaming metrics by name.
+        finetuning_optimizers: From the fine-tuning model, and ``adam`` or ``adamw``, to its two optimizers.
+        gene_metric: Correlation across genes and cell types.
     """
 
     poisson: Callable[..., Any] = port_losses.poisson
@@ -107,6 +113,10 @@ class PortTraining:
     metrics: Mapping[str, Callable[..., Any]] = dataclasses.field(
         default_factory=lambda: {"PearsonR": PearsonR, "R2": R2}
     )
+    finetuning_optimizers: Callable[..., Sequence[torch.optim.Optimizer]] = lambda model, make: [
+        made for part in optimizer_parts(model) for made in make(part)
+    ]
+    gene_metric: Callable[[], Any] = GeneCellCorrelation
 
 
 PORT = PortTraining()
@@ -160,11 +170,14 @@ def small_gradients(config: EpiBERTConfig) -> dict[str, str]:
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def drawn_batch(config: EpiBERTConfig, draws: Draws, *, batch: int = 2) -> tuple[Inputs, Targets]:
+def drawn_batch(
+    config: EpiBERTConfig, draws: Draws, *, batch: int = 2, finetuning: bool = False
+) -> tuple[Inputs, Targets]:
     """Inputs and targets of the present step, with the data noise of the original (spec, section 4.2).
 
     Returns:
-        (sequence, atac, motif_activity) and {target, mask, unmask}; the masks differ in size between examples.
+        (sequence, atac, motif_activity) and {target, mask, unmask}; the masks differ in size between examples. For
+        fine-tuning also target_rna, roots of counts as its readers make them.
     """
     bases = draws.generator("sequence").choice(
         5, size=(batch, config.sequence_length), p=[0.249, 0.249, 0.249, 0.249, 0.004]
@@ -181,7 +194,12 @@ def drawn_batch(config: EpiBERTConfig, draws: Draws, *, batch: int = 2) -> tuple
     mask[:, 1] = 0
     kept = draws.generator("kept").random(signal.shape) >= 0.3
     inputs = (epibert.one_hot(bases), ((signal + noise) * kept).astype(np.float32), motifs.astype(np.float32))
-    return inputs, {"target": target.astype(np.float32), "mask": mask, "unmask": 1 - mask}
+    targets = {"target": target.astype(np.float32), "mask": mask, "unmask": 1 - mask}
+    if finetuning:
+        targets["target_rna"] = np.sqrt(draws.generator("target rna").gamma(0.3, 20.0, size=target.shape)).astype(
+            np.float32
+        )
+    return inputs, targets
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------
@@ -406,6 +424,88 @@ def compare_metrics(port: PortTraining = PORT, *, case: str = "") -> Iterator[Co
                 )
 
 
+def compare_finetuning_losses(port: PortTraining = PORT, *, case: str = "") -> Iterator[Comparison]:
+    """The joint loss of both heads and of the RNA head alone, its parts and its gradients by both predictions."""
+    import tensorflow as tf
+
+    from tf_reference import training
+
+    for sample in _loss_samples():
+        # The other head's numbers are the same in reverse order, so that one taken for the other shows.
+        arrays = {
+            "rna_true": sample.true,
+            "rna_pred": sample.predicted,
+            "atac_true": sample.true[:, ::-1].copy(),
+            "atac_pred": sample.predicted[:, ::-1].copy(),
+        }
+        for loss_type, weight in LOSS_TYPES:
+            for heads in (("rna", "atac"), ("rna",)):
+                names = [f"{head}_{what}" for head in heads for what in ("true", "pred")]
+                common = {"loss_type": loss_type, "total_weight": weight, "atac_scale": ATAC_SCALE}
+                given = {name: torch.from_numpy(arrays[name]) for name in names}
+                if "atac" in heads:
+                    given["mask"] = torch.from_numpy(sample.masks[0])
+
+                def ours(given: Any = given, common: Any = common, heads: Any = heads) -> Any:
+                    watched = {f"{head}_pred": given[f"{head}_pred"].clone().requires_grad_() for head in heads}
+                    loss = port.finetuning_loss(**given | watched, **common)
+                    loss.total.backward()
+                    values = [float(getattr(loss, name).detach()) for name in ("total", *heads)]
+                    return values, [watched[f"{head}_pred"].grad.numpy() for head in heads]
+
+                found, error = attempt(ours)
+                predictions = [tf.constant(arrays[f"{head}_pred"]) for head in heads]
+                with tf.GradientTape() as tape:
+                    for prediction in predictions:
+                        tape.watch(prediction)
+                    rna, *others = predictions
+                    loss = training.finetuning_loss(
+                        (others[0] if others else None, rna),
+                        tf.constant(arrays["rna_true"]),
+                        tf.constant(arrays["atac_true"]),
+                        tf.constant(sample.masks[0]),
+                        **common,
+                    )
+                gradients: Any = tape.gradient(loss.total, predictions)
+                label = f"{' and '.join(heads)}, {loss_type}, total weight {weight:g}, {sample.name}"
+                for index, name in enumerate(("total", *heads)):
+                    value = None if found is None else found[0][index]
+                    expected: Any = getattr(loss, name)
+                    yield _loss_row(value, expected.numpy(), f"{name} of {label}", case, detail=error)
+                for index, head in enumerate(heads):
+                    value = None if found is None else found[1][index]
+                    quantity = f"gradient by {head} of {label}"
+                    yield _loss_row(value, gradients[index].numpy(), quantity, case, detail=error)
+
+
+def compare_gene_metrics(port: PortTraining = PORT, *, case: str = "") -> Iterator[Comparison]:
+    """Correlations across genes and cell types, living reference against port, after every batch.
+
+    Among the genes are some seen more than once, some seen in one cell type only, and one without any expression; one
+    cell type has a single gene.
+    """
+    from tf_reference.metrics import GeneCellCorrelation as Reference
+
+    generator = Draws(0).generator("gene metric")
+    made, error = attempt(port.gene_metric)
+    ours: Any = made
+    theirs = Reference()
+    for number in range(4):
+        shape = (9, 12, 1)
+        true, predicted = generator.gamma(0.5, 8.0, size=shape), generator.gamma(1.0, 4.0, size=shape)
+        tokens = (generator.random(shape) < 0.3).astype(np.float64)
+        gene, cell = generator.integers(0, 5, size=9), generator.integers(0, 3, size=9)
+        gene[:4], cell[:4], tokens[2:4] = (7, 6, 8, 8), (9, number % 3, 0, 1), 0.0
+        theirs.update_state((true * tokens).sum(axis=(1, 2)), (predicted * tokens).sum(axis=(1, 2)), gene, cell)
+        batch = [torch.from_numpy(array) for array in (predicted, true, tokens, gene, cell)]
+        if not error:
+            _, error = attempt(lambda batch=batch: ours.update(*batch))
+        found, raised = (None, error) if error else attempt(lambda: ours.compute())
+        for name, expected in theirs.result().items():
+            value = None if found is None else float(found[name])
+            yield _loss_row(value, expected, f"{name} after batch {number + 1}", case, layer=METRIC, detail=raised)
+
+
 def _streamed(
     make: Callable[[], Any], batches: Sequence[Sequence[torch.Tensor]]
 ) -> list[tuple[np.ndarray | None, str]]:
@@ -573,7 +673,13 @@ def recorded_targets(recording: Recording) -> Targets:
     }
 
 
-def finetuning_recipe(port: PortTraining, variant: Variant) -> Recipe:
+def finetuning_recipe(
+    port: PortTraining = PORT,
+    *,
+    loss_type: str = "poisson",
+    optimizer: str = "adam",
+    schedules: Sequence[Mapping[str, Any]] = FINETUNING_SCHEDULES,
+) -> Recipe:
     """How the fine-tuning model is trained: each of two optimizers clips its own parameters (spec, section 3.4)."""
 
     def loss(output: Any, targets: Any) -> Any:
@@ -584,19 +690,44 @@ def finetuning_recipe(port: PortTraining, variant: Variant) -> Recipe:
             targets["target"],
             atac,
             targets["mask"],
-            loss_type=variant.loss_type,
+            loss_type=loss_type,
             total_weight=TOTAL_WEIGHT,
             atac_scale=ATAC_SCALE,
         ).total
 
-    def optimizers(model: Any) -> list[torch.optim.Optimizer]:
-        head = nn.ModuleList([model.final_pointwise_conv_rna, model.final_dense_profile_rna])
-        trunk = nn.ModuleList(child for child in model.children() if all(child is not part for part in head))
-        make = getattr(port, variant.optimizer)
-        return [optimizer for part in (trunk, head) for optimizer in make(part)]
+    return Recipe(
+        loss=loss,
+        optimizers=lambda model: port.finetuning_optimizers(model, getattr(port, optimizer)),
+        schedule=lambda step: [port.schedule(step, **arguments) for arguments in schedules],
+    )
+
+
+def finetuning_reference_recipe(*, loss_type: str = "poisson", optimizer: str = "adam") -> Recipe:
+    """How the living reference of the fine-tuning model is trained."""
+    from tf_reference import optim, training
+
+    def loss(output: Any, targets: Any) -> Any:
+        return training.finetuning_loss(
+            training.heads(output),
+            targets["target_rna"],
+            targets["target"],
+            targets["mask"],
+            loss_type=loss_type,
+            total_weight=TOTAL_WEIGHT,
+            atac_scale=ATAC_SCALE,
+        ).total
+
+    def optimizers(model: Any) -> list[tuple[Any, list[Any]]]:
+        arguments = {"epsilon": ADAM_EPSILON, "global_clipnorm": CLIP, "dtype": model.variable_dtype}
+        if optimizer == "adam":
+            return [(optim.adam(**arguments), variables) for variables in training.finetuning_variables(model)]
+        arguments["weight_decay"] = WEIGHT_DECAY
+        return [(optim.adamw(**arguments), variables) for variables in training.finetuning_variables(model)]
 
     return Recipe(
-        loss=loss, optimizers=optimizers, schedule=lambda step: [port.schedule(step, **RECORDED_SCHEDULE)] * 2
+        loss=loss,
+        optimizers=optimizers,
+        schedule=lambda step: [optim.cosine_warmup(step, **arguments) for arguments in FINETUNING_SCHEDULES],
     )
 
 
@@ -629,7 +760,12 @@ def compare_recorded_training(
         for optimizer in kind.optimizers
     ]
     if variant.finetuning:
-        recipe = finetuning_recipe(training, variant)
+        recipe = finetuning_recipe(
+            training,
+            loss_type=variant.loss_type,
+            optimizer=variant.optimizer,
+            schedules=(RECORDED_SCHEDULE, RECORDED_SCHEDULE),
+        )
     else:
         recipe = port_recipe(
             training,
@@ -890,7 +1026,7 @@ def training_config(config: EpiBERTConfig, bins: int = TRAINING_BINS) -> EpiBERT
 def compare_live_training(
     config: EpiBERTConfig,
     stored: Mapping[str, np.ndarray],
-    make_port: Callable[[EpiBERTConfig], EpiBERT],
+    make_port: Callable[[EpiBERTConfig], Trunk],
     *,
     gates: Sequence[str],
     training: PortTraining = PORT,
@@ -939,18 +1075,19 @@ class LivePair:
     """
 
     def __init__(
-        self, config: EpiBERTConfig, stored: Mapping[str, np.ndarray], port: EpiBERT, training: PortTraining = PORT
+        self, config: EpiBERTConfig, stored: Mapping[str, np.ndarray], port: Trunk, training: PortTraining = PORT
     ) -> None:
         self.config = config
         self.stored = stored
         self.port = port
         self.training = training
-        self.layer_map: LayerMap = epibert.layer_map(config)
-        self.tensors = tensor_pairs(config)
+        self.finetuning = isinstance(port, EpiBERTRampage)
+        self.layer_map: LayerMap = epibert.layer_map_of(port)
+        self.tensors = tensor_pairs(config, kind_of(port).table)
         self.draws = Draws(SEED)
         self._remembered: dict[tuple[Any, ...], Any] = {}
 
-    def of(self, port: EpiBERT, training: PortTraining = PORT) -> "LivePair":
+    def of(self, port: Trunk, training: PortTraining = PORT) -> "LivePair":
         """Another port beside the same reference."""
         other = copy.copy(self)
         other.port, other.training = port, training
@@ -958,25 +1095,30 @@ class LivePair:
 
     def side(self, **recipe: Any) -> TorchTraining:
         """The port, to be trained by a recipe."""
-        own = port_recipe(self.training, **recipe)
+        own = (finetuning_recipe if self.finetuning else port_recipe)(self.training, **self._understood(recipe))
         return TorchTraining(self.port, self.layer_map, own, self.draws, epibert.set_precision)
 
     def reference(self, precision: str, **recipe: Any) -> KerasTraining:
         """The reference in a precision, to be trained by a recipe."""
 
         def build() -> Any:
-            return epibert.build_reference(self.config, self.stored, precision, dropout=True)
+            return epibert.build_reference(self.config, self.stored, precision, dropout=True, rampage=self.finetuning)
 
         model = self._remember(("model", precision), build)
+        make = finetuning_reference_recipe if self.finetuning else reference_recipe
         return self._remember(
             ("side", precision, *sorted(recipe.items())),
-            lambda: KerasTraining(model, model.checkpoint_variables(), reference_recipe(**recipe), self.draws),
+            lambda: KerasTraining(model, model.checkpoint_variables(), make(**self._understood(recipe)), self.draws),
         )
+
+    def _understood(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """A recipe's arguments without that for unmasked bins, which fine-tuning ignores (spec, section 3.1)."""
+        return {name: value for name, value in recipe.items() if name != "unmasked" or not self.finetuning}
 
     def batch(self, step: int) -> tuple[Inputs, Targets]:
         """Inputs and targets of a step."""
         self.draws.step = step
-        return drawn_batch(self.config, self.draws)
+        return drawn_batch(self.config, self.draws, finetuning=self.finetuning)
 
     def weights(self) -> dict[str, np.ndarray]:
         """The parameters by the port's names and in its layout."""

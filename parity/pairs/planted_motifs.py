@@ -7,6 +7,9 @@ original's pipeline (spec, sections 4.3 and 4.5), regions of the accessibility a
 for in the output: what lies there can only be told from the sequence, the activities and the neighbourhood. A model
 that ignores one of the three inputs, or does not train, stays far below what can be reached.
 
+For fine-tuning there are counts of transcription starts as well: from the second motif alone, with its activity and
+under the same repression.
+
 NumPy alone, so both frameworks get the same numbers.
 """
 
@@ -26,6 +29,12 @@ PLANTED_PER_BIN = 0.12
 NEIGHBOURHOOD = (0.25, 1.0, 0.25)
 """Share of a motif's effect on the bin before its own, on its own, and on the bin after."""
 
+STARTING = 1
+"""Motif at which transcription starts."""
+
+STARTS_STRENGTH = 12.0
+STARTS_BACKGROUND = 0.3
+
 MASKED_SHARE = 0.25
 MASKED_BINS = 2
 
@@ -42,6 +51,9 @@ class Examples:
         target: (E, N, 1) counts.
         motif_activity: (E, 1, M) in [0, 1].
         expected: (E, N, 1) the means that the counts were drawn from: what a perfect model would predict.
+        counts: (E, O) counts of all bins, those of the margins too.
+        starts: (E, O) counts of transcription starts, likewise.
+        sites: (E, O) 1 where the motif is that they start at.
     """
 
     sequence: np.ndarray
@@ -51,6 +63,15 @@ class Examples:
     target: np.ndarray
     motif_activity: np.ndarray
     expected: np.ndarray
+    counts: np.ndarray
+    starts: np.ndarray
+    sites: np.ndarray
+
+    @property
+    def rna(self) -> np.ndarray:
+        """(E, N, 1) target of fine-tuning: starts in the bins that are predicted."""
+        crop = (self.starts.shape[1] - self.target.shape[1]) // 2
+        return self.starts[:, crop : self.starts.shape[1] - crop, None].astype(np.float32)
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
@@ -101,6 +122,9 @@ def draw(seed: int, examples: int, *, bins: int, crop: int, bin_length: int, val
     repressed = np.minimum(1.0, spread[:, -1]) * activity[:, -1:]
     expected = BACKGROUND + activated * (1 - (1 - REPRESSION) * repressed)
     counts = generator.poisson(expected).astype(np.float64)
+    started = activity[:, STARTING, None] * spread[:, STARTING] * (1 - (1 - REPRESSION) * repressed)
+    # Drawn apart, so that there being starts changes nothing else.
+    starts = np.random.default_rng((seed, 1)).poisson(STARTS_BACKGROUND + STARTS_STRENGTH * started)
 
     regions = generator.random((examples, bins // MASKED_BINS)) < MASKED_SHARE
     masked = np.repeat(regions, MASKED_BINS, axis=1)
@@ -117,4 +141,7 @@ def draw(seed: int, examples: int, *, bins: int, crop: int, bin_length: int, val
         target=counts[:, kept, None].astype(np.float32),
         motif_activity=activity[:, None, :].astype(np.float32),
         expected=expected[:, kept, None].astype(np.float32),
+        counts=counts.astype(np.float32),
+        starts=starts.astype(np.float32),
+        sites=effects[:, STARTING].astype(np.int32),
     )

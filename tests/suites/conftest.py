@@ -10,10 +10,11 @@ from parity import Result
 from parity.ladder import CONVERGENCE, GATES
 from parity.ledger import Ledger, NotProven
 from parity.pairs import epibert
-from parity.pairs.epibert_run import CASES, load_case, model_tensors, run
+from parity.pairs.epibert_run import CASES, FINETUNING, FINETUNING_CASES, load_case, model_tensors, run
 from parity.reference import LiveReference, Recording, read_recording
-from torch_impl import EpiBERT
+from torch_impl import EpiBERT, EpiBERTRampage
 from weights import transplant
+from weights.mapping import is_fine_tuning
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +24,12 @@ def ladder(tensorflow) -> Result:
     It is climbed whole whatever is selected, and entered in the ledger, on which the rung of convergence stands.
     """
     return run(ledger=Ledger(), jobs=2)
+
+
+@pytest.fixture(scope="session")
+def rampage_ladder(tensorflow) -> Result:
+    """What ``epibert parity --config rampage_tiny`` finds, entered in the ledger as well."""
+    return run(config=FINETUNING, ledger=Ledger(), jobs=2)
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +46,9 @@ class FaultBench:
 
     def __init__(self, folder: Path) -> None:
         self.config, checkpoint = load_case(folder)
+        self.finetuning = is_fine_tuning(checkpoint, self.config)
         self.stored = model_tensors(checkpoint, self.config)
-        self.layer_map = epibert.layer_map(self.config)
+        self.layer_map = epibert.layer_map(self.config, rampage=self.finetuning)
         model = self.reference("float64")
         self.constants = model.get_constants()
         self.recording: Recording = read_recording(folder / "forward.h5", name="recorded")
@@ -51,11 +59,11 @@ class FaultBench:
     @functools.cache  # noqa: B019  one bench a session
     def reference(self, precision: str) -> Any:
         """The living reference in a precision."""
-        return epibert.build_reference(self.config, self.stored, precision)
+        return epibert.build_reference(self.config, self.stored, precision, rampage=self.finetuning)
 
-    def port(self) -> EpiBERT:
+    def port(self) -> Any:
         """A port that is right."""
-        port = EpiBERT(self.config)
+        port = (EpiBERTRampage if self.finetuning else EpiBERT)(self.config)
         transplant(self._checkpoint, port, constants=(*self.constants, "living reference"))
         return port
 
@@ -64,3 +72,9 @@ class FaultBench:
 def bench(tensorflow, goldens: Path) -> FaultBench:
     """The bench for seeded faults, on the first recorded case."""
     return FaultBench(goldens / CASES[0])
+
+
+@pytest.fixture(scope="session")
+def rampage_bench(tensorflow, goldens: Path) -> FaultBench:
+    """The same on the first recorded case of the fine-tuning model."""
+    return FaultBench(goldens / FINETUNING_CASES[0])

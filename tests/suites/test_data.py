@@ -179,6 +179,10 @@ FAULTS: dict[str, tuple[PortData, set[str]]] = {
         PortData(make=changed(smooth_rna=lambda rna: np.sqrt(np.clip(rna, 0, 65500)).astype(np.float32))),
         {AUGMENTATION},
     ),
+    "RNA without its root": (
+        PortData(make=changed(smooth_rna=lambda rna: original_smoothing(np.square(np.clip(rna, 0, 65500))))),
+        {AUGMENTATION},
+    ),
     "lower case unknown": (
         PortData(make=changed(base_indices=lambda s: original_bases(bytes(b if b < 97 else 78 for b in s)))),
         {AUGMENTATION},
@@ -204,6 +208,7 @@ FAULTS: dict[str, tuple[PortData, set[str]]] = {
     ),
 }
 original_scaling = examples.scale_motifs
+original_smoothing = examples.smooth_rna
 original_bases = examples.base_indices
 original_uniform = draws_module.stateless_uniform
 original_permutation = draws_module.stateless_permutation

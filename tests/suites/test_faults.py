@@ -19,10 +19,12 @@ from torch import Tensor
 from parity import GateStatus, Status
 from parity.ladder import FORWARD_GATES, compare_live, find_culprits, judge
 from parity.pairs import epibert
-from parity.reference import LiveReference
+from parity.pairs.epibert_run import load_case
+from parity.reference import LiveReference, read_recording
 from tests.suites.conftest import FaultBench
-from torch_impl import EpiBERT
+from torch_impl import EpiBERT, EpiBERTRampage
 from torch_impl.random import projection_matrix, rotary_table
+from weights import transplant
 
 ATTENTION = "performer.layers.0.attention"
 
@@ -44,7 +46,7 @@ class Fault:
     name: str
     gate: str = "layers"
     culprits: tuple[str, ...]
-    inject: Callable[[EpiBERT], object]
+    inject: Callable[[Any], object]
     mode: str = "evaluation"
 
 
@@ -561,6 +563,29 @@ FAULTS = [
 ]
 
 
+def first_mask_again(port: Any) -> None:
+    """What the second head is given is what the first was: one call for both."""
+    dropout, forward, kept = port.dropout, port.dropout.forward, []
+
+    def once(x: Tensor) -> Tensor:
+        kept.append(forward(x))
+        return kept[-2] if len(kept) % 2 == 0 else kept[-1]
+
+    dropout.forward = once
+
+
+RAMPAGE_FAULTS = [
+    Fault(
+        trap="49",
+        name="crop of both heads at one end",
+        culprits=("crop_final",),
+        inject=set_forward("crop_final", one_sided_crop),
+    ),
+    Fault(trap="heads", name="one dropout for both heads", culprits=("dropout",), inject=first_mask_again),
+]
+"""Mistakes that only a model with two heads shows; the crop is that of 896 bins in the published one."""
+
+
 def climb(bench: FaultBench, port: EpiBERT, *, gates: tuple[str, ...], modes: tuple[str, ...]):
     """Gates and culprits of a port against the living reference, in float64."""
     projection, table = bench.constants
@@ -577,6 +602,32 @@ def test_a_port_without_a_fault_is_proven(bench):
     gates, culprits = climb(bench, bench.port(), gates=("layers", "blocks", "model"), modes=("evaluation", "training"))
     assert {name: gate.status for name, gate in gates.items()} == dict.fromkeys(gates, GateStatus.PASSED)
     assert culprits == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", RAMPAGE_FAULTS, ids=lambda fault: f"{fault.trap}: {fault.name}")
+def test_a_fault_of_the_fine_tuning_model_is_located(rampage_bench, fault):
+    test_a_fault_turns_its_rung_red_and_is_located(rampage_bench, fault)
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_port_without_a_fault_is_proven(rampage_bench):
+    test_a_port_without_a_fault_is_proven(rampage_bench)
+
+
+@pytest.mark.parametrize("trap", ["49", "heads"])
+def test_recorded_numbers_of_the_fine_tuning_model_name_the_first_layer_that_shows_a_fault(goldens, trap):
+    fault = next(fault for fault in RAMPAGE_FAULTS if fault.trap == trap)
+    config, checkpoint = load_case(goldens / "R1")
+    recording = read_recording(goldens / "R1" / "forward.h5", name="recorded")
+    port = EpiBERTRampage(config)
+    transplant(checkpoint, port, constants=(*epibert.recorded_constants(recording), "recorded"))
+    assert {row.status for row in epibert.compare_with_recording(port, recording)} == {Status.PASS}
+    fault.inject(port)
+    rows = list(epibert.compare_with_recording(port, recording))
+    (culprit,) = find_culprits(rows, epibert.layer_map_of(port), model_name="EpiBERTRampage")
+    assert (culprit.port,) == fault.culprits
+    assert not culprit.certain
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.trap}: {fault.name}")

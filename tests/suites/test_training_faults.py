@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +28,10 @@ from parity.training import LOSS, METRIC, MOMENTS, OPTIMIZER, SCHEDULE
 from tests.training_faults import torch_momentum, unbiased_variance
 from torch_impl import EpiBERT, EpiBERTRampage
 from torch_impl.losses import finetuning_loss, masked_loss, poisson, poisson_multinomial
-from torch_impl.metrics import R2, PearsonR
-from torch_impl.optim import KerasAdam, KerasAdamW, cosine_warmup
+from torch_impl.metrics import R2, GeneCellCorrelation, PearsonR
+from torch_impl.model import Trunk
+from torch_impl.optim import KerasAdam, KerasAdamW, cosine_warmup, decay_groups
+from torch_impl.rampage import optimizer_parts
 from weights import transplant
 
 STEPS = 8
@@ -126,7 +129,7 @@ class Fault:
     gate: str
     named: Callable[[str], bool]
     training: PortTraining = PORT
-    inject: Callable[[EpiBERT], None] | None = None
+    inject: Callable[[Any], None] | None = None
 
 
 def only(name: str) -> Callable[[str], bool]:
@@ -242,21 +245,102 @@ FAULTS = {
 }
 
 
+# --- the faults of fine-tuning ---------------------------------------------------------------------------------------
+
+
+class JointClip(KerasAdam):
+    """Clips what others train together with what it trains itself."""
+
+    others: Sequence[nn.Parameter] = ()
+
+    def step(self, closure: Any = None) -> Any:
+        own = [p for group in self.param_groups for p in group["params"]]
+        gradients = [p.grad for p in (*own, *self.others) if p.grad is not None]
+        scale = torch.clamp(CLIP / torch.nn.utils.get_total_norm(gradients), max=1.0)
+        for gradient in gradients:
+            gradient.mul_(scale)
+        return super().step(closure)
+
+
+def one_clip(model: EpiBERTRampage, make: Any) -> list[torch.optim.Optimizer]:
+    """One clip over the parameters of both optimizers (spec, section 8, row 62)."""
+    decay = WEIGHT_DECAY if make is PORT.adamw else 0.0
+    trunk, head = optimizer_parts(model)
+    first = JointClip(decay_groups(trunk, decay), eps=ADAM_EPSILON)
+    first.others = list(head.parameters())
+    # What the first has clipped is within the bound when the second takes it.
+    return [first, KerasAdam(decay_groups(head, decay), eps=ADAM_EPSILON)]
+
+
+def atac_head_in_the_second(model: EpiBERTRampage, make: Any) -> list[torch.optim.Optimizer]:
+    """Both heads trained by the optimizer of the RNA head."""
+    trunk, head = optimizer_parts(model)
+    atac = [model.final_pointwise_conv, model.final_dense_profile]
+    rest = nn.ModuleList(child for child in trunk if all(child is not part for part in atac))
+    return [made for part in (rest, nn.ModuleList([*atac, *head])) for made in make(part)]
+
+
+def one_mask_for_both_heads(port: EpiBERTRampage) -> None:
+    dropout, forward = port.dropout, port.dropout.forward
+    masks: list[Tensor] = []
+
+    def shared(x: Tensor) -> Tensor:
+        if not dropout.training:
+            return x
+        if not masks:
+            masks.append(forward(torch.ones_like(x)))
+            return x * masks[0]
+        return x * masks.pop()
+
+    dropout.forward = shared  # type: ignore[method-assign]  a fault is a patch
+
+
+def per_head_mean(*arguments: Any, **options: Any) -> Any:
+    """The mean of both losses, where the original adds them."""
+    found = finetuning_loss(*arguments, **options)
+    return found if found.atac is None else found._replace(total=found.total / 2)
+
+
+class SumOfLogarithms(GeneCellCorrelation):
+    """Takes the logarithm of each example before those of one gene and cell type are summed."""
+
+    def update(self, pred: Tensor, target: Tensor, tss_tokens: Tensor, gene: Tensor, cell: Tensor) -> None:
+        super().update(torch.log2(1 + pred), torch.log2(1 + target), tss_tokens, gene, cell)
+
+
+RAMPAGE_FAULTS = {
+    "one clip over both optimizers": Fault(
+        gate="optimizer", named=only(OPTIMIZER), training=with_parts(finetuning_optimizers=one_clip)
+    ),
+    "the ATAC head trained by the RNA head's optimizer": Fault(
+        gate="optimizer", named=only(OPTIMIZER), training=with_parts(finetuning_optimizers=atac_head_in_the_second)
+    ),
+    "one dropout mask for both heads": Fault(gate="gradients", named=only("dropout"), inject=one_mask_for_both_heads),
+    "the mean of both heads' losses": Fault(
+        gate="losses", named=only(LOSS), training=with_parts(finetuning_loss=per_head_mean)
+    ),
+    "logarithms summed over examples": Fault(
+        gate="losses", named=only(METRIC), training=with_parts(gene_metric=SumOfLogarithms)
+    ),
+}
+
+
 # --- the bench -------------------------------------------------------------------------------------------------------
 
 
 class Bench:
     """A living reference that remembers what it computed, and fresh ports to break."""
 
-    def __init__(self, goldens: Any) -> None:
-        config, self.checkpoint = load_case(goldens / "P1")
+    def __init__(self, folder: Path, kind: type[Trunk] = EpiBERT) -> None:
+        self.kind = kind
+        config, self.checkpoint = load_case(folder)
         self.config = epibert_training.training_config(config)
         self.stored = model_tensors(self.checkpoint, config)
-        self.layer_map: LayerMap = epibert.layer_map(self.config)
         self.pair = LivePair(self.config, self.stored, self.port())
+        self.layer_map: LayerMap = self.pair.layer_map
 
-    def port(self) -> EpiBERT:
-        port = EpiBERT(self.config)
+    def port(self) -> Any:
+        port = self.kind(self.config)  # type: ignore[call-arg]  both models take a configuration alone
         transplant(self.checkpoint, port, constants="tensorflow")
         return port
 
@@ -270,6 +354,9 @@ class Bench:
         if "losses" in gates:
             rows += epibert_training.compare_losses(fault.training)
             rows += epibert_training.compare_metrics(fault.training)
+            if self.kind is EpiBERTRampage:
+                rows += epibert_training.compare_finetuning_losses(fault.training)
+                rows += epibert_training.compare_gene_metrics(fault.training)
         if "gradients" in gates:
             rows += epibert_training.live_gradients(pair, precisions=("float64",))
         if "optimizer" in gates:
@@ -282,7 +369,12 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def training_bench(tensorflow, goldens) -> Bench:
-    return Bench(goldens)
+    return Bench(goldens / "P1")
+
+
+@pytest.fixture(scope="module")
+def rampage_bench(tensorflow, goldens) -> Bench:
+    return Bench(goldens / "R1", EpiBERTRampage)
 
 
 def test_a_port_without_a_fault_passes_all_training_rungs(training_bench):
@@ -294,19 +386,33 @@ def test_a_port_without_a_fault_passes_all_training_rungs(training_bench):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_rung_meant_for_a_fault_turns_red_and_names_who_is_at_fault(training_bench, name):
-    fault = FAULTS[name]
+    assert_found(training_bench, FAULTS[name], "EpiBERT")
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_port_without_a_fault_passes_all_training_rungs(rampage_bench):
+    test_a_port_without_a_fault_passes_all_training_rungs(rampage_bench)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RAMPAGE_FAULTS)
+def test_a_fault_of_fine_tuning_turns_its_rung_red_and_names_who_is_at_fault(rampage_bench, name):
+    assert_found(rampage_bench, RAMPAGE_FAULTS[name], "EpiBERTRampage")
+
+
+def assert_found(bench: Bench, fault: Fault, model_name: str) -> None:
     before = TRAINING_GATES[: TRAINING_GATES.index(fault.gate) + 1]
     # State and trajectory stand on long runs; the rungs before them that a fault cannot touch are not climbed again.
     wanted = {
         "state": ("gradients", "state"),
         "trajectory": ("state", "trajectory"),
     }.get(fault.gate, before)
-    rows = training_bench.rows(fault, wanted)
+    rows = bench.rows(fault, wanted)
     gates = judge(rows, requested=wanted, ladder=wanted)
     red = [gate for gate, found in gates.items() if found.status is GateStatus.FAILED]
     assert red == [fault.gate], {gate: found.reason for gate, found in gates.items()}
     failing = [row for row in rows if row.gate == fault.gate]
-    culprits = [culprit.port for culprit in find_culprits(failing, training_bench.layer_map, model_name="EpiBERT")]
+    culprits = [culprit.port for culprit in find_culprits(failing, bench.layer_map, model_name=model_name)]
     assert culprits
     assert [culprit for culprit in culprits if not fault.named(culprit)] == []
 
@@ -367,8 +473,8 @@ def without_scale_of_atac(*arguments: Any, **options: Any) -> Any:
     return finetuning_loss(*arguments, **{**options, "atac_scale": 1.0})
 
 
-@pytest.mark.parametrize("fault", [without_scale_of_atac, raises])
-def test_the_recorded_training_of_the_fine_tuning_model_finds_a_fault_of_its_loss(goldens, fault):
+def recorded_finetuning_failures(goldens: Path, **parts: Any) -> list[Comparison]:
+    """What the recorded training finds wrong with these parts."""
     config, checkpoint = load_case(goldens / "R1")
     recording = read_recording(goldens / "R1" / "forward.h5", name="recorded")
     port = EpiBERTRampage(config)
@@ -379,11 +485,23 @@ def test_the_recorded_training_of_the_fine_tuning_model_finds_a_fault_of_its_los
         goldens / "R1" / "train.h5",
         epibert.recorded_inputs(recording),
         epibert_training.recorded_targets(recording),
-        training=with_parts(finetuning_loss=fault),
+        training=with_parts(**parts),
         case="R1",
     )
-    failing = [row for row in rows if row.status is not Status.PASS]
+    return [row for row in rows if row.status is not Status.PASS]
+
+
+@pytest.mark.parametrize("fault", [without_scale_of_atac, raises])
+def test_the_recorded_training_of_the_fine_tuning_model_finds_a_fault_of_its_loss(goldens, fault):
+    failing = recorded_finetuning_failures(goldens, finetuning_loss=fault)
     assert {row.layer for row in failing if row.gate == "losses"} == {LOSS}
+
+
+@pytest.mark.parametrize("fault", [one_clip, atac_head_in_the_second])
+def test_the_recorded_training_of_the_fine_tuning_model_finds_a_fault_of_its_optimizers(goldens, fault):
+    failing = recorded_finetuning_failures(goldens, finetuning_optimizers=fault)
+    assert {row.layer for row in failing if row.gate == "optimizer"} == {OPTIMIZER}
+    assert not {row.gate for row in failing} & {"losses", "gradients"}
 
 
 # --- float32, live ---------------------------------------------------------------------------------------------------

@@ -78,6 +78,14 @@ def test_what_is_proven_exits_with_0_and_writes_three_complete_files(tmp_path, c
     assert str(out) in capsys.readouterr().out.replace("\n", "")
 
 
+def test_the_recorded_cases_of_the_fine_tuning_model_are_climbed_by_name(tmp_path):
+    assert status_of(*QUICK, "--config", "rampage_tiny", "--out", tmp_path) == 0
+    result = json.loads((tmp_path / "parity.json").read_text())
+    assert result["pair"] == "EpiBERTRampage"
+    assert set(result["configuration"]) == {"R1", "R2"}
+    assert {row["case"] for row in result["gates"]["weights"]["comparisons"]} == {"R1 recorded", "R2 recorded"}
+
+
 def test_files_of_an_earlier_run_are_replaced_and_others_are_left(tmp_path):
     for name in (*FILES, "notes.txt"):
         (tmp_path / name).write_text("earlier")
@@ -126,7 +134,7 @@ def test_a_port_that_raises_is_not_proven_rather_than_an_error_of_the_command(tm
         (["--gates", "weights,gradient"], "unknown gates ['gradient']"),
         (["--gates", ""], "no gates given"),
         (["--gates", ","], "no gates given"),
-        (["--config", "config.json"], "--config belongs to --checkpoint"),
+        (["--config", "config.json"], "--config belongs to --checkpoint; without one it names recorded cases: rampage"),
         (["--checkpoint", "c", "--reference", "recorded"], "nothing is recorded for a checkpoint of your own"),
         (["--checkpoint", "no/such/checkpoint"], "no/such/checkpoint"),
     ],

@@ -60,6 +60,18 @@ def test_rungs_of_two_runs_add_up(ledger):
     ledger.require(GATES)
 
 
+def test_what_is_proven_of_one_subject_is_proven_of_no_other(ledger):
+    ledger.record(result())
+    other = ledger.about("rampage_tiny")
+    assert other.about("rampage_tiny") is other
+    with pytest.raises(NotProven, match=r"never run.*epibert parity --config rampage_tiny"):
+        other.require(BEFORE)
+    other.record(result(layers=GateStatus.FAILED))
+    ledger.require(BEFORE)
+    with pytest.raises(NotProven, match="layers"):
+        ledger.about("rampage_tiny").require(BEFORE)
+
+
 def test_a_deleted_ledger_proves_nothing(ledger):
     ledger.record(result())
     ledger.path.unlink()

@@ -375,8 +375,7 @@ def test_without_the_rounding_of_the_rotary_table_the_port_is_the_original_witho
     errors = []
     for table in (case.recording.constants["rotary_table_float32"], rounded):
         with epibert.constants(port, projection, table, "recorded"):
-            output, _ = epibert.watch(port).output(case.inputs, precision="float64", training=False)
-        assert output is not None
+            (output,), _ = epibert.watch(port).outputs(case.inputs, precision="float64", training=False)
         errors.append(distance(output, expected)[0])
     assert errors[0] <= TABLE["float64"].limit < errors[1]
 
@@ -467,7 +466,7 @@ def test_a_port_that_raises_is_a_failure_of_the_measurement_not_of_the_harness(s
 def test_our_own_constants_are_put_back_and_a_missing_output_is_missing(small, monkeypatch):
     port, inputs = small
     before = constants_of(port)
-    expected = epibert.watch(port).trace(inputs, precision="float64", training=False).calls["", 0].outputs[0]
+    expected = epibert.watch(port).trace(inputs, precision="float64", training=False).calls["", 0].outputs
     assert [row.status for row in epibert.compare_own_constants(port, inputs, expected)] == [Status.PASS]  # type: ignore[arg-type]
     monkeypatch.setattr(port.crop_final, "forward", lambda x: 1 / 0)
     (row,) = epibert.compare_own_constants(port, inputs, expected)  # type: ignore[arg-type]

@@ -75,8 +75,19 @@ def test_large_activations_are_samples_with_all_five_summaries(recording):
 def test_three_final_outputs_in_each_precision(recording):
     kinds = ("eager", "graph", "training")
     assert set(recording.finals) == {(precision, kind) for precision in PRECISIONS for kind in kinds}
-    assert {output.shape for output in recording.finals.values()} == {(2, 60, 1)}
-    assert all(output.dtype == np.float64 for output in recording.finals.values())
+    assert {tuple(output.shape for output in outputs) for outputs in recording.finals.values()} == {((2, 60, 1),)}
+    assert all(output.dtype == np.float64 for outputs in recording.finals.values() for output in outputs)
+
+
+@pytest.mark.parametrize(("case", "heads"), [("R1", 2), ("R2", 1)])
+def test_a_recording_of_several_heads_has_them_all(goldens, case, heads):
+    path = goldens / case / "forward.h5"
+    finals = read_recording(path, name="recorded").finals
+    assert {len(outputs) for outputs in finals.values()} == {heads}
+    with h5py.File(path) as file:
+        assert np.array_equal(finals["bfloat16", "graph"][-1], file["modes/bf16/final_rna_graph"][()])
+    with pytest.raises(KeyError, match="none of final_xyz is recorded"):
+        read_recording(path, name="recorded", outputs=("final_xyz",))
 
 
 def test_statistics_inputs_and_constants_are_read(recording, goldens):

@@ -20,6 +20,7 @@ from parity.records import Comparison, Reading, Status
 from parity.reference import read_array
 from parity.tolerances import TABLE
 from parity.trace import Sample
+from tests.assertions import assert_same
 from tests.unit.tf_reference.recordings import GOLDENS, Recording
 from tf_reference import EpiBERT, EpiBERTRampage, metrics
 from tf_reference.early_stopping import early_stopping
@@ -28,6 +29,7 @@ from tf_reference.optim import EXCLUDED_FROM_WEIGHT_DECAY, adam, adamw, cosine_w
 from tf_reference.training import (
     finetuning_metrics,
     finetuning_step,
+    finetuning_validation_step,
     finetuning_variables,
     pretraining_metrics,
     pretraining_step,
@@ -472,3 +474,54 @@ def test_fine_tuning_without_accessibility():
     assert [len(optimizer.variables) for optimizer in optimizers] == [1 + 2 * len(trunk), 1 + 2 * 6]
     assert np.isfinite(kept["RNA_PearsonR_tr"].result()["PearsonR"])
     assert np.isnan(kept["ATAC_PearsonR_tr"].result()["PearsonR"])
+
+
+@pytest.mark.parametrize("predict_atac", [True, False])
+def test_a_validation_of_fine_tuning_changes_nothing_and_sums_at_start_sites(predict_atac):
+    model = EpiBERTRampage(
+        predict_atac=predict_atac, num_transformer_layers=1, output_length=8, final_output_length=6, max_seq_length=8,
+        filter_list_seq=(4, 8), filter_list_atac=(3,), num_heads=2, num_motifs=3, final_point_scale=2,
+    ).build_weights()  # fmt: skip
+    before = [variable.numpy() for variable in model.variables]
+    kept = finetuning_metrics("val")
+    assert {"val_loss", "val_loss_rna", "RNA_PearsonR", "ATAC_R2"} <= set(kept)
+    step = finetuning_validation_step(model, loss_type="poisson", atac_scale=0.5, metrics=kept).python_function
+    generator = np.random.default_rng(0)
+    inputs = tuple(tf.constant(generator.random(s, np.float32)) for s in ((2, 64, 4), (2, 64, 1), (2, 1, 3)))
+    rna, atac = (generator.gamma(1.0, 3.0, (2, 6, 1)).astype(np.float32) for _ in range(2))
+    mask, tokens = (generator.integers(0, 2, (2, 6, 1)).astype(np.int32) for _ in range(2))
+    found = step(inputs, *map(tf.constant, (rna, atac, mask, tokens)))
+    assert all(np.array_equal(b, v.numpy()) for b, v in zip(before, model.variables, strict=True))
+    predicted = found.outputs[1].numpy()
+    assert np.array_equal(predicted, step(inputs, tf.constant(rna), tf.constant(atac), mask).outputs[1].numpy())
+    for got, bins in ((found.true_at_starts, rna), (found.predicted_at_starts, predicted)):
+        assert_same(got.numpy(), (bins * tokens).sum(axis=(1, 2)), "float32_only")
+    assert step(inputs, tf.constant(rna), tf.constant(atac), mask).true_at_starts is None
+    loss = found.loss
+    assert (loss.atac is not None) == (found.outputs[0] is not None) == predict_atac
+    total = loss.rna if loss.atac is None else loss.rna + 0.5 * loss.atac
+    assert_same(loss.total.numpy(), total.numpy(), "float32_only")
+    assert_same(loss.rna.numpy(), np.mean(predicted - rna * np.log(predicted + 1e-7)), "float32_only")
+    assert_same(np.float32(kept["val_loss"].result()), loss.total.numpy(), "float32_only")
+    assert np.isfinite(kept["RNA_R2"].result()["R2"])
+    assert np.isnan(kept["ATAC_R2"].result()["R2"]) == (not predict_atac)
+
+
+def test_correlations_across_genes_and_cell_types():
+    generator = np.random.default_rng(1)
+    table = generator.gamma(1.0, 5.0, (2, 3, 5))  # true and predicted, cell types, genes
+    metric = metrics.GeneCellCorrelation()
+    assert np.isnan(metric.result()["cell_pearson"])
+    cell, gene = (index.reshape(-1) for index in np.meshgrid(range(3), range(5), indexing="ij"))
+    for _ in range(2):  # examples of one gene and cell type are summed
+        metric.update_state(*(table.reshape(2, -1) / 2), gene, cell)
+    levels = np.log2(1 + table)
+    z = (levels - levels.mean(axis=2, keepdims=True)) / levels.std(axis=2, keepdims=True)
+    found = metric.result()
+    assert_same(np.array(found["cell_pearson"]), np.mean([np.corrcoef(*z[:, c])[0, 1] for c in range(3)]))
+    assert_same(np.array(found["gene_pearson"]), np.mean([np.corrcoef(*z[:, :, g])[0, 1] for g in range(5)]))
+    assert (found["cells"], found["genes"]) == (3, 5)
+    metric.update_state([1.0], [2.0], [0], [9])  # a cell type of one gene leaves that gene undefined
+    assert (metric.result()["cells"], metric.result()["genes"]) == (3, 4)
+    metric.reset_state()
+    assert metric.result()["genes"] == 0

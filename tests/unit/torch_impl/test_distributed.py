@@ -9,7 +9,7 @@ import torch
 
 from tests.assertions import assert_same
 from tests.unit.sources import ROOT
-from tests.unit.torch_impl.two_processes import PARTS, STEPS, correlate, normalize, train
+from tests.unit.torch_impl.two_processes import PARTS, STEPS, correlate, genes, normalize, train
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +69,17 @@ def test_metrics_are_those_of_all_batches(processes):
         assert process["correlate"].keys() == joint.keys()
         for name, expected in joint.items():
             assert_same(process["correlate"][name], expected, what=name)
+
+
+@pytest.mark.parametrize("seen", ["genes", "genes of one"])
+def test_correlations_across_genes_are_those_of_all_examples_whoever_saw_them(processes, seen):
+    """Also when one process saw none: it takes part in the synchronisation, or the other would wait forever."""
+    joint = genes(0, 12)
+    assert (int(joint["cells"]), int(joint["genes"])) == (3, 4)
+    for process in processes:
+        assert process[seen].keys() == joint.keys()
+        for name, expected in joint.items():
+            assert_same(process[seen][name].double(), expected.double(), what=name)
 
 
 def test_the_loss_is_the_mean_of_the_means_of_the_replicas(processes, alone):

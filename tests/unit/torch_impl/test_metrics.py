@@ -10,7 +10,7 @@ import torch
 
 from tests.assertions import assert_same
 from tests.unit.sources import ROOT
-from torch_impl.metrics import R2, PearsonR
+from torch_impl.metrics import R2, GeneCellCorrelation, Mean, PearsonR
 
 METRICS = {"PearsonR": PearsonR, "R2": R2}
 BEFORE_UPDATE = "ignore:The ``compute`` method of metric:UserWarning"
@@ -107,3 +107,72 @@ def test_a_metric_is_saved_and_goes_on(kind):
         for pair in rest:
             each.update(*pair)
     assert_same(copy.compute(), metric.compute(), "exact")
+
+
+def test_a_mean_counts_batches_and_goes_on_after_inference_mode():
+    metric = Mean()
+    with torch.inference_mode():
+        metric.update(torch.tensor(5.0))
+        metric.reset()
+    for value in (1.0, 2.0, 6.0):
+        metric.update(torch.tensor(value, dtype=torch.float64))
+    assert_same(metric.compute(), torch.tensor(3.0), "exact")
+
+
+# --- across genes and cell types
+
+
+def expression(examples: int = 24) -> tuple[torch.Tensor, ...]:
+    """Predictions, targets and start sites in bins; five genes in three cell types, some seen more than once."""
+    generator = np.random.default_rng(5)
+    shape = (examples, 7, 1)
+    target = generator.gamma(0.7, 6.0, shape)
+    pred = 0.6 * target + generator.gamma(1.0, 2.0, shape)
+    tokens = (generator.random(shape) < 0.4).astype(np.float64)
+    gene, cell = np.arange(examples) % 5, np.arange(examples) // 5 % 3
+    return tuple(map(torch.from_numpy, (pred, target, tokens, gene, cell)))
+
+
+def test_correlations_across_genes_and_cell_types_are_those_of_a_table():
+    pred, target, tokens, gene, cell = (array.numpy() for array in expression())
+    table = np.zeros((2, 3, 5))
+    for index in range(len(gene)):
+        for side, bins in enumerate((pred, target)):
+            table[side, cell[index], gene[index]] += (bins[index] * tokens[index]).sum()
+    assert table.all()  # there is no hole in it
+    levels = np.log2(1 + table)
+    z = (levels - levels.mean(axis=2, keepdims=True)) / levels.std(axis=2, keepdims=True)
+    metric = GeneCellCorrelation()
+    for part in (slice(0, 10), slice(10, 11), slice(11, None)):
+        metric.update(*(values[part] for values in expression()))
+    found = metric.compute()
+    assert_same(found["cell_pearson"], np.mean([np.corrcoef(*z[:, c])[0, 1] for c in range(3)]))
+    assert_same(found["gene_pearson"], np.mean([np.corrcoef(*z[:, :, g])[0, 1] for g in range(5)]))
+    assert (int(found["cells"]), int(found["genes"])) == (3, 5)
+
+
+def test_what_has_no_correlation_counts_in_neither_mean():
+    pred, target, tokens, gene, cell = expression()
+    metric = GeneCellCorrelation()
+    metric.update(pred, target, tokens, gene, cell)
+    before = metric.compute()
+    # A cell type with one gene, and one in which nothing is expressed.
+    metric.update(pred[:1], target[:1], tokens[:1], torch.tensor([0]), torch.tensor([7]))
+    metric.update(pred[:4], target[:4], torch.zeros_like(tokens[:4]), torch.tensor([0, 1, 2, 3]), torch.full((4,), 8))
+    after = metric.compute()
+    assert_same(after["cell_pearson"], before["cell_pearson"])
+    assert (int(after["cells"]), int(after["genes"])) == (3, 1)  # gene 4 alone is nowhere undefined
+
+
+@pytest.mark.filterwarnings(BEFORE_UPDATE)
+def test_without_examples_both_correlations_are_nan():
+    metric = GeneCellCorrelation()
+    found = metric.compute()
+    assert found["cell_pearson"].isnan()
+    assert (int(found["cells"]), int(found["genes"])) == (0, 0)
+    nothing = torch.zeros(0, 7, 1)
+    metric.update(nothing, nothing, nothing, torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.int32))
+    assert metric.compute()["gene_pearson"].isnan()
+    metric.reset()
+    metric.update(*expression())
+    assert metric.compute()["gene_pearson"].isfinite()

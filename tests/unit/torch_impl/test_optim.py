@@ -20,7 +20,7 @@ from tests.assertions import assert_same
 from tests.unit.sources import ROOT
 from torch_impl import EpiBERT, EpiBERTConfig
 from torch_impl.model import BatchNorm, LayerNorm
-from torch_impl.optim import CosineWarmup, KerasAdam, KerasAdamW, cosine_warmup, decay_groups
+from torch_impl.optim import CosineWarmup, JointOptimizer, KerasAdam, KerasAdamW, cosine_warmup, decay_groups
 from weights import read_checkpoint
 
 KERNELS: dict[str, dict[str, Any]] = {
@@ -425,3 +425,114 @@ def test_the_scheduler_sets_the_rate_of_the_coming_step_and_goes_on():
         assert [group["lr"] for group in optimizer.param_groups] == [expected[step]] * 2
         optimizer.step()
         scheduler.step()
+
+
+# --- several optimizers as one
+
+
+def pair_of_parts() -> tuple[list[KerasAdamW], list[nn.Parameter]]:
+    """Two optimizers with settings of their own, and the parameters of both."""
+    torch.manual_seed(3)
+    parameters = [nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in SHAPES]
+    settings = zip((parameters[:2], parameters[2:]), (1e-2, 3e-3), (0.1, 0.0), (0.05, 1.0), strict=True)
+    return [
+        KerasAdamW(part, lr=rate, eps=EPSILON, weight_decay=decay, global_clipnorm=clip)
+        for part, rate, decay, clip in settings
+    ], parameters
+
+
+def give_gradients(parameters: list[nn.Parameter], step: int) -> None:
+    generator = torch.Generator().manual_seed(step)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+
+
+def after_steps(optimizer: JointOptimizer, parameters: list[nn.Parameter], steps: range) -> list[Tensor]:
+    for step in steps:
+        give_gradients(parameters, step)
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def test_optimizers_as_one_take_the_steps_of_each_by_itself():
+    members, parameters = pair_of_parts()
+    joint = after_steps(JointOptimizer(members), parameters, range(4))
+    apart, others = pair_of_parts()
+    for step in range(4):
+        give_gradients(others, step)
+        for optimizer in apart:
+            optimizer.step()
+    for found, expected in zip(joint, others, strict=True):
+        assert_same(found, expected.detach(), "exact")
+    # Each clips to a bound of its own.
+    give_gradients(parameters, 9)
+    JointOptimizer(members).step()
+    for part, clip in ((parameters[:2], 0.05), (parameters[2:], 1.0)):
+        gradients = [p.grad for p in part if p.grad is not None]
+        assert_same(torch.nn.utils.get_total_norm(gradients), torch.tensor(clip, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("travel", ["state_dict", "pickle", "deepcopy"])
+def test_optimizers_as_one_are_saved_and_go_on(travel):
+    members, parameters = pair_of_parts()
+    optimizer = JointOptimizer(members)
+    after_steps(optimizer, parameters, range(2))
+    if travel == "state_dict":
+        state = optimizer.state_dict()
+        assert set(state["state"]) == set(range(len(SHAPES)))
+        others, copies = pair_of_parts()
+        with torch.no_grad():
+            for copied, parameter in zip(copies, parameters, strict=True):
+                copied.copy_(parameter)
+        again = JointOptimizer(others)
+        again.load_state_dict(copy.deepcopy(state))
+    else:
+        both = (optimizer, parameters)
+        again, copies = copy.deepcopy(both) if travel == "deepcopy" else pickle.loads(pickle.dumps(both))  # noqa: S301
+    assert all(member.state is again.state for member in again.members)
+    expected = after_steps(optimizer, parameters, range(2, 5))
+    for found, value in zip(after_steps(again, copies, range(2, 5)), expected, strict=True):
+        assert_same(found, value, "exact")
+    assert {int(slots["step"]) for slots in again.state.values()} == {5}
+
+
+def test_a_member_that_rested_goes_on_from_its_own_step():
+    members, parameters = pair_of_parts()
+    optimizer = JointOptimizer(members)
+    for step in range(3):
+        give_gradients(parameters[2:], step)
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    give_gradients(parameters, 3)
+    optimizer.step()
+    assert [int(optimizer.state[parameter]["step"]) for parameter in parameters] == [1, 1, 4, 4]
+
+
+def test_one_schedule_sets_the_rates_of_each_member():
+    members, parameters = pair_of_parts()
+    optimizer = JointOptimizer(members)
+    schedule = CosineWarmup(optimizer, [1e-2, 3e-3], 2, 10, 0.1)
+    for step in range(5):
+        for member, peak in zip(members, (1e-2, 3e-3), strict=True):
+            assert member.param_groups[0]["lr"] == cosine_warmup(step, peak, 2, 10, 0.1)
+        give_gradients(parameters, step)
+        optimizer.step()
+        schedule.step()
+    with pytest.raises(ValueError, match="3 peaks for 2 groups"):
+        CosineWarmup(optimizer, [1.0, 2.0, 3.0], 2, 10, 0.1)
+
+
+def test_a_closure_is_called_once_and_a_parameter_belongs_to_one_member():
+    members, parameters = pair_of_parts()
+    calls = []
+
+    def closure() -> float:
+        assert torch.is_grad_enabled()
+        calls.append(1)
+        give_gradients(parameters, 0)
+        return 7.0
+
+    assert JointOptimizer(members).step(closure) == 7.0
+    assert len(calls) == 1
+    with pytest.raises(ValueError, match="more than one parameter group"):
+        JointOptimizer([members[0], KerasAdam(parameters[:1])])

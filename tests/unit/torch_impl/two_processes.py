@@ -5,6 +5,7 @@ Run as a script with rank, file of the rendezvous and file of the results, it is
 
 import dataclasses
 import sys
+import warnings
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from torch_impl import EpiBERT, EpiBERTConfig
 from torch_impl.losses import masked_loss
-from torch_impl.metrics import R2, PearsonR
+from torch_impl.metrics import R2, GeneCellCorrelation, PearsonR
 from torch_impl.model import BatchNorm
 from torch_impl.optim import KerasAdamW, decay_groups
 
@@ -110,6 +111,26 @@ def correlate(begin: int, end: int) -> dict[str, Tensor]:
     return found
 
 
+def genes(begin: int, end: int, *, only_first: bool = False) -> dict[str, Tensor]:
+    """Correlations across genes and cell types on examples ``begin`` to ``end`` of twelve.
+
+    Args:
+        begin: The first.
+        end: Behind the last.
+        only_first: Only a process that begins with the first example sees any.
+    """
+    generator = torch.Generator().manual_seed(23)
+    pred, target, tokens = torch.rand(3, 12, 6, 1, generator=generator, dtype=torch.float64)
+    gene, cell = torch.arange(12) % 4, torch.arange(12) // 4
+    metric = GeneCellCorrelation()
+    if begin == 0 or not only_first:
+        rows = slice(begin, end)
+        metric.update(pred[rows], target[rows], tokens[rows], gene[rows], cell[rows])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+        return metric.compute()
+
+
 def main(rank: int, rendezvous: str, results: str) -> None:
     """Be one of two processes."""
     torch.set_num_threads(1)
@@ -118,6 +139,8 @@ def main(rank: int, rendezvous: str, results: str) -> None:
     found: dict[str, Any] = {
         "train": train((PARTS[rank],), rank),
         "correlate": correlate(begin, end),
+        "genes": genes(*((0, 5), (5, 12))[rank]),
+        "genes of one": genes(*((0, 12), (5, 12))[rank], only_first=True),
         "alone": normalize(begin, end, torch.float64, synchronized=False),
     }
     for dtype in (torch.float64, torch.float32, torch.bfloat16):

@@ -1,13 +1,15 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.unit.weights.samples import arguments, build, prefix
-from weights import CheckpointError, export, read_checkpoint, transplant
-from weights.command import diff, export_command, inspect, transplant_command
+from torch_impl import EpiBERTRampage
+from weights import CheckpointError, export, load_transplanted, read_checkpoint, transplant
+from weights.command import diff, export_command, inspect, transfer_command, transplant_command
 from weights.errors import ConfigurationError, NotACheckpointError, OutputError
 from weights.tensor_bundle_writer import write_bundle
 
@@ -154,3 +156,39 @@ def test_bad_input_to_every_command_is_a_checkpoint_error(tmp_path):
     ):
         with pytest.raises(CheckpointError, match="absent"):
             action()
+
+
+def test_transfer_makes_a_fine_tuning_model_and_says_what_is_fresh(tmp_path, capsys):
+    out, other = tmp_path / "tuned", tmp_path / "other"
+    assert transfer_command(PATH, str(out), pretraining_seed=21, constants="philox") == 0
+    shown = capsys.readouterr().out
+    assert "110 moved, 8 fresh" in shown
+    assert "fresh final_dense_profile_rna.weight: the RNA head is new in fine-tuning" in shown
+    assert "assumed" not in shown
+    model = load_transplanted(out)
+    assert isinstance(model, EpiBERTRampage)
+    assert (model.config.seed, model.config.num_heads) == (21, 2)
+    (tmp_path / "config.json").write_text(json.dumps({"predict_atac": False, "seed": 21}))
+    given: dict[str, Any] = {"config": str(tmp_path / "config.json"), "constants": "philox"}
+    with pytest.raises(CheckpointError, match="atac_head"):
+        transfer_command(PATH, str(other), **given)
+    assert not other.exists()
+    assert transfer_command(PATH, str(other), **given, allow="atac_head,seed", head_seed=1) == 0
+    assert "assumed: the seed 21" in capsys.readouterr().out
+    heads = [load_transplanted(folder).state_dict()["final_dense_profile_rna.weight"] for folder in (out, other)]
+    assert not torch.equal(*heads)
+    assert transfer_command(PATH, str(out), pretraining_seed=21, constants="philox", overwrite=True) == 0
+    again = load_transplanted(out).state_dict()["final_dense_profile_rna.weight"]
+    assert torch.equal(again, heads[0])
+    # The result travels back to TensorFlow like any other.
+    assert export_command(str(out), str(tmp_path / "tensorflow")) == 0
+
+
+def test_transfer_from_a_folder_takes_its_configuration(tmp_path):
+    transplant_command(PATH, str(tmp_path / "pretrained"), seed=21, constants="philox")
+    transfer_command(str(tmp_path / "pretrained"), str(tmp_path / "tuned"))
+    before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("pretrained", "tuned"))
+    assert before == after
+    (tmp_path / "config.json").write_text(json.dumps({"no_such_argument": 1}))
+    with pytest.raises(ConfigurationError, match="impossible"):
+        transfer_command(PATH, str(tmp_path / "none"), config=str(tmp_path / "config.json"))

@@ -1,0 +1,251 @@
+"""Fine-tuning in Lightning: five steps of the original's own, what is logged, and what a Trainer makes of it."""
+
+import copy
+import dataclasses
+import functools
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import h5py
+import lightning
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from parity.pairs import epibert, epibert_training
+from parity.reference import read_recording
+from tests.assertions import assert_same
+from tests.unit.sources import ROOT
+from torch_impl import EpiBERTConfig
+from torch_impl.early_stopping import EpiBERTEarlyStopping
+from torch_impl.metrics import R2, GeneCellCorrelation, PearsonR
+from torch_impl.optim import CosineWarmup, JointOptimizer, cosine_warmup
+from torch_impl.rampage_lightning import EpiBERTRampageLightning
+from weights import transplant
+from weights.table import RAMPAGE_TABLE, rows
+
+CONFIG = EpiBERTConfig(
+    output_length=8,
+    final_output_length=6,
+    max_seq_length=8,
+    num_heads=2,
+    num_transformer_layers=1,
+    filter_list_seq=(8, 12),
+    filter_list_atac=(8,),
+    final_point_scale=2,
+    num_motifs=3,
+)
+SETTINGS: dict[str, Any] = {"peak": 0.01, "peak_rna": 0.03, "warmup": 4, "decay": 10, "floor": 0.2, "epsilon": 1e-6}
+
+
+@functools.cache
+def example(number: int, *, validation: bool = False) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(number)
+    letters = torch.randint(0, 4, (CONFIG.sequence_length,), generator=generator)
+    mask = (torch.rand(6, 1, generator=generator) < 0.5).int()
+    mask[0] = 1
+    fields = (
+        torch.nn.functional.one_hot(letters, 4).float(),
+        torch.rand(CONFIG.atac_length, 1, generator=generator),
+        mask,
+        1 - mask,
+        torch.rand(6, 1, generator=generator) * 5,
+        torch.rand(1, 3, generator=generator),
+        torch.rand(6, 1, generator=generator) * 3,
+    )
+    tokens = (torch.rand(6, 1, generator=generator) < 0.7).float()
+    return (*fields, tokens, torch.tensor(number % 4), torch.tensor(number // 4)) if validation else fields
+
+
+def batch(numbers: range, *, validation: bool = False) -> list[Tensor]:
+    examples = [example(number, validation=validation) for number in numbers]
+    return [torch.stack(values) for values in zip(*examples, strict=True)]
+
+
+@pytest.fixture
+def module(monkeypatch) -> Any:
+    torch.manual_seed(0)
+    built: Any = EpiBERTRampageLightning(CONFIG, **SETTINGS)
+    logged: dict[str, Tensor] = {}
+    monkeypatch.setattr(built, "log", lambda name, value, **_: logged.__setitem__(name, value))
+    built.logged = logged
+    return built
+
+
+# --- against the original
+
+
+def recorded(folder: Path) -> tuple[EpiBERTRampageLightning, list[Tensor]]:
+    """The module with the recorded weights, constants and settings, in float64, and the recorded batch."""
+    config = EpiBERTConfig(**json.loads((folder / "config.json").read_text())["config"])
+    recording = read_recording(folder / "forward.h5", name="recorded")
+    built = EpiBERTRampageLightning(
+        config,
+        loss_type="poisson_multinomial",
+        total_weight=epibert_training.TOTAL_WEIGHT,
+        atac_scale=epibert_training.ATAC_SCALE,
+        peak_rna=epibert_training.RECORDED_SCHEDULE["peak"],
+        epsilon=epibert_training.ADAM_EPSILON,
+        weight_decay=epibert_training.WEIGHT_DECAY,
+        global_clipnorm=epibert_training.CLIP,
+        **epibert_training.RECORDED_SCHEDULE,
+    ).double()
+    transplant(folder / "ckpt_before", built.model, constants=(*epibert.recorded_constants(recording), "recorded"))
+    sequence, atac, motifs = (torch.from_numpy(array).double() for array in epibert.recorded_inputs(recording))
+    targets = {name: torch.from_numpy(array) for name, array in epibert_training.recorded_targets(recording).items()}
+    rna, atac_target = targets["target_rna"].double(), targets["target"].double()
+    return built, [sequence, atac, targets["mask"], targets["unmask"], atac_target, motifs, rna]
+
+
+def test_five_steps_are_those_of_the_original(monkeypatch):
+    """Both optimizers with weight decay, as a Trainer would drive them."""
+    module, given = recorded(ROOT / "goldens" / "R1")
+    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    configured: Any = module.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    with h5py.File(ROOT / "goldens" / "R1" / "train.h5") as file:
+        expected = file["f64/poisson_multinomial_adamw"]
+        losses = []
+        for step in range(1, 6):
+            optimizer.zero_grad()
+            loss = module.training_step(given, 0)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.detach())
+            if step in (1, 5):
+                state = module.model.state_dict()
+                for row in rows(module.model.config, RAMPAGE_TABLE):
+                    value = expected[f"weights_after_{step}/{row.path}"]
+                    if "axis" not in value.attrs:
+                        assert_same(state[row.name], row.layout.to_port(value[()]), "optimizer", what=row.name)
+        assert_same(torch.stack(losses), expected["train_loss"][()], "state")
+
+
+# --- by itself
+
+
+def test_both_optimizers_are_one_with_rates_of_their_own(module):
+    configured = module.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    assert type(optimizer) is JointOptimizer
+    assert type(schedule) is CosineWarmup
+    assert configured["lr_scheduler"]["interval"] == "step"
+    members: Any = optimizer.members
+    assert [member.global_clipnorm for member in members] == [0.05, 0.05]
+    trunk, head = members
+    names = {id(parameter): name for name, parameter in module.model.named_parameters()}
+    trained = [{names[id(p)] for group in member.param_groups for p in group["params"]} for member in (trunk, head)]
+    assert trained[1] == {name for name in names.values() if "_rna." in name}
+    assert trained[0] == set(names.values()) - trained[1]
+    for member, peak in ((trunk, 0.01), (head, 0.03)):
+        assert {group["lr"] for group in member.param_groups} == {cosine_warmup(0, peak, 4, 10, 0.2)}
+        assert [group["weight_decay"] for group in member.param_groups] == [1e-4, 0.0]
+
+
+def test_all_that_learns_is_the_model(module):
+    assert {name.partition(".")[0] for name, _ in module.named_parameters()} == {"model"}
+
+
+@pytest.mark.parametrize("predict_atac", [True, False])
+def test_a_validation_logs_losses_and_correlations(monkeypatch, predict_atac):
+    torch.manual_seed(0)
+    module: Any = EpiBERTRampageLightning(dataclasses.replace(CONFIG, predict_atac=predict_atac), **SETTINGS).eval()
+    logged: dict[str, Tensor] = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.__setitem__(name, value))
+    parts = [batch(range(0, 5), validation=True), batch(range(5, 12), validation=True)]
+    for _ in range(2):  # each validation begins anew
+        logged.clear()
+        predictions = [module.validation_step(part, 0) for part in parts]
+        module.on_validation_epoch_end()
+        heads = {"rna", "atac"} if predict_atac else {"rna"}
+        names = {f"val_{head}_{name}" for head in heads for name in ("pearson", "r2")}
+        names |= {"val_loss", "val_cell_pearson", "val_gene_pearson"} | {f"val_loss_{head}" for head in heads}
+        assert logged.keys() == names
+    losses = [module.loss(prediction, part) for prediction, part in zip(predictions, parts, strict=True)]
+    assert_same(logged["val_loss"], torch.stack([loss.total for loss in losses]).mean(), "float32_only")
+    assert_same(logged["val_loss_rna"], torch.stack([loss.rna for loss in losses]).mean(), "float32_only")
+    metrics = {"pearson": PearsonR(), "r2": R2()}
+    genes = GeneCellCorrelation()
+    for (atac, rna), part in zip(predictions, parts, strict=True):
+        assert (atac is not None) == predict_atac
+        for metric in metrics.values():
+            metric.update(rna, part[6])
+        genes.update(rna, part[6], *part[7:])
+    for name, metric in metrics.items():
+        assert_same(logged[f"val_rna_{name}"], metric.compute().squeeze(), "exact")
+    for name in ("cell_pearson", "gene_pearson"):
+        assert_same(logged[f"val_{name}"], genes.compute()[name], "exact")
+
+
+def test_correlations_of_accessibility_are_those_of_masked_bins(module):
+    module.eval()
+    part = batch(range(6))
+    atac, _ = module.validation_step(part, 0)
+    module.on_validation_epoch_end()
+    masked = part[2] == 1
+    metric = PearsonR()
+    metric.update(atac[masked].reshape(1, -1, 1), part[4][masked].reshape(1, -1, 1))
+    assert_same(module.logged["val_atac_pearson"], metric.compute().squeeze(), "exact")
+    # Without start sites in the batches there is nothing to say about genes.
+    assert not {name for name in module.logged if "gene" in name or "cell" in name}
+
+
+class Numbered(Dataset[tuple[Tensor, ...]]):
+    def __init__(self, numbers: range, *, validation: bool) -> None:
+        self.numbers, self.validation = numbers, validation
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        return example(self.numbers[index], validation=self.validation)
+
+
+def test_a_trainer_trains_validates_tests_predicts_and_goes_on(tmp_path):
+    def trainer(epochs: int) -> lightning.Trainer:
+        return lightning.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            callbacks=[EpiBERTEarlyStopping(patience=3)],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+    def fitted(epochs: int, resumed: Path | None = None) -> tuple[lightning.Trainer, EpiBERTRampageLightning]:
+        torch.manual_seed(0)
+        rates = {"dropout_rate": 0.0, "pointwise_dropout_rate": 0.0, "motif_dropout_rate": 0.0}
+        module = EpiBERTRampageLightning(dataclasses.replace(CONFIG, **rates), **SETTINGS)
+        made = trainer(epochs)
+        made.fit(module, *loaders, ckpt_path=None if resumed is None else str(resumed))
+        return made, module
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own use of PyTorch
+        loaders = (
+            DataLoader(Numbered(range(8), validation=False), batch_size=4),
+            DataLoader(Numbered(range(8, 20), validation=True), batch_size=5),
+        )
+        made, module = fitted(2)
+        assert "train_loss" in made.callback_metrics
+        # States of metrics that a validation without training has left behind do for one with training.
+        made.validate(module, loaders[1], verbose=False)
+        trainer(1).fit(copy.deepcopy(module), *loaders)
+        assert made.global_step == 4  # one step a batch, though there are two optimizers
+        assert {"val_loss", "val_loss_atac", "val_gene_pearson", "val_cell_pearson"} <= set(made.callback_metrics)
+        rates = [group["lr"] for group in made.optimizers[0].param_groups]
+        assert rates == [cosine_warmup(4, peak, 4, 10, 0.2) for peak in (0.01, 0.01, 0.03, 0.03)]
+        first, _ = fitted(1)
+        first.save_checkpoint(tmp_path / "first.ckpt")
+        _, again = fitted(2, tmp_path / "first.ckpt")
+        for name, value in module.model.state_dict().items():
+            assert_same(again.model.state_dict()[name], value, "exact", what=name)
+        assert set(made.test(module, loaders[1], verbose=False)[0]) >= {"test_loss", "test_gene_pearson"}
+        predictions: Any = made.predict(module, loaders[0])
+    assert [(atac.shape, rna.shape) for atac, rna in predictions] == [((4, 6, 1), (4, 6, 1))] * 2
