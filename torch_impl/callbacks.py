@@ -40,6 +40,10 @@ class ResumableTraining(Callback):
     def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
 
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Gives the module its final dtype: Lightning fills it from a checkpoint first, and would round to float32."""
+        trainer.precision_plugin.convert_module(pl_module)
+
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Settles the seed."""
         if self.seed is None:

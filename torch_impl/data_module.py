@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
-from torch_impl.data.draws import OwnDraws
+from torch_impl.data.draws import InferenceDraws, OwnDraws
 from torch_impl.data.examples import Example, ExampleConfig, make_example
 from torch_impl.data.records import DataError
 from torch_impl.data.store import Store
@@ -230,9 +230,11 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         motif_means: (M,) means, which make validation scale motif activity by ``z_score``, as the original's
             pre-training does. None: by ``min_max`` as in training, the right scaling for inference.
         motif_deviations: (M,) standard deviations that go with them.
+        predict_subset: Subfolder whose records ``predict`` predicts, without noise and on the strand as stored.
+        predict_shift: Characters by which their sequence windows are moved; the margin that their writer left.
 
     Raises:
-        ValueError: Only one of means and deviations is given.
+        ValueError: Only one of means and deviations is given, or the shift is out of range.
     """
 
     def __init__(
@@ -250,6 +252,8 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         drop_last: bool = False,
         motif_means: np.ndarray | None = None,
         motif_deviations: np.ndarray | None = None,
+        predict_subset: str = TEST,
+        predict_shift: int = 2,
     ) -> None:
         super().__init__()
         if (motif_means is None) != (motif_deviations is None):
@@ -266,6 +270,8 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         self.drop_last = drop_last
         self.motif_means = motif_means
         self.motif_deviations = motif_deviations
+        self.predict_subset = predict_subset
+        self.predict_shift = predict_shift
 
     def train_dataloader(self) -> ResumableLoader:
         return self._loader(TRAIN, dataclasses.replace(self.config, training=True), order=self.order)
@@ -275,6 +281,12 @@ class EpiBERTDataModule(lightning.LightningDataModule):
 
     def test_dataloader(self) -> ResumableLoader:
         return self._loader(TEST, self._evaluation(), order="stored")
+
+    def predict_dataloader(self) -> ResumableLoader:
+        config = dataclasses.replace(self._evaluation(), motif_scaling="min_max")
+        loader = self._loader(self.predict_subset, config, order="stored")
+        loader.dataset.draws = InferenceDraws(self.validation_seed, self.predict_shift)  # type: ignore[attr-defined]
+        return loader
 
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
         """One-hot sequence, and inputs rounded as in the original."""

@@ -138,9 +138,9 @@ class EpiBERTLightning(lightning.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "B N 1"]:
         return self._evaluate(batch, "test")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Float[Tensor, "B N 1"]]:
-        sequence, atac, _, _, _, motif_activity = batch
-        return {"atac": self(sequence, atac, motif_activity)}
+    def predict_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "B N 1"]:
+        sequence, atac, _, _, _, motif_activity, *_ = batch
+        return self(sequence, atac, motif_activity)
 
     def on_validation_epoch_end(self) -> None:
         self._log_correlations("val")
@@ -162,9 +162,7 @@ class EpiBERTLightning(lightning.LightningModule):
             optimizer = KerasAdamW(decay_groups(self.model, self.weight_decay), **rates)
         else:
             optimizer = KerasAdam(self.model.parameters(), **rates)
-        schedule = CosineWarmup(
-            optimizer, self.peak, self.warmup, self.decay, self.floor, constant=self.constant_rate
-        )
+        schedule = CosineWarmup(optimizer, self.peak, self.warmup, self.decay, self.floor, constant=self.constant_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _evaluate(self, batch: Batch, stage: str) -> Float[Tensor, "B N 1"]:

@@ -147,9 +147,7 @@ def _fail(program: str, error: Exception, status: int) -> int:
 
 def _quieten() -> None:
     """Takes out what is said at every start and is no news to anyone who runs this command."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(
-        os.environ.get("EPIBERT_LOG_LEVEL", "INFO")
-    )
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(os.environ.get("EPIBERT_LOG_LEVEL", "INFO"))
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own use of PyTorch
 
 

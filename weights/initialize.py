@@ -144,4 +144,3 @@ def _model(module: lightning.LightningModule) -> Trunk:
     if not isinstance(model, Trunk):
         raise CheckpointError(f"{type(module).__name__} has no model of ours to fill")
     return model
-

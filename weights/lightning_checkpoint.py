@@ -15,8 +15,8 @@ import torch
 from torch_impl import EpiBERT, EpiBERTConfig, EpiBERTRampage
 from torch_impl.checkpointing import OPTIMIZER_PARAMETERS, TrainingError, read_checkpoint_file
 from torch_impl.model import Trunk
-from weights.errors import ConfigurationError, CorruptCheckpointError, MappingError
-from weights.table import MOMENTS, kind_of
+from weights.errors import ConfigurationError, CorruptCheckpointError, MappingError, listing
+from weights.table import MOMENTS, kind_of, rows
 
 PREFIX = "model."
 SUFFIX = ".ckpt"
@@ -69,19 +69,25 @@ def _training_state(path: str | os.PathLike[str], content: Mapping[str, Any], mo
         raise MappingError(
             f"{path} does not say which parameters its optimizers train; train with the callback ResumableTraining"
         )
-    if not len(states) == len(names) == len(optimizers):
-        raise MappingError(f"{path} has {len(states)} optimizers, such a model {len(optimizers)}")
+    if len(states) != len(names):
+        raise MappingError(f"{path} has {len(states)} optimizers, and names for {len(names)}")
+    # A Trainer may have seen several optimizers as one, so parameters are looked up by name.
+    slots, rates = {}, {}
+    for saved, own in zip(states, names, strict=True):
+        slots |= {own[number]: found for number, found in saved["state"].items()}
+        rates |= {own[number]: group["lr"] for group in saved["param_groups"] for number in group["params"]}
     found: dict[str, np.ndarray] = {}
-    for optimizer, saved, own in zip(optimizers, states, names, strict=True):
-        steps = set()
-        for number, slots in saved["state"].items():
-            for moment in MOMENTS:
-                found[f"{moment}/{own[number]}"] = slots[moment].numpy()
-            steps.add(int(slots["step"]))
+    for optimizer in optimizers:
+        trained = [row.name for row in rows(model.config, optimizer.table) if row.trainable]
+        missing = [name for name in trained if name not in slots]
+        if missing:
+            raise MappingError(listing(f"{path} has no state of an optimizer for", missing))
+        found |= {f"{moment}/{name}": slots[name][moment].numpy() for name in trained for moment in MOMENTS}
+        steps = {int(slots[name]["step"]) for name in trained}
         if len(steps) != 1:
             raise MappingError(f"{path}: the parameters of {optimizer.name} have made {sorted(steps)} steps")
         found[f"{optimizer.name}/iterations"] = np.array(steps.pop(), np.int64)
-        found[f"{optimizer.name}/learning_rate"] = np.array(saved["param_groups"][0]["lr"], np.float32)
+        found[f"{optimizer.name}/learning_rate"] = np.array(rates[trained[0]], np.float32)
     return found
 
 
@@ -91,7 +97,7 @@ def load_optimizer_state(
     """Fills the optimizers of a model that is being trained from a training state.
 
     Args:
-        optimizers: in the order of the table's; each parameter's state is replaced.
+        optimizers: whose state is replaced, parameter by parameter.
         model: whose parameters they train.
         training_state: as `Transplant.training_state`.
 
@@ -101,17 +107,18 @@ def load_optimizer_state(
     Raises:
         MappingError: slots or counters are missing or have wrong shapes, or the optimizers disagree about the steps.
     """
-    kinds = kind_of(model).optimizers
-    if len(kinds) != len(optimizers):
-        raise MappingError(f"{len(optimizers)} optimizers train the model, its checkpoints hold {len(kinds)}")
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    steps, filled = [], []
-    for kind, optimizer in zip(kinds, optimizers, strict=True):
+    steps = {}
+    for kind in kind_of(model).optimizers:
         counter = f"{kind.name}/iterations"
         if counter not in training_state:
             raise MappingError(f"the training state has no {counter}")
-        step = int(training_state[counter])
-        steps.append(step)
+        steps[kind.name] = int(training_state[counter])
+    if len(set(steps.values())) != 1:
+        raise MappingError(f"the optimizers have made different numbers of steps: {steps}")
+    step = next(iter(steps.values()))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    filled = []
+    for optimizer in optimizers:
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             name = names[id(parameter)]
             slots: dict[str, torch.Tensor] = {"step": torch.tensor(float(step), dtype=torch.float32)}
@@ -123,11 +130,9 @@ def load_optimizer_state(
                     raise MappingError(f"{moment}/{name}: {array.shape}, the parameter has {tuple(parameter.shape)}")
                 slots[moment] = torch.tensor(array, dtype=parameter.dtype, device=parameter.device)
             filled.append((optimizer, parameter, slots))
-    if len(set(steps)) != 1:
-        raise MappingError(f"the optimizers have made different numbers of steps: {steps}")
     for optimizer, parameter, slots in filled:
         optimizer.state[parameter] = slots
     for optimizer in optimizers:
         # As after loading a state: what the optimizer has derived from the old one is forgotten.
-        optimizer.__setstate__({"state": optimizer.state})
-    return steps[0]
+        optimizer.__setstate__({"state": optimizer.state, "param_groups": optimizer.param_groups})
+    return step

@@ -35,9 +35,7 @@ def draw_records(seed: int, count: int) -> Iterator[Record]:
         seed: Of everything.
         count: How many.
     """
-    examples = planted_motifs.draw(
-        seed, count, bins=BINS, crop=0, bin_length=BIN_LENGTH, values_per_bin=VALUES_PER_BIN
-    )
+    examples = planted_motifs.draw(seed, count, bins=BINS, crop=0, bin_length=BIN_LENGTH, values_per_bin=VALUES_PER_BIN)
     letters = np.frombuffer(b"ACGT", np.uint8)[examples.sequence.argmax(axis=-1)]
     for sequence, counts, activity in zip(letters, examples.target, examples.motif_activity, strict=True):
         peaks = np.zeros(BINS, np.int32)

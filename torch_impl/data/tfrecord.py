@@ -306,6 +306,17 @@ def content_hash(record: Record) -> bytes:
     return digest.digest()
 
 
+def interval_number(record: Record) -> int:
+    """Number of the interval that a record is of: its line in the sorted file of intervals, counted from 0.
+
+    Raises:
+        DataError: The record does not say.
+    """
+    if "interval" not in record.others:
+        raise DataError("the record has no interval")
+    return int(_array(record.others["interval"], "interval").reshape(()))
+
+
 def _tensor(array: np.ndarray) -> bytes:
     codes = {np.dtype(kind): code for code, kind in DTYPES.items()}
     message = _TensorProto(dtype=codes[array.dtype], tensor_content=np.ascontiguousarray(array).tobytes())
