@@ -219,3 +219,7 @@ def main(arguments: Sequence[str] | None = None, components: Any = None, program
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

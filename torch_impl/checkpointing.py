@@ -71,7 +71,9 @@ def read_checkpoint_file(path: str | os.PathLike[str], map_location: Any = "cpu"
     except pickle.UnpicklingError:
         raise TrainingError(f"{path} holds more than tensors and plain values, or is no checkpoint: not read") from None
     except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise TrainingError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from None
+        raise TrainingError(
+            f"{path} is damaged or no checkpoint: {type(error).__name__} {str(error).partition(chr(10))[0]}"
+        ) from None
     if not isinstance(found, dict) or "state_dict" not in found:
         raise TrainingError(f"{path} is no Lightning checkpoint: it has no state_dict")
     return found

@@ -87,6 +87,13 @@ class Command(LightningCLI):
         if path not in (None, "last", "best", "hpc", "registry"):
             read_checkpoint_file(path)
 
+    def instantiate_classes(self) -> None:
+        """As Lightning does; what a constructor refuses, it refuses in its arguments, which are the user's."""
+        try:
+            super().instantiate_classes()
+        except (TypeError, ValueError) as error:
+            raise TrainingError(str(error)) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Adds what every run has."""
         always: list[Any] = [ResumableTraining(), FiniteTraining()]

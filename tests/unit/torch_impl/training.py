@@ -3,6 +3,8 @@
 import contextlib
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,12 @@ import torch
 import yaml
 
 from tests.records import synthetic_records
+from tests.unit.sources import ROOT
 from torch_impl.config import EpiBERTConfig
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.data.tfrecord import write_records
+from torch_impl.epibert_lightning import EpiBERTLightning
 
 MODEL: dict[str, Any] = {
     "filter_list_seq": [6, 6, 8, 10],
@@ -43,6 +47,7 @@ RECORDS = {"train": (5, 3), "valid": (3,), "test": (3,)}
 QUIET = [
     "ignore:.*does not have many workers.*",
     "ignore:.*LeafSpec.*deprecated.*",
+    "ignore:Be aware that when using `ckpt_path`.*",
     "ignore:The dirpath has changed.*",
     "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning",
     "ignore:.*GPU available but not used.*",
@@ -82,6 +87,7 @@ def write_config(
     loader: dict[str, Any] | None = None,
     trainer: dict[str, Any] | None = None,
     checkpoint: dict[str, Any] | None = None,
+    class_path: str = "torch_impl.epibert_lightning.EpiBERTLightning",
 ) -> Path:
     """A configuration whose runs write to ``folder / "run"``: losses of every step, and checkpoints.
 
@@ -93,11 +99,12 @@ def write_config(
         loader: Changes of the data module's arguments.
         trainer: Changes of the trainer's arguments.
         checkpoint: Arguments of the checkpoint callback.
+        class_path: Of the module.
     """
     content = {
         "seed_everything": 3,
         "model": {
-            "class_path": "torch_impl.epibert_lightning.EpiBERTLightning",
+            "class_path": class_path,
             "init_args": {
                 "config": {**MODEL, **(model or {})},
                 "peak": 1e-2,
@@ -197,3 +204,36 @@ def environment_kept() -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def start(*arguments: Any) -> subprocess.Popen[str]:
+    """``epibert train`` in processes of its own, which share a group."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for name in ("PL_GLOBAL_SEED", "PYTEST_CURRENT_TEST"):
+        environment.pop(name, None)
+    return subprocess.Popen(
+        [sys.executable, "-m", "parity.command", "train", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit status and what was said."""
+    _, said = process.communicate(timeout=300)
+    return process.returncode, said
+
+
+class MeanOfHalves(EpiBERTLightning):
+    """One process that computes what two do with half of its batch each: the mean of their losses."""
+
+    def loss(self, prediction: torch.Tensor, batch: Any) -> torch.Tensor:
+        if len(prediction) % 2:
+            return super().loss(prediction, batch)
+        half = len(prediction) // 2
+        parts = (slice(half), slice(half, None))
+        return torch.stack([super(MeanOfHalves, self).loss(prediction[p], [v[p] for v in batch]) for p in parts]).mean()
