@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from torch_impl.model import BatchNorm, Trunk
@@ -111,15 +112,30 @@ def checkpoint_activations(model: Trunk) -> None:
         model: Changed in place; its state keeps its names.
     """
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
-    blocks = [
+    for block in blocks(model):
+        block.forward = partial(_checkpointed, block.forward, norms)
+
+
+def blocks(model: Trunk) -> list[nn.Module]:
+    """The large parts of a model, one after the other: what is checkpointed, and what is sharded, as a whole."""
+    return [
         model.stem_res_conv,
         *model.conv_tower,
         model.stem_res_conv_atac,
         *model.conv_tower_atac,
         *model.performer.layers,
     ]
-    for block in blocks:
-        block.forward = partial(_checkpointed, block.forward, norms)
+
+
+def shard(model: Trunk, mesh: Any) -> None:
+    """Spreads parameters, gradients and moments over devices (FSDP2), for a model that outgrows one.
+
+    Args:
+        model: Changed in place.
+        mesh: Of the devices that share the data.
+    """
+    for module in (*blocks(model), model):
+        fully_shard(module, mesh=mesh)
 
 
 def _checkpointed(forward: Any, norms: list[BatchNorm], *inputs: Any) -> Any:

@@ -282,11 +282,19 @@ class EpiBERTDataModule(lightning.LightningDataModule):
     def test_dataloader(self) -> ResumableLoader:
         return self._loader(TEST, self._evaluation(), order="stored")
 
-    def predict_dataloader(self) -> ResumableLoader:
+    def predict_dataloader(self) -> DataLoader[Example]:
         config = dataclasses.replace(self._evaluation(), motif_scaling="min_max")
         loader = self._loader(self.predict_subset, config, order="stored")
         loader.dataset.draws = InferenceDraws(self.validation_seed, self.predict_shift)  # type: ignore[attr-defined]
-        return loader
+        # One that Lightning can make again, as it does to keep track of indices; there is nothing to resume.
+        return DataLoader(
+            loader.dataset,
+            batch_size=self.batch_size,
+            sampler=loader.sampler,
+            num_workers=self.workers,
+            collate_fn=collate,
+            pin_memory=loader.pin_memory,
+        )
 
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
         """One-hot sequence, and inputs rounded as in the original."""

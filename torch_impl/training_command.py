@@ -8,15 +8,14 @@ Exit status 0: done. 1: training has gone to NaN or infinity. 2: wrong use or ba
 130 and 143: interrupted (SIGINT, SIGTERM); ``last.ckpt`` resumes.
 """
 
-import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -84,7 +83,7 @@ class Command(LightningCLI):
         # Lightning would put the checkpoint's hyperparameters in the place of the configuration's, without a word. Here
         # the configuration counts, and the module refuses a checkpoint of another model.
         path = self.config[self.config["subcommand"]].get("ckpt_path")
-        if path not in (None, "last", "best", "hpc", "registry"):
+        if path not in (None, "last", "best", "hpc") and not Path(path).is_dir():
             read_checkpoint_file(path)
 
     def instantiate_classes(self) -> None:
@@ -153,17 +152,8 @@ def _fail(program: str, error: Exception, status: int) -> int:
 
 
 def _quieten() -> None:
-    """Takes out what is said at every start and is no news to anyone who runs this command."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(os.environ.get("EPIBERT_LOG_LEVEL", "INFO"))
+    """Takes out what Lightning says at every start and is no news to anyone who runs this command."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own use of PyTorch
-
-
-def last_checkpoint(trainer: lightning.Trainer) -> str | None:
-    """Path of the last checkpoint that a run has written, if any."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.last_model_path:
-            return callback.last_model_path
-    return None
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch.distributed.tensor import DTensor
 
 from torch_impl.model import Trunk
 from weights.constants import Choice
@@ -143,4 +144,6 @@ def _model(module: lightning.LightningModule) -> Trunk:
     model = getattr(module, "model", None)
     if not isinstance(model, Trunk):
         raise CheckpointError(f"{type(module).__name__} has no model of ours to fill")
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        raise CheckpointError("a model that is sharded over devices cannot be filled: begin with DDP, or resume a run")
     return model

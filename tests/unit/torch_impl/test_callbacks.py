@@ -79,8 +79,6 @@ def test_checkpoints_name_the_parameters_of_the_optimizers(whole):
 
 def test_a_run_that_is_asked_to_end_saves_where_it_was(whole, records, tmp_path, monkeypatch):
     """What Lightning raises between two steps when the signal has come; the signal itself has a test of its own."""
-    start = EpiBERTLightning.on_train_batch_start if hasattr(EpiBERTLightning, "on_train_batch_start") else None
-    assert start is not None
 
     def end(self: Any, batch: Any, batch_idx: int) -> None:
         if self.global_step == 3:
@@ -172,3 +170,31 @@ def test_throughput_counts_examples_and_base_pairs():
     monitor = ThroughputMonitor(window_size=2)
     batch = [torch.zeros(3, 512, 4)]
     assert (monitor.batch_size_fn(batch), monitor.length_fn(batch)) == (3, 1536)
+
+
+def test_lightnings_own_callbacks_run_beside_ours(records, tmp_path):
+    """Throughput, rates, statistics of the device, averaged weights; with blocks that are computed again."""
+    own = "lightning.pytorch.callbacks"
+    callbacks = [
+        {"class_path": "torch_impl.callbacks.ThroughputMonitor", "init_args": {"window_size": 2}},
+        {"class_path": f"{own}.LearningRateMonitor"},
+        {"class_path": f"{own}.DeviceStatsMonitor", "init_args": {"cpu_stats": True}},
+        {"class_path": f"{own}.EMAWeightAveraging", "init_args": {"decay": 0.5}},
+        {"class_path": f"{own}.RichProgressBar"},
+        {"class_path": "torch_impl.early_stopping.EpiBERTEarlyStopping", "init_args": {"patience": 1}},
+        {"class_path": f"{own}.ModelCheckpoint", "init_args": {"monitor": "val_loss", "filename": "best"}},
+    ]
+    trainer = {"callbacks": callbacks, "enable_progress_bar": True}
+    config = write_config(tmp_path, records, trainer=trainer, module={"checkpoint_blocks": True})
+    assert fit(config) == 0
+    lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    names = lines[0].split(",")
+    assert {"lr-KerasAdam", "train/items_per_sec", "train/samples_per_sec"} & set(names) >= {"lr-KerasAdam"}
+    assert any(name.endswith("items_per_sec") for name in names)
+    assert any(name.startswith("DeviceStatsMonitor") for name in names)
+    # The original's counting: the very first validation brings the counter to one, and a patience of one ends the run.
+    assert sum(1 for at in losses(tmp_path) if at < 0) == 1
+    (best,) = tmp_path.glob("run/**/best.ckpt")
+    content = load(best)
+    current = content["current_model_state"]
+    assert any(not torch.equal(current[name], content["state_dict"][name]) for name in current if "weight" in name)

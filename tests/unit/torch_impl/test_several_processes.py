@@ -92,22 +92,30 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(whole, records, tmp_path, sent,
 
 
 def test_two_processes_train_as_one_with_the_joint_batch(records, tmp_path):
-    """Losses, validation, correlations, weights, moments and BatchNorm statistics, at every step."""
+    """Losses, correlations of the validation, weights, moments and BatchNorm statistics, at every step.
+
+    At a rate at which rounding does not grow from step to step.
+    """
     one, two = tmp_path / "one", tmp_path / "two"
+    module = {"peak": 1e-3}
     alone = write_config(
         one,
         records,
         model=WITHOUT_DROPOUT,
+        module=module,
         loader={"batch_size": 2},
+        trainer={"max_epochs": 1},
         class_path="tests.unit.torch_impl.training.MeanOfHalves",
     )
-    together = write_config(two, records, model=WITHOUT_DROPOUT, loader={"batch_size": 1}, trainer=DDP)
+    together = write_config(
+        two, records, model=WITHOUT_DROPOUT, module=module, loader={"batch_size": 1}, trainer={"max_epochs": 1, **DDP}
+    )
     for path in (alone, together):
         status, said = finish(start("fit", "--config", path))
         assert status == 0, said
     expected, found = losses(one), losses(two)
     assert found.keys() == expected.keys()
-    assert len(found) > 8
+    assert len(found) == 5
     for at, values in expected.items():
         for name, value, port in zip(("loss", "pearson", "r2"), values.split(), found[at].split(), strict=False):
             if at < 0 and name == "loss":
