@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from torch_impl.model import BatchNorm, Trunk
@@ -117,7 +116,7 @@ def checkpoint_activations(model: Trunk) -> None:
 
 
 def blocks(model: Trunk) -> list[nn.Module]:
-    """The large parts of a model, one after the other: what is checkpointed, and what is sharded, as a whole."""
+    """The large parts of a model, one after the other: what is computed again, or sharded, as a whole."""
     return [
         model.stem_res_conv,
         *model.conv_tower,
@@ -125,17 +124,6 @@ def blocks(model: Trunk) -> list[nn.Module]:
         *model.conv_tower_atac,
         *model.performer.layers,
     ]
-
-
-def shard(model: Trunk, mesh: Any) -> None:
-    """Spreads parameters, gradients and moments over devices (FSDP2), for a model that outgrows one.
-
-    Args:
-        model: Changed in place.
-        mesh: Of the devices that share the data.
-    """
-    for module in (*blocks(model), model):
-        fully_shard(module, mesh=mesh)
 
 
 def _checkpointed(forward: Any, norms: list[BatchNorm], *inputs: Any) -> Any:

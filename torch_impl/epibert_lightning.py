@@ -16,7 +16,7 @@ from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from torch_impl.checkpointing import TrainingError, checkpoint_activations, differences, shard
+from torch_impl.checkpointing import TrainingError, checkpoint_activations, differences
 from torch_impl.config import EpiBERTConfig
 from torch_impl.losses import POISSON, masked_loss
 from torch_impl.metrics import R2, PearsonR
@@ -97,7 +97,6 @@ class EpiBERTLightning(lightning.LightningModule):
         self.epsilon = epsilon
         self.weight_decay = weight_decay
         self.global_clipnorm = global_clipnorm
-        self._sharded = False
         state_dtype = torch.float64 if float64_metrics else torch.float32
         self.pearson = PearsonR(state_dtype=state_dtype)
         self.r2 = R2(state_dtype=state_dtype)
@@ -114,12 +113,6 @@ class EpiBERTLightning(lightning.LightningModule):
             TrainingError: They are not.
         """
         check_lengths(self.model.config, getattr(getattr(self.trainer, "datamodule", None), "config", None))
-
-    def configure_model(self) -> None:
-        """Shards the model where the strategy is ``ModelParallelStrategy`` (FSDP2), and does nothing otherwise."""
-        if self.device_mesh is not None and not self._sharded:
-            shard(self.model, self.device_mesh["data_parallel"])
-            self._sharded = True
 
     def loss(self, prediction: Float[Tensor, "B N 1"], batch: Batch) -> Float[Tensor, ""]:
         """The loss that is minimised: on the masked bins of the batch, pooled."""

@@ -62,39 +62,33 @@ class PredictionWriter(BasePredictionWriter):
         self.intervals = None if intervals is None else read_intervals(intervals)
         self.bigwig = bigwig
         self.sizes = None if chromosome_sizes is None else read_sizes(chromosome_sizes)
-        self._numbers: list[int] = []
-        self._given = 0
         self._part: Any = None
 
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Opens the file of this process."""
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self._part = h5py.File(self._part_path(trainer.global_rank), "w")
-        self._numbers, self._given = [], 0
 
     def write_on_batch_end(
         self,
         trainer: lightning.Trainer,
         pl_module: lightning.LightningModule,
         prediction: Any,
-        batch_indices: Sequence[int] | None,
+        batch_indices: Sequence[Any] | None,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Adds a batch."""
-        if not self._numbers:
-            # The loader's positions; Lightning's own indices are those of a sampler that it does not know.
-            self._numbers = [number for _, number in trainer.predict_dataloaders.sampler]
+        """Adds a batch; its indices are what the sampler gave out, epoch and number of each record."""
+        if batch_indices is None:
+            raise TrainingError("the loader does not say which records a batch is of; a batch sampler hides it")
         heads = _heads(prediction)
         _, _, mask, _, target, *_ = batch
-        count = len(target)
-        rows = {"record": np.array(self._numbers[self._given : self._given + count], np.int64)}
+        rows = {"record": np.array([number for _, number in batch_indices], np.int64)}
         rows |= {name: _rows(values, np.float32) for name, values in heads.items()}
         rows |= {"target": _rows(target, np.float32), "mask": _rows(mask, np.uint8)}
         for name, values in rows.items():
             _append(self._part, name, values)
-        self._given += count
 
     def on_predict_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Puts the files of all processes together."""

@@ -41,6 +41,7 @@ ALLOWED = {
     "tss_tokens": _INTEGERS,
     "processed_gene_token": _INTEGERS,
     "cell_encoding": _INTEGERS,
+    "interval": _INTEGERS,
 }
 RANKS = {"atac": 2, "rna": 2, "peaks_center": 1, "motif_activity": 1, "tss_tokens": 1}
 

