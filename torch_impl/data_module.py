@@ -17,6 +17,7 @@ import lightning
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -212,6 +213,9 @@ def one_hot(sequence: UInt8[Tensor, "B L"], dtype: torch.dtype = torch.float32) 
 class EpiBERTDataModule(lightning.LightningDataModule):
     """Converted records for a Trainer: subfolders ``train``, ``valid`` and ``test`` of one folder.
 
+    Each record is validated once, whatever the number of processes; but where they share one sharded model and have to
+    take as many steps, some are validated twice if their number does not divide.
+
     Batches are as ``collate`` makes them, with the sequence widened to one-hot on the device. Accessibility and motif
     activity are rounded to bfloat16, as in the original, whatever the model computes in.
 
@@ -322,7 +326,7 @@ class EpiBERTDataModule(lightning.LightningDataModule):
             seed=self.seed,
             rank=0 if trainer is None else trainer.global_rank,
             processes=1 if trainer is None else trainer.world_size,
-            even=training,
+            even=training or _together(trainer),
             changing=training or self.fresh_validation_draws,
         )
         return ResumableLoader(
@@ -335,3 +339,8 @@ class EpiBERTDataModule(lightning.LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _together(trainer: lightning.Trainer | None) -> bool:
+    """Whether all processes must make every forward pass together, because each holds a part of the model."""
+    return trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy)

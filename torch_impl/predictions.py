@@ -97,16 +97,17 @@ class PredictionWriter(BasePredictionWriter):
         if not trainer.is_global_zero:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
+        loader: Any = trainer.predict_dataloaders
         parts = [self._part_path(rank) for rank in range(trainer.world_size)]
         scratch = self.output.with_name(f".{self.output.name}.whole")
         with _removed(*parts, scratch):
             rows = _joined(parts)
-            places = self._places(rows["record"], trainer.predict_dataloaders.dataset.store, data.config)
+            places = self._places(rows["record"], loader.dataset.store, data.config)
             with h5py.File(scratch, "w") as file:
                 for name, values in (rows | places).items():
                     file[name] = values
                 file.attrs["bin_length"] = data.config.output_res
-                file.attrs["records"] = str(trainer.predict_dataloaders.dataset.store.folder)
+                file.attrs["records"] = str(loader.dataset.store.folder)
             if self.bigwig:
                 self._write_tracks(rows, places, data.config.output_res)
             scratch.replace(self.output)

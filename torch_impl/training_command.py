@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from torch_impl.callbacks import FiniteTraining, NonFiniteError, ResumableTraining
 from torch_impl.checkpointing import SafeCheckpointIO, TrainingError, read_checkpoint_file
@@ -25,6 +26,8 @@ from torch_impl.data.records import DataError
 
 DONE, DIVERGED, WRONG_USE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 USER_ERRORS = (TrainingError, DataError, MisconfigurationException, FileNotFoundError, ModuleNotFoundError)
+
+DESCRIPTION = "Train, validate, test and predict with EpiBERT in PyTorch Lightning."
 
 MakeInitializer = Callable[[str, bool], Callback]
 """From a path and whether to take optimizer state and step from there as well, a callback that fills the model."""
@@ -53,7 +56,7 @@ class Command(LightningCLI):
             # The modules save their hyperparameters themselves, as plain values.
             load_from_checkpoint_support=False,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": program, "description": __doc__.partition("\n")[0]},
+            parser_kwargs={"prog": program, "description": DESCRIPTION},
             args=list(arguments),
         )
 

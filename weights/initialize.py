@@ -10,7 +10,7 @@ import lightning
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.distributed.tensor import DTensor
 
 from torch_impl.model import Trunk

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import LightningModule
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from tests.unit.torch_impl.training import (
@@ -119,7 +120,7 @@ def test_a_loss_that_is_nan_ends_the_run_and_leaves_the_last_good_checkpoint(rec
     def logged(self: Any, name: str, value: torch.Tensor, **options: Any) -> None:
         if name == "train_loss" and self.global_step == 2:
             value = value * torch.nan
-        super(EpiBERTLightning, self).log(name, value, **options)
+        LightningModule.log(self, name, value, **options)
 
     monkeypatch.setattr(EpiBERTLightning, "training_step", poisoned)
     monkeypatch.setattr(EpiBERTLightning, "log", logged)
@@ -169,6 +170,7 @@ def test_weights_that_are_not_finite_are_not_saved(records, tmp_path, monkeypatc
 def test_throughput_counts_examples_and_base_pairs():
     monitor = ThroughputMonitor(window_size=2)
     batch = [torch.zeros(3, 512, 4)]
+    assert monitor.length_fn is not None
     assert (monitor.batch_size_fn(batch), monitor.length_fn(batch)) == (3, 1536)
 
 

@@ -24,6 +24,7 @@ from tests.unit.torch_impl.training import (
 pytestmark = pytest.mark.slow
 EPOCHS = 5
 DDP = {"devices": 2, "strategy": "ddp"}
+MODULE = {"peak": 1e-3}
 
 
 def config(folder: Path, records: Path, processes: int) -> Path:
@@ -91,40 +92,80 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(whole, records, tmp_path, sent,
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-def test_two_processes_train_as_one_with_the_joint_batch(records, tmp_path):
-    """Losses, correlations of the validation, weights, moments and BatchNorm statistics, at every step.
-
-    At a rate at which rounding does not grow from step to step.
-    """
-    one, two = tmp_path / "one", tmp_path / "two"
-    module = {"peak": 1e-3}
-    alone = write_config(
-        one,
+@pytest.fixture(scope="module")
+def joint(records, tmp_path_factory) -> Path:
+    """One process with the joint batch, at a rate at which rounding does not grow from step to step."""
+    folder = tmp_path_factory.mktemp("joint")
+    path = write_config(
+        folder,
         records,
         model=WITHOUT_DROPOUT,
-        module=module,
+        module=MODULE,
         loader={"batch_size": 2},
         trainer={"max_epochs": 1},
         class_path="tests.unit.torch_impl.training.MeanOfHalves",
     )
-    together = write_config(
-        two, records, model=WITHOUT_DROPOUT, module=module, loader={"batch_size": 1}, trainer={"max_epochs": 1, **DDP}
-    )
-    for path in (alone, together):
-        status, said = finish(start("fit", "--config", path))
-        assert status == 0, said
-    expected, found = losses(one), losses(two)
-    assert found.keys() == expected.keys()
-    assert len(found) == 5
-    for at, values in expected.items():
-        for name, value, port in zip(("loss", "pearson", "r2"), values.split(), found[at].split(), strict=False):
-            if at < 0 and name == "loss":
-                continue  # that of validation is a mean over batches, which are others
-            assert_same(torch.tensor(float(port)).double(), torch.tensor(float(value)).double(), what=f"{name} {at}")
-    for step, path in steps_of(one).items():
+    status, said = finish(start("fit", "--config", path))
+    assert status == 0, said
+    return folder
+
+
+def assert_trained_alike(joint: Path, two: Path) -> None:
+    """Weights, moments, step counters and BatchNorm statistics after every step."""
+    assert steps_of(joint).keys() == steps_of(two).keys()
+    for step, path in steps_of(joint).items():
         reference, port = tensors(load(path)), tensors(load(steps_of(two)[step]))
         assert reference.keys() == port.keys()
         largest = max(float(value.abs().max()) for value in reference.values() if value.is_floating_point())
         for name, value in reference.items():
-            scale = 1.0 if value.abs().max() > 1e-5 * largest else largest
-            assert_same(port[name] / scale + (scale != 1), value / scale + (scale != 1), what=f"{name} {step}")
+            # What is zero in theory, or what is left of much larger terms, is related to all others.
+            small = bool(value.abs().max() < 1e-5 * largest)
+            scale = largest if small else 1.0
+            assert_same(port[name] / scale + small, value / scale + small, what=f"{name} {step}")
+
+
+def number(text: str) -> torch.Tensor:
+    return torch.tensor(float(text), dtype=torch.float64)
+
+
+def test_two_processes_train_as_one_with_the_joint_batch(joint, records, tmp_path):
+    """Losses and correlations of the validation as well."""
+    path = write_config(
+        tmp_path, records, model=WITHOUT_DROPOUT, module=MODULE, loader={"batch_size": 1},
+        trainer={"max_epochs": 1, **DDP},
+    )  # fmt: skip
+    status, said = finish(start("fit", "--config", path))
+    assert status == 0, said
+    expected, found = losses(joint), losses(tmp_path)
+    assert found.keys() == expected.keys()
+    assert len(found) == 5
+    for at, values in expected.items():
+        names = ("loss",) if at >= 0 else ("validation loss", "pearson", "r2")
+        for name, value, port in zip(names, values.split(), found[at].split(), strict=True):
+            # The mean over batches of the validation: with one example in a batch there are others.
+            if name != "validation loss":
+                assert_same(number(port), number(value), what=f"{name} {at}")
+    assert_trained_alike(joint, tmp_path)
+
+
+def test_two_processes_train_one_sharded_model(joint, records, tmp_path):
+    """FSDP2: each holds half of every parameter and moment."""
+    strategy = {
+        "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+        "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
+    }
+    path = write_config(
+        tmp_path,
+        records,
+        model=WITHOUT_DROPOUT,
+        module=MODULE,
+        loader={"batch_size": 1},
+        trainer={"max_epochs": 1, "devices": 2, "strategy": strategy, "precision": "32-true"},
+        class_path="tests.unit.torch_impl.training.ShardedDouble",
+    )
+    status, said = finish(start("fit", "--config", path))
+    assert status == 0, said
+    expected, found = losses(joint), losses(tmp_path)
+    for step in range(4):
+        assert_same(number(found[step]), number(expected[step]), what=f"loss {step}")
+    assert_trained_alike(joint, tmp_path)
