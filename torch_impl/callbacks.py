@@ -5,6 +5,7 @@ original's counting stands in ``early_stopping``.
 """
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.callbacks import ThroughputMonitor as LightningThroughputMonitor
 from lightning.pytorch.utilities.exceptions import SIGTERMException
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from torch_impl.checkpointing import OPTIMIZER_PARAMETERS, parameter_names
@@ -114,7 +114,10 @@ class FiniteTraining(Callback):
         if loss is None or bool(torch.isfinite(loss)):
             return
         self._check(pl_module, f"the training loss is {float(loss)} at step {trainer.global_step}")
-        rank_zero_warn(f"the training loss is {float(loss)} at step {trainer.global_step}: no bin was masked")
+        if trainer.is_global_zero:
+            warnings.warn(
+                f"the training loss is {float(loss)} at step {trainer.global_step}: no bin was masked", stacklevel=2
+            )
 
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]

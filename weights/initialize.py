@@ -10,7 +10,6 @@ import lightning
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.distributed.tensor import DTensor
 
 from torch_impl.model import Trunk
@@ -92,17 +91,18 @@ class InitializeFrom(Callback):
             CheckpointError: see `fill`; or the source has no training state, or one that does not fit.
         """
         if trainer.ckpt_path is not None:
-            rank_zero_info(f"{trainer.ckpt_path} is resumed, so nothing is taken from {self.path}")
+            trainer.print(f"{trainer.ckpt_path} is resumed, so nothing is taken from {self.path}")
             return
         model = _model(pl_module)
         found = self.fill(model)
+        trainer.print(f"the model is that of {self.path}")
         if not self.training_state:
             return
         if not len(found):
             raise CheckpointError(f"{self.path} has no state of an optimizer")
         step = load_optimizer_state(trainer.optimizers, model, found)
         continue_at(trainer, step)
-        rank_zero_info(f"training goes on from {self.path} at step {step}")
+        trainer.print(f"training goes on from {self.path} at step {step}")
 
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Fills the model where validating is all there is to do."""
@@ -119,9 +119,7 @@ class InitializeFrom(Callback):
 
     def fill(self, model: Trunk) -> Mapping[str, np.ndarray]:
         """Fills a model; a subclass may fill it from a model of another kind."""
-        found = fill(self.path, model, constants=self.constants)
-        rank_zero_info(f"the model is that of {self.path}")
-        return found
+        return fill(self.path, model, constants=self.constants)
 
 
 def continue_at(trainer: lightning.Trainer, step: int) -> None:
