@@ -1,4 +1,4 @@
-"""The command line: ``epibert parity``, ``epibert weights ...``, ``epibert data ...``, ``epibert bench``.
+"""The command line: ``epibert parity | weights ... | data ... | train ... | bench``.
 
 Exit status 0: proven, or done. 1: not proven, or different. 2: wrong use or bad input, with one line that says what.
 """
@@ -137,6 +137,28 @@ def bench(
     return status
 
 
+def train(arguments: Sequence[str]) -> int:
+    """Train, validate, test and predict in PyTorch Lightning: `epibert train fit --help`.
+
+    Args:
+        arguments: What follows: fit, validate, test or predict, and their options (LightningCLI).
+    """
+    from torch_impl.training_command import main as run
+    from weights import CheckpointError
+    from weights.initialize import InitializeFrom
+
+    return run(arguments, initializer=InitializeFrom, program="epibert train", errors=(CheckpointError,))
+
+
+def _train(arguments: list[str]) -> int:
+    """Train, validate, test and predict in PyTorch Lightning; see `epibert train --help`.
+
+    Args:
+        arguments: fit, validate, test or predict, and their options.
+    """
+    return train(arguments)
+
+
 def commands() -> dict[str, Any]:
     """The subcommands."""
     from torch_impl.data import command as data
@@ -157,7 +179,7 @@ def commands() -> dict[str, Any]:
         "inspect": data.inspect,
         "export": data.export,
     }
-    return {"parity": parity, "weights": weights, "data": records, "bench": bench}
+    return {"parity": parity, "weights": weights, "data": records, "train": _train, "bench": bench}
 
 
 def _call(component: Any, arguments: Namespace) -> int:
@@ -181,6 +203,10 @@ def main(arguments: Sequence[str] | None = None, components: Any = None, program
     from torch_impl.data.records import DataError
     from weights import CheckpointError
 
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if components is None and given[:1] == ["train"]:
+        # LightningCLI reads its own command line, and needs none of what the others do.
+        sys.exit(train(given[1:]))
     try:
         components = commands() if components is None else components
         parser = auto_parser(
@@ -189,10 +215,14 @@ def main(arguments: Sequence[str] | None = None, components: Any = None, program
             description="EpiBERT in PyTorch, with proof that it computes what the TensorFlow original computes. "
             "Exit status: 0 proven or done, 1 not proven or different, 2 wrong use or bad input.",
         )
-        status = _call(components, parser.parse_args(None if arguments is None else list(arguments)))
+        status = _call(components, parser.parse_args(given))
     except (CheckpointError, DataError, UsageError) as error:
         Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"{program}: error: {error}")
         status = WRONG_USE
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

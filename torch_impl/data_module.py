@@ -17,11 +17,12 @@ import lightning
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
-from torch_impl.data.draws import OwnDraws
+from torch_impl.data.draws import InferenceDraws, OwnDraws
 from torch_impl.data.examples import Example, ExampleConfig, make_example
 from torch_impl.data.records import DataError
 from torch_impl.data.store import Store
@@ -212,6 +213,9 @@ def one_hot(sequence: UInt8[Tensor, "B L"], dtype: torch.dtype = torch.float32) 
 class EpiBERTDataModule(lightning.LightningDataModule):
     """Converted records for a Trainer: subfolders ``train``, ``valid`` and ``test`` of one folder.
 
+    Each record is validated once, whatever the number of processes; but where they share one sharded model and have to
+    take as many steps, some are validated twice if their number does not divide.
+
     Batches are as ``collate`` makes them, with the sequence widened to one-hot on the device. Accessibility and motif
     activity are rounded to bfloat16, as in the original, whatever the model computes in.
 
@@ -230,9 +234,11 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         motif_means: (M,) means, which make validation scale motif activity by ``z_score``, as the original's
             pre-training does. None: by ``min_max`` as in training, the right scaling for inference.
         motif_deviations: (M,) standard deviations that go with them.
+        predict_subset: Subfolder whose records ``predict`` predicts, without noise and on the strand as stored.
+        predict_shift: Characters by which their sequence windows are moved; the margin that their writer left.
 
     Raises:
-        ValueError: Only one of means and deviations is given.
+        ValueError: Only one of means and deviations is given, or the shift is out of range.
     """
 
     def __init__(
@@ -250,6 +256,8 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         drop_last: bool = False,
         motif_means: np.ndarray | None = None,
         motif_deviations: np.ndarray | None = None,
+        predict_subset: str = TEST,
+        predict_shift: int = 2,
     ) -> None:
         super().__init__()
         if (motif_means is None) != (motif_deviations is None):
@@ -266,6 +274,8 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         self.drop_last = drop_last
         self.motif_means = motif_means
         self.motif_deviations = motif_deviations
+        self.predict_subset = predict_subset
+        self.predict_shift = predict_shift
 
     def train_dataloader(self) -> ResumableLoader:
         return self._loader(TRAIN, dataclasses.replace(self.config, training=True), order=self.order)
@@ -275,6 +285,20 @@ class EpiBERTDataModule(lightning.LightningDataModule):
 
     def test_dataloader(self) -> ResumableLoader:
         return self._loader(TEST, self._evaluation(), order="stored")
+
+    def predict_dataloader(self) -> DataLoader[Example]:
+        config = dataclasses.replace(self._evaluation(), motif_scaling="min_max")
+        loader = self._loader(self.predict_subset, config, order="stored")
+        loader.dataset.draws = InferenceDraws(self.validation_seed, self.predict_shift)  # type: ignore[attr-defined]
+        # One that Lightning can make again, as it does to keep track of indices; there is nothing to resume.
+        return DataLoader(
+            loader.dataset,
+            batch_size=self.batch_size,
+            sampler=loader.sampler,
+            num_workers=self.workers,
+            collate_fn=collate,
+            pin_memory=loader.pin_memory,
+        )
 
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
         """One-hot sequence, and inputs rounded as in the original."""
@@ -302,7 +326,7 @@ class EpiBERTDataModule(lightning.LightningDataModule):
             seed=self.seed,
             rank=0 if trainer is None else trainer.global_rank,
             processes=1 if trainer is None else trainer.world_size,
-            even=training,
+            even=training or _together(trainer),
             changing=training or self.fresh_validation_draws,
         )
         return ResumableLoader(
@@ -315,3 +339,8 @@ class EpiBERTDataModule(lightning.LightningDataModule):
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _together(trainer: lightning.Trainer | None) -> bool:
+    """Whether all processes must make every forward pass together, because each holds a part of the model."""
+    return trainer is not None and isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy)

@@ -6,13 +6,17 @@ section 3. Nothing is computed here: each part stands in its own module.
 Letters in shapes: B batch, L base pairs, A accessibility values, N bins after the crop, M motifs.
 """
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import lightning
+import torch
 from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from torch_impl.checkpointing import TrainingError, checkpoint_activations, differences
 from torch_impl.config import EpiBERTConfig
 from torch_impl.losses import POISSON, masked_loss
 from torch_impl.metrics import R2, PearsonR
@@ -30,8 +34,11 @@ class EpiBERTLightning(lightning.LightningModule):
     Clipping is part of the optimizer, so the Trainer's own is to stay off. Defaults are those of the original's
     pre-training script (spec, section 3.6).
 
+    Logged, over all processes: ``train_loss``; ``val_loss``, ``val_pearson`` and ``val_r2`` on the masked bins; in
+    ``Trainer.test`` the same with ``test_``.
+
     Args:
-        config: Of the model.
+        config: Of the model, or its fields as a mapping, which is what a checkpoint holds.
         loss_type: ``poisson`` or ``poisson_multinomial``.
         total_weight: Weight of the total count in ``poisson_multinomial``.
         unmask_loss: Add the loss on the bins that ``unmask`` selects.
@@ -39,9 +46,14 @@ class EpiBERTLightning(lightning.LightningModule):
         warmup: Steps up to it.
         decay: Steps down from it.
         floor: Share of it that remains.
+        constant_rate: Keep the highest learning rate after the warm-up.
         epsilon: Keras' epsilon of Adam.
         weight_decay: Of kernels alone, by AdamW; the original pre-trains without.
         global_clipnorm: Largest norm of all gradients together.
+        faithful_bf16: Compute in bfloat16 with the rounding points of the original (Keras' ``mixed_bfloat16``), the
+            Trainer's precision being 32. The Trainer's own ``bf16-mixed`` rounds elsewhere.
+        checkpoint_blocks: Keep only the inputs of each block for the backward pass, for windows that do not fit.
+        float64_metrics: Sum up correlations in float64; the original does in float32.
 
     Attributes:
         model: The model that is trained.
@@ -49,7 +61,7 @@ class EpiBERTLightning(lightning.LightningModule):
 
     def __init__(
         self,
-        config: EpiBERTConfig,
+        config: EpiBERTConfig | dict[str, Any],
         *,
         loss_type: str = POISSON,
         total_weight: float = 0.15,
@@ -58,12 +70,22 @@ class EpiBERTLightning(lightning.LightningModule):
         warmup: int = 5000,
         decay: int = 500_000,
         floor: float = 0.1,
+        constant_rate: bool = False,
         epsilon: float = 1e-8,
         weight_decay: float = 0.0,
         global_clipnorm: float | None = 1.0,
+        faithful_bf16: bool = False,
+        checkpoint_blocks: bool = False,
+        float64_metrics: bool = False,
     ) -> None:
         super().__init__()
-        self.model = EpiBERT(config)
+        # Plain values, because a checkpoint with anything else cannot be read without running code.
+        self.save_hyperparameters(ignore=["config"])
+        config = EpiBERTConfig(**config) if isinstance(config, dict) else config
+        self.save_hyperparameters({"config": dataclasses.asdict(config)})
+        self.model = EpiBERT(config, compute_dtype=torch.bfloat16 if faithful_bf16 else None)
+        if checkpoint_blocks:
+            checkpoint_activations(self.model)
         self.loss_type = loss_type
         self.total_weight = total_weight
         self.unmask_loss = unmask_loss
@@ -71,16 +93,26 @@ class EpiBERTLightning(lightning.LightningModule):
         self.warmup = warmup
         self.decay = decay
         self.floor = floor
+        self.constant_rate = constant_rate
         self.epsilon = epsilon
         self.weight_decay = weight_decay
         self.global_clipnorm = global_clipnorm
-        self.pearson = PearsonR()
-        self.r2 = R2()
+        state_dtype = torch.float64 if float64_metrics else torch.float32
+        self.pearson = PearsonR(state_dtype=state_dtype)
+        self.r2 = R2(state_dtype=state_dtype)
 
     def forward(
         self, sequence: Float[Tensor, "B L 4"], atac: Float[Tensor, "B A 1"], motif_activity: Float[Tensor, "B 1 M"]
     ) -> Float[Tensor, "B N 1"]:
         return self.model(sequence, atac, motif_activity)
+
+    def setup(self, stage: str) -> None:
+        """Insists that the data are of the model's lengths.
+
+        Raises:
+            TrainingError: They are not.
+        """
+        check_lengths(self.model.config, getattr(getattr(self.trainer, "datamodule", None), "config", None))
 
     def loss(self, prediction: Float[Tensor, "B N 1"], batch: Batch) -> Float[Tensor, ""]:
         """The loss that is minimised: on the masked bins of the batch, pooled."""
@@ -97,22 +129,32 @@ class EpiBERTLightning(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         sequence, atac, _, _, _, motif_activity = batch
         loss = self.loss(self(sequence, atac, motif_activity), batch)
-        self.log("train_loss", loss)
+        self.log("train_loss", loss, prog_bar=True, sync_dist=True)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "B N 1"]:
-        sequence, atac, mask, _, target, motif_activity = batch
-        prediction = self(sequence, atac, motif_activity)
-        masked = mask == 1
-        for metric in (self.pearson, self.r2):
-            metric.update(prediction[masked].reshape(1, -1, 1), target[masked].reshape(1, -1, 1))
-        self.log("val_loss", self.loss(prediction, batch), on_epoch=True)
-        return prediction
+        return self._evaluate(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "B N 1"]:
+        return self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "B N 1"]:
+        sequence, atac, _, _, _, motif_activity, *_ = batch
+        return self(sequence, atac, motif_activity)
 
     def on_validation_epoch_end(self) -> None:
-        for name, metric in (("val_pearson", self.pearson), ("val_r2", self.r2)):
-            self.log(name, metric.compute().squeeze())
-            metric.reset()
+        self._log_correlations("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._log_correlations("test")
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Insists that a checkpoint is one of this configuration.
+
+        Raises:
+            TrainingError: It is not; the message names what differs.
+        """
+        check_same_model(self.model.config, checkpoint)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         rates = {"lr": self.peak, "eps": self.epsilon, "global_clipnorm": self.global_clipnorm}
@@ -120,5 +162,59 @@ class EpiBERTLightning(lightning.LightningModule):
             optimizer = KerasAdamW(decay_groups(self.model, self.weight_decay), **rates)
         else:
             optimizer = KerasAdam(self.model.parameters(), **rates)
-        schedule = CosineWarmup(optimizer, self.peak, self.warmup, self.decay, self.floor)
+        schedule = CosineWarmup(optimizer, self.peak, self.warmup, self.decay, self.floor, constant=self.constant_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _evaluate(self, batch: Batch, stage: str) -> Float[Tensor, "B N 1"]:
+        sequence, atac, mask, _, target, motif_activity = batch
+        prediction = self(sequence, atac, motif_activity)
+        masked = mask == 1
+        for metric in (self.pearson, self.r2):
+            metric.update(prediction[masked].reshape(1, -1, 1), target[masked].reshape(1, -1, 1))
+        self.log(f"{stage}_loss", self.loss(prediction, batch), on_epoch=True, prog_bar=True, sync_dist=True)
+        return prediction
+
+    def _log_correlations(self, stage: str) -> None:
+        # Each metric adds up the sums of all processes by itself.
+        for name, metric in ((f"{stage}_pearson", self.pearson), (f"{stage}_r2", self.r2)):
+            self.log(name, metric.compute().squeeze(), prog_bar=True)
+            metric.reset()
+
+
+def check_lengths(model: EpiBERTConfig, data: Any) -> None:
+    """Insists that examples have the lengths of a model.
+
+    Args:
+        model: The model's configuration.
+        data: The ``ExampleConfig`` of a data module; anything else is not looked at.
+
+    Raises:
+        TrainingError: They have not.
+    """
+    if not hasattr(data, "output_length_ATAC"):
+        return
+    wanted = {
+        "input_length": (model.sequence_length, data.input_length),
+        "output_length_ATAC": (model.atac_length, data.output_length_ATAC),
+        "output_length": (model.output_length, data.output_length),
+        "crop_size": (model.crop, data.crop_size),
+        "num_motifs": (model.num_motifs, data.num_motifs),
+    }
+    wrong = [f"{name} is {of_data}, the model needs {of_model}" for name, (of_model, of_data) in wanted.items()
+             if of_model != of_data]  # fmt: skip
+    if wrong:
+        raise TrainingError("the examples are not those of the model: " + "; ".join(wrong))
+
+
+def check_same_model(config: EpiBERTConfig, checkpoint: Mapping[str, Any]) -> None:
+    """Insists that a Lightning checkpoint is one of a model of this configuration.
+
+    Raises:
+        TrainingError: It is not; the message names what differs.
+    """
+    saved = checkpoint.get("hyper_parameters", {}).get("config")
+    if saved is None:
+        raise TrainingError("the checkpoint does not say of which configuration it is")
+    found = differences(dataclasses.asdict(config), saved)
+    if found:
+        raise TrainingError("the checkpoint is of another configuration: " + "; ".join(found))

@@ -16,11 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from torch_impl import EpiBERT, EpiBERTConfig, EpiBERTRampage
+from torch_impl.model import Trunk
 from weights.checkpoint import Checkpoint, open_checkpoint, read_checkpoint
 from weights.configuration import Inferred, infer_configuration
 from weights.errors import ConfigurationError
 from weights.export import CheckpointTensors, export
 from weights.keras_weights import KerasWeights
+from weights.lightning_checkpoint import is_lightning_checkpoint, load_lightning
 from weights.mapping import canonical_shapes, is_fine_tuning
 from weights.model_directory import (
     is_model_directory,
@@ -241,10 +243,10 @@ def export_command(
     dtype: Literal["float32", "float64"] | None = None,
     overwrite: bool = False,
 ) -> int:
-    """Turn a folder that `transplant` wrote back into a TensorFlow checkpoint, slots and counters included.
+    """Turn a model back into a TensorFlow checkpoint, slots and counters included.
 
     Args:
-        model_dir: folder with model.safetensors, config.json and transplant.json.
+        model_dir: folder that transplant wrote, or a Lightning checkpoint (.ckpt) of `epibert train`.
         out: folder for ckpt-1.index, ckpt-1.data-00000-of-00001 and checkpoint.
         dtype: type of the variables; float32 unless that would round.
         overwrite: replace a checkpoint of that name.
@@ -253,18 +255,25 @@ def export_command(
         0.
 
     Raises:
-        CheckpointError: the folder is incomplete or damaged, or the result cannot be written.
+        CheckpointError: the source is incomplete or damaged, or the result cannot be written.
     """
-    model = load_transplanted(model_dir)
-    prefix = export(model, out, training_state=load_saved_training_state(model_dir), dtype=dtype, overwrite=overwrite)
+    model, training_state = _load(model_dir)
+    prefix = export(model, out, training_state=training_state, dtype=dtype, overwrite=overwrite)
     Console(soft_wrap=True, markup=False).print(f"{model_dir} -> {prefix}")
     return 0
 
 
+def _load(path: str) -> tuple[Trunk, Mapping[str, np.ndarray]]:
+    """Model and training state of a folder that `transplant` wrote, or of a Lightning checkpoint."""
+    if is_lightning_checkpoint(path):
+        return load_lightning(path)
+    return load_transplanted(path), load_saved_training_state(path)
+
+
 def _tensors(path: str) -> Mapping[str, np.ndarray]:
     """Either side of a comparison under the checkpoint's keys without suffix."""
-    if is_model_directory(path):
-        return _Plain(CheckpointTensors(load_transplanted(path), load_saved_training_state(path)))
+    if is_model_directory(path) or is_lightning_checkpoint(path):
+        return _Plain(CheckpointTensors(*_load(path)))
     return _Plain(read_checkpoint(path))
 
 
@@ -293,7 +302,7 @@ def diff(left: str, right: str) -> int:
     """Compare two checkpoints tensor by tensor, bit by bit.
 
     Args:
-        left: anything that `inspect` takes, or a folder that `transplant` wrote.
+        left: anything that `inspect` takes, a folder that `transplant` wrote, or a Lightning checkpoint.
         right: likewise.
 
     Returns:

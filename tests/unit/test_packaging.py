@@ -59,7 +59,7 @@ def imported_distributions(package: str) -> set[str]:
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("torch_impl", ["", "report", "cluster"]),
+        ("torch_impl", ["", "report", "cluster", "tracks"]),
         ("weights", ["", "reference"]),
         ("tf_reference", ["", "reference"]),
         ("parity", ["", "reference", "report", "development"]),

@@ -211,6 +211,25 @@ class OwnDraws:
         )
 
 
+class InferenceDraws:
+    """Draws for predicting: masked regions as in validation, and nothing else left to chance.
+
+    Args:
+        seed: Of the masked regions.
+        shift: Characters by which every sequence window is moved: the margin that the writer of the records left.
+    """
+
+    def __init__(self, seed: int, shift: int) -> None:
+        self._own = OwnDraws(seed)
+        self.shift = shift
+
+    def draw(self, record: Record, config: ExampleConfig, *, epoch: int = 0, index: int = 0) -> Draws:
+        """As ``DrawSource``."""
+        drawn = self._own.draw(record, config, epoch=epoch, index=index)
+        silence = {name: np.zeros_like(getattr(drawn, name)) for name in ("atac_noise", "motif_noise")}
+        return dataclasses.replace(drawn, shift=self.shift, reverse_complement=False, **silence)
+
+
 class TensorFlowDraws:
     """The draws of the original, from its seed: TensorFlow's generator, drawn from in the original's order.
 

@@ -41,6 +41,7 @@ ALLOWED = {
     "tss_tokens": _INTEGERS,
     "processed_gene_token": _INTEGERS,
     "cell_encoding": _INTEGERS,
+    "interval": _INTEGERS,
 }
 RANKS = {"atac": 2, "rna": 2, "peaks_center": 1, "motif_activity": 1, "tss_tokens": 1}
 
@@ -315,6 +316,17 @@ def joint_hash(hashes: Mapping[str, bytes]) -> bytes:
         encoded = name.encode()
         digest.update(struct.pack("<Q", len(encoded)) + encoded + value)
     return digest.digest()
+
+
+def interval_number(record: Record) -> int:
+    """Number of the interval that a record is of: its line in the sorted file of intervals, counted from 0.
+
+    Raises:
+        DataError: The record does not say.
+    """
+    if "interval" not in record.others:
+        raise DataError("the record has no interval")
+    return int(_array(record.others["interval"], "interval").reshape(()))
 
 
 def _tensor(array: np.ndarray) -> bytes:

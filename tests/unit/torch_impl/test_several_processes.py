@@ -1,0 +1,171 @@
+"""Training that is killed, and training by two processes: the whole command, in processes of its own."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.assertions import assert_same
+from tests.unit.torch_impl.training import (
+    WITHOUT_DROPOUT,
+    finish,
+    load,
+    losses,
+    start,
+    steps_of,
+    tensors,
+    write_config,
+)
+
+pytestmark = pytest.mark.slow
+EPOCHS = 5
+DDP = {"devices": 2, "strategy": "ddp"}
+MODULE = {"peak": 1e-3}
+
+
+def config(folder: Path, records: Path, processes: int) -> Path:
+    """Dropout, shuffled records and fresh draws in every epoch; as many steps for one process as for two."""
+    trainer = {"max_epochs": EPOCHS * processes, **(DDP if processes == 2 else {})}
+    return write_config(folder, records, trainer=trainer)
+
+
+def run(folder: Path, records: Path, processes: int, *options: object) -> None:
+    status, said = finish(start("fit", "--config", config(folder, records, processes), *options))
+    assert status == 0, said
+
+
+@pytest.fixture(scope="module", params=[1, 2])
+def whole(request, records, tmp_path_factory) -> tuple[Path, int]:
+    folder = tmp_path_factory.mktemp(f"whole{request.param}")
+    run(folder, records, request.param)
+    return folder, request.param
+
+
+def interrupt(folder: Path, records: Path, processes: int, sent: signal.Signals, seed: int) -> int:
+    """Starts a run and sends it a signal at some time after a step that chance decides; the exit status."""
+    chance = random.Random(f"{seed} {sent} {processes}")
+    after = chance.randrange(2, 14)
+    process = start("fit", "--config", config(folder, records, processes))
+    try:
+        deadline = time.monotonic() + 200
+        while max(steps_of(folder), default=0) < after:
+            assert process.poll() is None, finish(process)[1]
+            assert time.monotonic() < deadline, "no such step"
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.2))
+        if sent == signal.SIGKILL:
+            os.killpg(process.pid, sent)
+        else:
+            process.send_signal(sent)
+        return finish(process)[0]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("sent", "seed"), [(signal.SIGTERM, 1), (signal.SIGKILL, 2), (signal.SIGKILL, 3)], ids=lambda value: str(value)
+)
+def test_a_run_that_is_killed_goes_on_to_the_bit(whole, records, tmp_path, sent, seed):
+    folder, processes = whole
+    if processes == 2 and seed != 2:
+        sent = signal.SIGKILL  # Lightning answers SIGTERM by a collective operation in the handler, which may not end
+    status = interrupt(tmp_path / "killed", records, processes, sent, seed)
+    assert status == (143 if sent == signal.SIGTERM else -9)
+    last = tmp_path / "killed" / "run" / "checkpoints" / "last.ckpt"
+    step, end = load(last)["global_step"], max(steps_of(folder))
+    assert 2 <= step < end
+    run(tmp_path / "resumed", records, processes, "--ckpt_path", last)
+    expected, found = losses(folder), losses(tmp_path / "resumed")
+    assert found
+    # A checkpoint of an epoch's last step comes before that epoch's validation, which the resumed run makes up for.
+    assert {at for at in expected if abs(at) >= step} <= found.keys()
+    assert found == {at: expected[at] for at in found}
+    before = losses(tmp_path / "killed")
+    assert before == {at: expected[at] for at in before}
+    one, other = (tensors(load(steps_of(each)[end])) for each in (folder, tmp_path / "resumed"))
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.fixture(scope="module")
+def joint(records, tmp_path_factory) -> Path:
+    """One process with the joint batch, at a rate at which rounding does not grow from step to step."""
+    folder = tmp_path_factory.mktemp("joint")
+    path = write_config(
+        folder,
+        records,
+        model=WITHOUT_DROPOUT,
+        module=MODULE,
+        loader={"batch_size": 2},
+        trainer={"max_epochs": 1},
+        class_path="tests.unit.torch_impl.training.MeanOfHalves",
+    )
+    status, said = finish(start("fit", "--config", path))
+    assert status == 0, said
+    return folder
+
+
+def assert_trained_alike(joint: Path, two: Path) -> None:
+    """Weights, moments, step counters and BatchNorm statistics after every step."""
+    assert steps_of(joint).keys() == steps_of(two).keys()
+    for step, path in steps_of(joint).items():
+        reference, port = tensors(load(path)), tensors(load(steps_of(two)[step]))
+        assert reference.keys() == port.keys()
+        largest = max(float(value.abs().max()) for value in reference.values() if value.is_floating_point())
+        for name, value in reference.items():
+            # What is zero in theory, or what is left of much larger terms, is related to all others.
+            small = bool(value.abs().max() < 1e-5 * largest)
+            scale = largest if small else 1.0
+            assert_same(port[name] / scale + small, value / scale + small, what=f"{name} {step}")
+
+
+def number(text: str) -> torch.Tensor:
+    return torch.tensor(float(text), dtype=torch.float64)
+
+
+def test_two_processes_train_as_one_with_the_joint_batch(joint, records, tmp_path):
+    """Losses and correlations of the validation as well."""
+    path = write_config(
+        tmp_path, records, model=WITHOUT_DROPOUT, module=MODULE, loader={"batch_size": 1},
+        trainer={"max_epochs": 1, **DDP},
+    )  # fmt: skip
+    status, said = finish(start("fit", "--config", path))
+    assert status == 0, said
+    expected, found = losses(joint), losses(tmp_path)
+    assert found.keys() == expected.keys()
+    assert len(found) == 5
+    for at, values in expected.items():
+        names = ("loss",) if at >= 0 else ("validation loss", "pearson", "r2")
+        for name, value, port in zip(names, values.split(), found[at].split(), strict=True):
+            # The mean over batches of the validation: with one example in a batch there are others.
+            if name != "validation loss":
+                assert_same(number(port), number(value), what=f"{name} {at}")
+    assert_trained_alike(joint, tmp_path)
+
+
+def test_two_processes_train_one_sharded_model(joint, records, tmp_path):
+    """FSDP2: each holds half of every parameter and moment."""
+    strategy = {
+        "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+        "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
+    }
+    path = write_config(
+        tmp_path,
+        records,
+        model=WITHOUT_DROPOUT,
+        module=MODULE,
+        loader={"batch_size": 1},
+        trainer={"max_epochs": 1, "devices": 2, "strategy": strategy, "precision": "32-true"},
+        class_path="tests.unit.torch_impl.training.ShardedDouble",
+    )
+    status, said = finish(start("fit", "--config", path))
+    assert status == 0, said
+    expected, found = losses(joint), losses(tmp_path)
+    for step in range(4):
+        assert_same(number(found[step]), number(expected[step]), what=f"loss {step}")
+    assert_trained_alike(joint, tmp_path)

@@ -1,0 +1,233 @@
+"""``epibert train`` as a user meets it: configurations, every subcommand, and one clear line for whatever is wrong."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+import torch
+import yaml
+
+from parity import command
+from tests.unit.sources import ROOT
+from tests.unit.torch_impl.training import environment_kept, load, losses, quiet, steps_of, write_config
+from torch_impl.config import EpiBERTConfig
+from torch_impl.data.examples import ExampleConfig
+from torch_impl.epibert_lightning import EpiBERTLightning
+
+pytestmark = [quiet, pytest.mark.usefixtures("environment")]
+CONFIGS = sorted(path.name for path in (ROOT / "configs").glob("*.yaml"))
+
+
+def train(*arguments: Any) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["train", *map(str, arguments)])
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+def printed(capsys, *arguments: Any) -> dict[str, Any]:
+    assert train(*arguments, "--print_config") == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def trained(records, tmp_path_factory) -> Path:
+    """Folder of a finished run."""
+    folder = tmp_path_factory.mktemp("trained")
+    with environment_kept():
+        assert train("fit", "--config", write_config(folder, records)) == 0
+    return folder
+
+
+# --- configurations --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_configuration_is_complete_and_its_parts_fit(capsys, name):
+    found = printed(capsys, "fit", "--config", ROOT / "configs" / name)
+    model, data = found["model"]["init_args"], found["data"]["init_args"]
+    config, examples = EpiBERTConfig(**model["config"]), ExampleConfig(**data["config"])
+    assert (config.sequence_length, config.atac_length) == (examples.input_length, examples.output_length_ATAC)
+    assert (config.output_length, config.crop) == (examples.output_length, examples.crop_size)
+    assert config.num_motifs == examples.num_motifs
+    assert any("CSVLogger" in logger["class_path"] for logger in found["trainer"]["logger"])
+    (checkpoint, *_) = [each for each in found["trainer"]["callbacks"] if "ModelCheckpoint" in each["class_path"]]
+    assert checkpoint["init_args"]["save_last"] is True
+
+
+def test_there_are_configurations():
+    assert {"pretrain.yaml", "tiny.yaml", "planted.yaml"} <= set(CONFIGS)
+    assert (ROOT / "torch_impl" / "configs" / "pretrain.yaml").read_bytes() == (
+        ROOT / "configs" / "pretrain.yaml"
+    ).read_bytes()
+
+
+def test_pretraining_is_the_published_one(capsys):
+    """Values of the original's constructor and script (spec, sections 1.1 and 3.6)."""
+    found = printed(capsys, "fit", "--config", ROOT / "configs" / "pretrain.yaml")
+    model, data = found["model"]["init_args"], found["data"]["init_args"]
+    assert EpiBERTConfig(**model.pop("config")) == EpiBERTConfig.pretrain()
+    assert ExampleConfig(**data["config"]) == ExampleConfig.pretraining()
+    assert model == {
+        "loss_type": "poisson",
+        "total_weight": 0.15,
+        "unmask_loss": False,
+        "peak": 1e-4,
+        "warmup": 5000,
+        "decay": 500_000,
+        "floor": 0.1,
+        "constant_rate": False,
+        "epsilon": 1e-8,
+        "weight_decay": 0.0,
+        "global_clipnorm": 1.0,
+        "faithful_bf16": False,
+        "checkpoint_blocks": False,
+        "float64_metrics": False,
+    }
+    stopping = next(each for each in found["trainer"]["callbacks"] if "EarlyStopping" in each["class_path"])
+    assert stopping["init_args"]["patience"] == 50
+    assert stopping["init_args"]["min_delta"] == 5e-7
+    assert (found["trainer"]["max_epochs"], data["batch_size"], data["seed"]) == (100, 1, 94)
+
+
+def test_the_tiny_configuration_is_the_preset(capsys):
+    found = printed(capsys, "fit", "--config", ROOT / "configs" / "tiny.yaml")
+    assert EpiBERTConfig(**found["model"]["init_args"]["config"]) == EpiBERTConfig.tiny()
+
+
+def test_values_are_overridden_on_the_command_line(capsys, records, tmp_path):
+    config = write_config(tmp_path, records)
+    found = printed(capsys, "fit", "--config", config, "--model.init_args.peak", 0.5, "--trainer.max_epochs", 7)
+    assert (found["model"]["init_args"]["peak"], found["trainer"]["max_epochs"]) == (0.5, 7)
+
+
+# --- what it does ----------------------------------------------------------------------------------------------------
+
+
+def test_fitting_leaves_losses_checkpoints_and_the_configuration(trained):
+    assert len(losses(trained)) == 8 + 2 - 1 + 1
+    content = load(trained / "run" / "checkpoints" / "last.ckpt")
+    assert content["global_step"] == 8
+    assert content["hyper_parameters"]["config"]["filter_list_seq"] == (6, 6, 8, 10)
+    saved = yaml.safe_load((trained / "run" / "config.yaml").read_text())
+    assert saved["model"]["init_args"]["warmup"] == 3
+
+
+def test_a_checkpoint_is_loaded_by_lightnings_own_means(trained):
+    path = trained / "run" / "checkpoints" / "last.ckpt"
+    module = EpiBERTLightning.load_from_checkpoint(path, weights_only=True)
+    content = load(path)
+    assert module.hparams["peak"] == 1e-2
+    assert dataclasses.asdict(module.model.config) == content["hyper_parameters"]["config"]
+    for name, value in module.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(value, content["state_dict"][name].to(value.dtype)), name
+
+
+def test_validate_and_test_report_what_fitting_did(trained, records, tmp_path, capsys):
+    config = write_config(tmp_path, records)
+    last = trained / "run" / "checkpoints" / "last.ckpt"
+    assert train("validate", "--config", config, "--ckpt_path", last) == 0
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    found = dict(zip(rows[0].split(","), rows[1].split(","), strict=True))
+    assert " ".join(found[name] for name in ("val_loss", "val_pearson", "val_r2")) == losses(trained)[-7]
+    assert train("test", "--config", config, "--ckpt_path", last) == 0
+    assert "test_pearson" in capsys.readouterr().out
+
+
+def test_predict_writes_profiles(trained, records, tmp_path):
+    config, out = write_config(tmp_path, records), tmp_path / "out" / "predicted.h5"
+    last = trained / "run" / "checkpoints" / "last.ckpt"
+    writer = {"class_path": "torch_impl.predictions.PredictionWriter", "init_args": {"output": str(out)}}
+    options = ("--trainer.callbacks", json.dumps([writer]), "--return_predictions", "false")
+    assert train("predict", "--config", config, "--ckpt_path", last, *options) == 0
+    with h5py.File(out) as file:
+        assert file["atac"].shape == file["target"].shape == file["mask"].shape == (3, 12)
+        assert file["record"][:].tolist() == [0, 1, 2]
+    assert [path.name for path in out.parent.iterdir()] == ["predicted.h5"]
+
+
+def test_training_starts_from_another_run(trained, records, tmp_path):
+    last = trained / "run" / "checkpoints" / "last.ckpt"
+    config = write_config(tmp_path, records)
+    assert train("validate", "--config", config, "--init_from", last) == 0
+    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    found = dict(zip(rows[0].split(","), rows[1].split(","), strict=True))
+    assert found["val_loss"] == losses(trained)[-7].split()[0]
+
+
+# --- what is wrong ---------------------------------------------------------------------------------------------------
+
+
+def failing(capsys, *arguments: Any, status: int = 2) -> str:
+    """The message of a command that must fail: the last line that is no log."""
+    assert train(*arguments) == status
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    (message,) = [line for line in error.splitlines() if "error:" in line]
+    return message
+
+
+def test_wrong_options_exit_with_2(capsys, records, tmp_path):
+    config = write_config(tmp_path, records)
+    assert train("fit", "--config", config, "--model.init_args.nothing", 1) == 2
+    assert "nothing" in capsys.readouterr().err
+    assert "absent.yaml" in failing(capsys, "fit", "--config", tmp_path / "absent.yaml")
+    assert train() == 2
+    assert train("fit", "--config", config, "--model.init_args.config.num_heads", 3) == 2
+    assert "num_heads=3 does not divide" in capsys.readouterr().err
+
+
+def test_help_names_the_subcommands(capsys):
+    assert train("--help") == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("fit", "validate", "test", "predict"))
+    assert train("fit", "--help") == 0
+    assert "--init_from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--data.init_args.folder", "absent"), "absent"),
+        (("--data.init_args.config.num_motifs", 4), "num_motifs is 4, the model needs 3"),
+        (("--model.init_args.config.output_length", 8, "--model.init_args.config.final_output_length", 4),
+         "input_length is 512, the model needs 256"),
+        (("--ckpt_path", "absent.ckpt"), "cannot read absent.ckpt"),
+        (("--init_from", "absent"), "absent"),
+        (("--init_training_state", "true"), "says nothing without --init_from"),
+        (("--trainer.strategy", "nothing"), "nothing"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_wrong_input_exits_with_2_and_one_line(capsys, records, tmp_path, monkeypatch, options, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in failing(capsys, "fit", "--config", write_config(tmp_path / "run", records), *options)
+    assert not (tmp_path / "run" / "run" / "checkpoints").exists()
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_and_named(capsys, trained, records, tmp_path):
+    last = trained / "run" / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    other = write_config(tmp_path, records, model={"num_transformer_layers": 2, "seed": 20})
+    message = failing(capsys, "fit", "--config", other, "--ckpt_path", last)
+    assert "num_transformer_layers: the checkpoint has 1, the configuration 2" in message
+    assert "seed: the checkpoint has 19.0, the configuration 20.0" in message
+    assert last.read_bytes() == before
+
+
+def test_the_configuration_counts_and_not_what_the_checkpoint_says(trained, records, tmp_path):
+    config = write_config(tmp_path, records, module={"peak": 2e-2})
+    assert train("fit", "--config", config, "--ckpt_path", steps_of(trained)[7]) == 0
+    assert load(steps_of(tmp_path)[8])["hyper_parameters"]["peak"] == 2e-2
+
+
+def test_a_checkpoint_with_code_is_refused(capsys, records, tmp_path):
+    bad = tmp_path / "bad.ckpt"
+    torch.save({"state_dict": {}, "path": Path("x")}, bad)
+    config = write_config(tmp_path, records)
+    for option in ("--ckpt_path", "--init_from"):
+        assert "holds more than tensors and plain values" in failing(capsys, "fit", "--config", config, option, bad)
