@@ -6,6 +6,7 @@ section 3. Nothing is computed here: each part stands in its own module.
 Letters in shapes: B batch, L base pairs, A accessibility values, N bins after the crop, M motifs.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ from jaxtyping import Float
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from torch_impl.checkpointing import checkpoint_activations
 from torch_impl.config import EpiBERTConfig
+from torch_impl.epibert_lightning import check_lengths, check_same_model
 from torch_impl.losses import POISSON, FinetuningLoss, finetuning_loss
 from torch_impl.metrics import R2, GeneCellCorrelation, Mean, PearsonR
 from torch_impl.optim import CosineWarmup, JointOptimizer, KerasAdamW, decay_groups
@@ -37,7 +40,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
     those of the original's fine-tuning script (spec, section 3.6).
 
     Args:
-        config: Of the model.
+        config: Of the model, or its fields as a mapping, which is what a checkpoint holds.
         loss_type: ``poisson`` or ``poisson_multinomial``, for both heads.
         total_weight: Weight of the total count in ``poisson_multinomial``.
         atac_scale: Weight of the ATAC loss.
@@ -49,6 +52,8 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         epsilon: Keras' epsilon of AdamW.
         weight_decay: Of kernels alone.
         global_clipnorm: Largest norm of the gradients of each optimizer.
+        faithful_bf16: As for ``EpiBERTLightning``.
+        checkpoint_blocks: As for ``EpiBERTLightning``.
 
     Attributes:
         model: The model that is trained.
@@ -56,7 +61,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
 
     def __init__(
         self,
-        config: EpiBERTConfig,
+        config: EpiBERTConfig | dict[str, Any],
         *,
         loss_type: str = POISSON,
         total_weight: float = 0.15,
@@ -69,9 +74,17 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         epsilon: float = 1e-8,
         weight_decay: float = 1e-4,
         global_clipnorm: float | None = 0.05,
+        faithful_bf16: bool = False,
+        checkpoint_blocks: bool = False,
     ) -> None:
         super().__init__()
-        self.model = EpiBERTRampage(config)
+        # Plain values, because a checkpoint with anything else cannot be read without running code.
+        self.save_hyperparameters(ignore=["config"])
+        config = EpiBERTConfig(**config) if isinstance(config, dict) else config
+        self.save_hyperparameters({"config": dataclasses.asdict(config)})
+        self.model = EpiBERTRampage(config, compute_dtype=torch.bfloat16 if faithful_bf16 else None)
+        if checkpoint_blocks:
+            checkpoint_activations(self.model)
         self.loss_type = loss_type
         self.total_weight = total_weight
         self.atac_scale = atac_scale
@@ -95,6 +108,22 @@ class EpiBERTRampageLightning(lightning.LightningModule):
     ) -> tuple[Profile | None, Profile]:
         return self.model(sequence, atac, motif_activity)
 
+    def setup(self, stage: str) -> None:
+        """Insists that the data are of the model's lengths.
+
+        Raises:
+            TrainingError: They are not.
+        """
+        check_lengths(self.model.config, getattr(getattr(self.trainer, "datamodule", None), "config", None))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Insists that a checkpoint is one of this configuration.
+
+        Raises:
+            TrainingError: It is not; the message names what differs.
+        """
+        check_same_model(self.model.config, checkpoint)
+
     def loss(self, prediction: tuple[Profile | None, Profile], batch: Batch) -> FinetuningLoss:
         """The loss that is minimised, and those of the heads: RNA on all bins, ATAC on the masked ones, pooled."""
         atac, rna = prediction
@@ -112,10 +141,10 @@ class EpiBERTRampageLightning(lightning.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         loss = self.loss(self._predict(batch), batch)
-        self.log("train_loss", loss.total)
-        self.log("train_loss_rna", loss.rna)
+        self.log("train_loss", loss.total, prog_bar=True, sync_dist=True)
+        self.log("train_loss_rna", loss.rna, sync_dist=True)
         if loss.atac is not None:
-            self.log("train_loss_atac", loss.atac)
+            self.log("train_loss_atac", loss.atac, sync_dist=True)
         return loss.total
 
     def validation_step(self, batch: Batch, batch_idx: int) -> tuple[Profile | None, Profile]:
@@ -174,10 +203,11 @@ class EpiBERTRampageLightning(lightning.LightningModule):
     def _report(self, stage: str) -> None:
         """Logs what the metrics say; every process asks all of them, because they synchronise."""
         for name, metric in self.mean_losses.items():
-            self.log(f"{stage}_loss" if name == "total" else f"{stage}_loss_{name}", metric.compute())
+            whole = name == "total"
+            self.log(f"{stage}_loss" if whole else f"{stage}_loss_{name}", metric.compute(), prog_bar=whole)
             metric.reset()
         for name, metric in self.correlations.items():
-            self.log(f"{stage}_{name}", metric.compute().squeeze())
+            self.log(f"{stage}_{name}", metric.compute().squeeze(), prog_bar=True)
             metric.reset()
         seen = self.genes.update_called
         if self._trainer is not None:

@@ -4,7 +4,8 @@ A Lightning callback, named by its class path in a configuration or made by `epi
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import lightning
 import numpy as np
@@ -12,11 +13,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.tensor import DTensor
 
+from torch_impl import EpiBERTRampage
 from torch_impl.model import Trunk
 from weights.constants import Choice
 from weights.errors import CheckpointError, MappingError, listing
 from weights.lightning_checkpoint import is_lightning_checkpoint, load_lightning, load_optimizer_state
 from weights.model_directory import is_model_directory, load_saved_training_state, load_transplanted
+from weights.transfer import Transfer, is_fine_tuned, transfer
 from weights.transplant import transplant
 
 
@@ -74,15 +77,23 @@ class InitializeFrom(Callback):
     starts a run and goes on with it.
 
     Args:
-        path: see `fill`.
+        path: see `fill`; where a model is fine-tuned also a pretrained one, which gives it trunk and ATAC head.
         training_state: also take the optimizers' moments and the number of steps, and go on at that step.
         constants: as for `transplant`.
+        allow: of a pretrained model, as for `transfer`.
+
+    Attributes:
+        record: of the transfer, once there was one; also written to `transfer.json` in the folder of the logs.
     """
 
-    def __init__(self, path: str, training_state: bool = False, constants: Choice = "auto") -> None:
+    def __init__(
+        self, path: str, training_state: bool = False, constants: Choice = "auto", allow: Sequence[str] = ()
+    ) -> None:
         self.path = path
         self.training_state = training_state
         self.constants: Choice = constants
+        self.allow = tuple(allow)
+        self.record: Transfer | None = None
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Fills the model, and the optimizers if asked to; by now they have their final dtype and place.
@@ -95,6 +106,9 @@ class InitializeFrom(Callback):
             return
         model = _model(pl_module)
         found = self.fill(model)
+        if self.record is not None:
+            self._report(trainer, self.record)
+            return
         trainer.print(f"the model is that of {self.path}")
         if not self.training_state:
             return
@@ -118,8 +132,28 @@ class InitializeFrom(Callback):
         self.fill(_model(pl_module))
 
     def fill(self, model: Trunk) -> Mapping[str, np.ndarray]:
-        """Fills a model; a subclass may fill it from a model of another kind."""
-        return fill(self.path, model, constants=self.constants)
+        """Fills a model for fine-tuning from a pretrained one by `transfer`, and every other from one of its kind.
+
+        Raises:
+            CheckpointError: see `fill` and `transfer`; or the training state of a pretrained model is asked for.
+        """
+        if not isinstance(model, EpiBERTRampage) or is_fine_tuned(self.path):
+            return fill(self.path, model, constants=self.constants)
+        if self.training_state:
+            raise CheckpointError(f"{self.path} is pretrained: its optimizer has no state for those of fine-tuning")
+        self.record = transfer(self.path, model, allow=self.allow, constants=self.constants)
+        return {}
+
+    def _report(self, trainer: lightning.Trainer, record: Transfer) -> None:
+        count = f"{len(record.moved)} tensors moved, {len(record.fresh)} fresh, {len(record.dropped)} dropped"
+        folder = trainer.log_dir  # asks all processes
+        if folder is None or not trainer.is_global_zero:
+            trainer.print(f"from the pretrained {self.path}: {count}")
+            return
+        path = Path(folder) / "transfer.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(record.to_json() + "\n", encoding="utf-8")
+        trainer.print(f"from the pretrained {self.path}: {count}, listed in {path}")
 
 
 def continue_at(trainer: lightning.Trainer, step: int) -> None:

@@ -26,6 +26,7 @@ from weights.constants import Choice, Constants, ConstantsFinder
 from weights.errors import CheckpointError, ConfigurationError, MappingError, listing
 from weights.inits import LAYER_NORMS, is_inits, read_inits
 from weights.keras_weights import KerasWeights
+from weights.lightning_checkpoint import is_lightning_checkpoint, load_lightning
 from weights.mapping import canonical_shapes
 from weights.model_directory import is_model_directory, load_transplanted
 from weights.output import atomic_directory
@@ -42,6 +43,9 @@ ALLOWED: Mapping[str, str] = {
 """What the original does without a word, by the name to ask for it by."""
 
 FORMAT = "epibert transfer 1"
+FOLDER, LIGHTNING = "transplanted model", "Lightning checkpoint"
+"""Sources in our own forms, which tell configuration and constants."""
+BEGIN_ANEW = "training state of the pretraining: both optimizers begin anew"
 _FIXED = (
     "filter_list_seq",
     "filter_list_atac",
@@ -195,8 +199,8 @@ def transfer(
     """Fill a fine-tuning model from a pretrained one; nothing changes unless every tensor is accounted for.
 
     Args:
-        source: a pretraining checkpoint: anything that `transplant` takes, a folder that `transplant` wrote, or the
-            `inits` dictionary of the original's constructor.
+        source: a pretraining checkpoint: anything that `transplant` takes, a folder that `transplant` wrote, a
+            Lightning checkpoint, or the `inits` dictionary of the original's constructor.
         model: gets trunk, ATAC head, BatchNorm statistics and constants. Its RNA head stays as it is, and so do its
             mode, device and dtypes, in which the numbers must be exact.
         allow: what of `ALLOWED` may happen.
@@ -249,12 +253,34 @@ def transfer(
     )
 
 
+def is_fine_tuned(path: str | os.PathLike[str]) -> bool:
+    """Whether a path holds a model for fine-tuning already; a Keras .h5 file, which does not say, counts as pretrained.
+
+    Args:
+        path: anything that `transplant` takes, a folder that it wrote, or a Lightning checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if is_model_directory(path):
+        return isinstance(load_transplanted(path), EpiBERTRampage)
+    if is_lightning_checkpoint(path):
+        return isinstance(load_lightning(path)[0], EpiBERTRampage)
+    checkpoint = open_checkpoint(path)
+    return not isinstance(checkpoint, KerasWeights) and infer_configuration(canonical_shapes(checkpoint)).fine_tuning
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
 def _read(source: Source, model: EpiBERTRampage, seed: float | None) -> _Pretrained:
-    if isinstance(source, str | os.PathLike) and is_model_directory(source):
-        return _read_folder(Path(source), seed)
+    if isinstance(source, str | os.PathLike):
+        if is_model_directory(source):
+            files = [Path(source) / name for name in (MODEL_FILE, CONFIG_FILE)]
+            return _read_ours(load_transplanted(source), FOLDER, files, (), seed)
+        if is_lightning_checkpoint(source):
+            pretrained, training_state = load_lightning(source)
+            return _read_ours(pretrained, LIGHTNING, [Path(source)], training_state, seed)
     norms_read = is_inits(source)
     if isinstance(source, Checkpoint):
         checkpoint = source
@@ -268,7 +294,7 @@ def _read(source: Source, model: EpiBERTRampage, seed: float | None) -> _Pretrai
     record = transplant(checkpoint, pretrained, constants="keep")
     in_model = [tensor for tensor in record.tensors if tensor.role in ("parameter", "statistic")]
     unused = [
-        Left(name=tensor.key, reason="training state of the pretraining: both optimizers begin anew")
+        Left(name=tensor.key, reason=BEGIN_ANEW)
         for tensor in record.tensors
         if tensor.role not in ("parameter", "statistic")
     ]
@@ -284,23 +310,25 @@ def _read(source: Source, model: EpiBERTRampage, seed: float | None) -> _Pretrai
     )
 
 
-def _read_folder(folder: Path, seed: float | None) -> _Pretrained:
-    pretrained = load_transplanted(folder)
+def _read_ours(
+    pretrained: Trunk, kind: str, files: list[Path], unused: Collection[str], seed: float | None
+) -> _Pretrained:
+    """A model in one of our forms, of which everything is known."""
     if not isinstance(pretrained, EpiBERT):
-        raise MappingError(f"{folder} holds a fine-tuning model already; what is transferred is a pretrained EpiBERT")
+        raise MappingError(f"{files[0]} is of a fine-tuning model already; what is transferred is a pretrained EpiBERT")
     told = pretrained.config.seed
     if seed is not None and int(seed) != int(told):
-        raise MappingError(f"the seed {seed} was given, and {folder / CONFIG_FILE} says {told}")
+        raise MappingError(f"the seed {seed} was given, and {files[-1]} says {told}")
     state = {name: value for name, value in pretrained.state_dict().items() if name not in CONSTANTS}
     wrong = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
     if wrong:
         raise MappingError(listing("tensors with NaN or infinity", wrong))
     return _Pretrained(
         model=pretrained,
-        kind="transplanted model",
-        files=tuple(SourceFile.of(folder / name) for name in (MODEL_FILE, CONFIG_FILE)),
+        kind=kind,
+        files=tuple(map(SourceFile.of, files)),
         origin={name: (name, _sha256(value)) for name, value in state.items()},
-        unused=(),
+        unused=tuple(Left(name=name, reason=BEGIN_ANEW) for name in unused),
         seed=told,
         assumed=(),
     )
@@ -418,7 +446,7 @@ def _choice(constants: Choice, pretrained: _Pretrained, model: EpiBERTRampage) -
     """Constants of a folder of ours are those that it was trained with: better than making them anew."""
     if constants != "auto" or pretrained.seed is None or int(pretrained.seed) != int(model.config.seed):
         return constants
-    if pretrained.kind != "transplanted model":
+    if pretrained.kind not in (FOLDER, LIGHTNING):
         return constants
     ours, theirs = pretrained.model.performer, model.performer
     tables = [None if part.rotary_table is None else part.rotary_table.table for part in (ours, theirs)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import types
 from typing import Any
 
 import ml_dtypes
@@ -11,11 +12,14 @@ import torch
 
 from tests.unit.weights.samples import GOLDENS, arguments, build, fingerprint, prefix, without_suffix
 from torch_impl import EpiBERTConfig, EpiBERTRampage
+from torch_impl.epibert_lightning import EpiBERTLightning
+from torch_impl.rampage_lightning import EpiBERTRampageLightning
 from weights import CheckpointError, load_saved_training_state, load_transplanted, read_checkpoint, transfer, transplant
 from weights.errors import MappingError, OutputError
+from weights.initialize import InitializeFrom
 from weights.inits import inits_paths, read_inits
 from weights.table import CONSTANTS, RAMPAGE_TABLE, TABLE, rows
-from weights.transfer import ALLOWED
+from weights.transfer import ALLOWED, is_fine_tuned
 
 CHECKPOINT = "P1/ckpt_after_poisson"
 SEED = 21
@@ -63,10 +67,21 @@ def folder(tmp_path_factory) -> Any:
     return path
 
 
-@pytest.mark.parametrize("kind", ["checkpoint", "folder", "arrays", "inits"])
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Any:
+    """The pretrained model as a Lightning checkpoint."""
+    module = EpiBERTLightning(EpiBERTConfig(**arguments(CHECKPOINT)))
+    transplant(prefix(CHECKPOINT), module.model, constants="philox")
+    path = tmp_path_factory.mktemp("run") / "last.ckpt"
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "folder", "run", "arrays", "inits"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_trunk_and_atac_head_are_moved_and_the_rna_head_is_fresh(folder, kind, dtype):
-    source = {"checkpoint": prefix(CHECKPOINT), "folder": folder, "arrays": stored(), "inits": inits()}[kind]
+def test_trunk_and_atac_head_are_moved_and_the_rna_head_is_fresh(folder, run, kind, dtype):
+    paths = {"checkpoint": prefix(CHECKPOINT), "folder": folder, "run": run}
+    source = paths[kind] if kind in paths else stored() if kind == "arrays" else inits()
     model = to_fill().to(dtype)
     before = {name: value.clone() for name, value in state(model).items()}
     record = transfer(source, model, seed=SEED, constants="philox")
@@ -244,7 +259,7 @@ def test_what_is_no_pretrained_model_is_refused(folder, tmp_path):
     model = to_fill()
     assert "a fine-tuning model already" in refused(GOLDENS / "R1" / "ckpt_before", model)
     transfer(folder, model).save(tmp_path / "tuned", model)
-    assert "holds a fine-tuning model already" in refused(tmp_path / "tuned", to_fill())
+    assert "is of a fine-tuning model already" in refused(tmp_path / "tuned", to_fill())
     with pytest.raises(MappingError, match="not EpiBERT"):
         transfer(folder, build(CHECKPOINT))
     assert "names ['everything']" in refused(folder, to_fill(), allow=["everything"])
@@ -272,3 +287,50 @@ def test_a_folder_whose_numbers_are_rounded_or_damaged_is_refused(folder, tmp_pa
     assert "stem_conv.bias" in refused(tmp_path / "damaged", to_fill())
     record.save(tmp_path / "wide", load_transplanted(folder).double())
     assert "stem_conv.bias: float64 would be rounded to float32" in refused(tmp_path / "wide", to_fill())
+
+
+# --- as the beginning of a run
+
+
+def begin(callback: InitializeFrom, model: EpiBERTRampage, folder: Any) -> list[str]:
+    """What a run prints that begins so."""
+    printed: list[str] = []
+    module = EpiBERTRampageLightning(model.config)
+    module.model = model
+    trainer = types.SimpleNamespace(ckpt_path=None, print=printed.append, log_dir=folder, is_global_zero=True)
+    callback.on_fit_start(trainer, module)  # type: ignore[arg-type]
+    return printed
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "folder", "run"])
+def test_a_run_of_fine_tuning_begins_with_what_was_transferred(folder, run, kind, tmp_path):
+    path = str({"checkpoint": prefix(CHECKPOINT), "folder": folder, "run": run}[kind])
+    expected, model = to_fill(), to_fill()
+    record = transfer(path, expected, constants="philox")
+    (line,) = begin(InitializeFrom(path, constants="philox"), model, tmp_path)
+    assert fingerprint(model) == fingerprint(expected)
+    assert f"{len(record.moved)} tensors moved, 8 fresh, {len(record.dropped)} dropped" in line
+    written = json.loads((tmp_path / "transfer.json").read_text())
+    assert len(written["moved"]) == len(record.moved)
+
+
+def test_a_run_begins_with_a_model_that_is_fine_tuned_already_as_it_is(folder, tmp_path):
+    source = to_fill()
+    transfer(folder, source, constants="philox").save(tmp_path / "fine_tuned", source)
+    assert is_fine_tuned(tmp_path / "fine_tuned")
+    assert not is_fine_tuned(folder)
+    model = EpiBERTRampage(source.config)
+    assert begin(InitializeFrom(str(tmp_path / "fine_tuned")), model, tmp_path) == [
+        f"the model is that of {tmp_path / 'fine_tuned'}"
+    ]
+    assert fingerprint(model) == fingerprint(source)
+
+
+def test_a_run_is_told_what_it_must_ask_for_and_cannot_take_over(folder, tmp_path):
+    with pytest.raises(MappingError, match=r"2 against 3.*'layers'"):
+        begin(InitializeFrom(str(folder)), to_fill(num_transformer_layers=3), tmp_path)
+    begin(
+        InitializeFrom(str(folder), allow=["layers"], constants="philox"), to_fill(num_transformer_layers=3), tmp_path
+    )
+    with pytest.raises(CheckpointError, match="its optimizer has no state for those of fine-tuning"):
+        begin(InitializeFrom(str(folder), training_state=True), to_fill(), tmp_path)
