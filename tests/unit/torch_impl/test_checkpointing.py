@@ -40,6 +40,17 @@ def test_a_checkpoint_is_written_and_read(tmp_path):
     assert path.stat().st_mode == reference.stat().st_mode
 
 
+def test_a_new_file_takes_the_place_of_the_earlier_one_at_once(tmp_path):
+    """Whoever has the earlier one open reads all of it: nothing is ever written into it."""
+    path = tmp_path / "a.ckpt"
+    SafeCheckpointIO().save_checkpoint({"state_dict": {}, "epoch": 1}, path)
+    before = path.read_bytes()
+    with path.open("rb") as earlier:
+        SafeCheckpointIO().save_checkpoint({"state_dict": {}, "epoch": 2}, path)
+        assert earlier.read() == before
+    assert SafeCheckpointIO().load_checkpoint(path)["epoch"] == 2
+
+
 def test_writing_that_fails_leaves_the_earlier_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.ckpt"
     SafeCheckpointIO().save_checkpoint({"state_dict": {}, "epoch": 1}, path)
