@@ -17,7 +17,7 @@ from parity.pairs.rampage_convergence import finetuning
 from parity.tolerances import TABLE
 from tests import training_faults
 
-pytestmark = pytest.mark.convergence
+pytestmark = pytest.mark.slow
 
 SEEDS = range(FIRST_SEED, FIRST_SEED + PAIRS)
 Outcome = tuple[tuple[Run, ...], list[Comparison]]
