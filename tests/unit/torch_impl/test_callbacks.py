@@ -154,7 +154,8 @@ def test_weights_that_are_not_finite_are_not_saved():
     module = EpiBERTLightning(model_config())
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
     FiniteTraining().on_save_checkpoint(trainer, module, {})
-    module.model.stem_conv.bias.data[0] = torch.inf
+    with torch.no_grad():
+        dict(module.named_parameters())["model.stem_conv.bias"][0] = torch.inf
     with pytest.raises(NonFiniteError, match=r"not finite at step 0.* 1 tensors.*stem_conv\.bias"):
         FiniteTraining().on_save_checkpoint(trainer, module, {})
 
