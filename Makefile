@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: parity test convergence slow browser lint bench clean
+.PHONY: parity test convergence slow browser lint test-gpu bench clean
 .DEFAULT_GOAL := parity
 
 # Compares port and reference level by level on the recorded checkpoint: verdict on the terminal, report in out/parity.
@@ -27,6 +27,11 @@ browser: .venv/installed
 
 lint: .venv/installed
 	$(BIN)/pre-commit run --all-files
+
+# What names its device, on a GPU; fails where there is none.
+test-gpu: .venv/installed
+	$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'no CUDA device')"
+	$(BIN)/python -m pytest -k cuda tests/unit/torch_impl
 
 bench: .venv/installed
 	$(BIN)/epibert bench

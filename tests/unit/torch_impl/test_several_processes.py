@@ -1,8 +1,10 @@
 """Training that is killed, and training by two processes: the whole command, in processes of its own."""
 
+import contextlib
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -25,6 +27,7 @@ pytestmark = pytest.mark.slow
 EPOCHS = 5
 DDP = {"devices": 2, "strategy": "ddp"}
 MODULE = {"peak": 1e-3}
+GRACE_SECONDS = 15
 
 
 def config(folder: Path, records: Path, processes: int) -> Path:
@@ -57,10 +60,16 @@ def interrupt(folder: Path, records: Path, processes: int, sent: signal.Signals,
             assert time.monotonic() < deadline, "no such step"
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.2))
-        if sent == signal.SIGKILL:
-            os.killpg(process.pid, sent)
-        else:
+        if sent == signal.SIGTERM and processes == 1:
             process.send_signal(sent)
+            return finish(process)[0]
+        os.killpg(process.pid, sent)
+        # Several processes are ended as schedulers do it, who send SIGKILL when SIGTERM has had its time: Lightning
+        # answers the latter by a collective operation in the handler, which need not end.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         return finish(process)[0]
     finally:
         if process.poll() is None:
@@ -72,10 +81,11 @@ def interrupt(folder: Path, records: Path, processes: int, sent: signal.Signals,
 )
 def test_a_run_that_is_killed_goes_on_to_the_bit(whole, records, tmp_path, sent, seed):
     folder, processes = whole
-    if processes == 2 and seed != 2:
-        sent = signal.SIGKILL  # Lightning answers SIGTERM by a collective operation in the handler, which may not end
     status = interrupt(tmp_path / "killed", records, processes, sent, seed)
-    assert status == (143 if sent == signal.SIGTERM else -9)
+    if sent == signal.SIGTERM and processes == 2:
+        assert status != 0
+    else:
+        assert status == (143 if sent == signal.SIGTERM else -9)
     last = tmp_path / "killed" / "run" / "checkpoints" / "last.ckpt"
     step, end = load(last)["global_step"], max(steps_of(folder))
     assert 2 <= step < end

@@ -67,5 +67,5 @@ def test_the_older_line_trains(tiny_records, tmp_path, monkeypatch, capsys):
     assert train_lightning.run([*old, "--config", "tiny", "--output_dir", "here"]) == 0
     (last,) = tmp_path.glob("here/**/last.ckpt")
     content = load(last)
-    assert content["hyper_parameters"]["peak"] == 1e-4
+    assert content["hyper_parameters"]["peak"] == float(OLD.rpartition(" ")[2])
     assert content["global_step"] == 1

@@ -89,7 +89,7 @@ def test_pretraining_is_the_published_one(capsys):
     }
     stopping = next(each for each in found["trainer"]["callbacks"] if "EarlyStopping" in each["class_path"])
     assert stopping["init_args"]["patience"] == 50
-    assert stopping["init_args"]["min_delta"] == 5e-7
+    assert str(stopping["init_args"]["min_delta"]) == "5e-07"
     assert (found["trainer"]["max_epochs"], data["batch_size"], data["seed"]) == (100, 1, 94)
 
 
