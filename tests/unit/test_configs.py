@@ -86,10 +86,10 @@ def test_what_the_corrected_file_changes_has_its_reason_on_the_line_before():
     assert changed == {
         *("identical_attention_init", "validation_seed", "order", "fresh_validation_draws", "limit_train_batches"),
         *("check_val_every_n_epoch", "patience", "check_finite"),
-        *("every_n_epochs", "save_on_train_epoch_end", "monitor", "mode", "save_top_k", "save_last"),
+        *("every_n_epochs", "save_on_train_epoch_end", "monitor", "mode", "save_top_k"),
     }
     lines = text("finetune_corrected").splitlines()
-    for name in changed - {"every_n_epochs", "save_on_train_epoch_end", "mode", "save_top_k", "save_last", "monitor"}:
+    for name in changed - {"every_n_epochs", "save_on_train_epoch_end", "mode", "save_top_k", "monitor"}:
         numbers = [number for number, line in enumerate(lines) if line.strip().startswith(f"{name}:")]
         assert all("#" in lines[number - 1] for number in numbers), name
 

@@ -178,7 +178,7 @@ EXEMPT = {
     "tests/unit/parity/test_tolerances.py": "the numbers that were promised, so that the table cannot drift from them",
     "tests/unit/parity/test_convergence.py": "statistics held against published numbers, to their digits",
     "tests/unit/parity/test_planted_motifs.py": "scores held against their formulas, without the harness",
-    "tests/unit/parity/test_planted_records.py": "what records in float16, and the pipeline's soft clip, leave of the task",
+    "tests/unit/parity/test_planted_records.py": "what records in float16 and the pipeline's clip leave of the task",
     "tests/unit/test_configs.py": "the noise that the pipeline adds to accessibility",
     "tests/unit/weights/test_initialize.py": "which weights a gradient of zero has moved by rounding alone",
     "tests/unit/test_strategies.py": "sizes that the drawn numbers must have",
