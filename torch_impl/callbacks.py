@@ -39,6 +39,7 @@ class ResumableTraining(Callback):
 
     def __init__(self, seed: int | None = None) -> None:
         self.seed = seed
+        self._validating = False
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
         """Gives the module its final dtype: Lightning fills it from a checkpoint first, and would round to float32."""
@@ -58,6 +59,14 @@ class ResumableTraining(Callback):
         entropy = np.random.SeedSequence((self.seed, step, trainer.global_rank))
         torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0]) >> 1)
 
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """From here on a checkpoint would leave out the rest of the validation."""
+        self._validating = True
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """And from here on it has all of it."""
+        self._validating = False
+
     def on_save_checkpoint(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -70,14 +79,16 @@ class ResumableTraining(Callback):
     ) -> None:
         """Saves ``last.ckpt`` when the run is asked to end (SIGTERM), which Lightning heeds between two steps.
 
-        Not after anything else: within a step there is nothing to resume from, and the last checkpoint is better.
+        Not after anything else: within a step there is nothing to resume from, and the last checkpoint is better. Nor
+        within a validation where there is one already: a run that resumes from it would leave out the rest.
         """
         if not isinstance(exception, SIGTERMException):
             return
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.save_last and callback.dirpath is not None:
-                name = callback.CHECKPOINT_NAME_LAST + callback.FILE_EXTENSION
-                trainer.save_checkpoint(Path(callback.dirpath) / name)
+                path = Path(callback.dirpath) / (callback.CHECKPOINT_NAME_LAST + callback.FILE_EXTENSION)
+                if not (self._validating and path.exists()):
+                    trainer.save_checkpoint(path)
 
     def state_dict(self) -> dict[str, Any]:
         """The seed."""
@@ -127,7 +138,8 @@ class FiniteTraining(Callback):
 
     @staticmethod
     def _check(module: lightning.LightningModule, what: str) -> None:
-        wrong = [name for name, value in module.named_parameters() if not bool(torch.isfinite(value).all())]
+        tensors = (*module.named_parameters(), *module.named_buffers())
+        wrong = [name for name, value in tensors if not bool(torch.isfinite(value).all())]
         if wrong:
             raise NonFiniteError(
                 f"{what}, and so are {len(wrong)} tensors of the model, {wrong[0]} first; the checkpoints are those "

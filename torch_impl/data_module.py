@@ -238,7 +238,7 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         predict_shift: Characters by which their sequence windows are moved; the margin that their writer left.
 
     Raises:
-        ValueError: Only one of means and deviations is given, or the shift is out of range.
+        ValueError: Only one of means and deviations is given, or a number is out of range.
     """
 
     def __init__(
@@ -262,6 +262,12 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         super().__init__()
         if (motif_means is None) != (motif_deviations is None):
             raise ValueError("means and deviations of motif activity belong together")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        numbers = {"workers": workers, "seed": seed, "validation_seed": validation_seed, "predict_shift": predict_shift}
+        for name, value in numbers.items():
+            if value < 0:
+                raise ValueError(f"{name} must be at least 0, not {value}")
         self.folder = Path(folder)
         self.config = ExampleConfig.pretraining() if config is None else config
         self.batch_size = batch_size

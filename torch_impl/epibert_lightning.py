@@ -8,11 +8,12 @@ Letters in shapes: B batch, L base pairs, A accessibility values, N bins after t
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
 from jaxtyping import Float
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -63,7 +64,7 @@ class EpiBERTLightning(lightning.LightningModule):
         self,
         config: EpiBERTConfig | dict[str, Any],
         *,
-        loss_type: str = POISSON,
+        loss_type: Literal["poisson", "poisson_multinomial"] = POISSON,
         total_weight: float = 0.15,
         unmask_loss: bool = False,
         peak: float = 1e-4,
@@ -155,6 +156,7 @@ class EpiBERTLightning(lightning.LightningModule):
             TrainingError: It is not; the message names what differs.
         """
         check_same_model(self.model.config, checkpoint)
+        check_same_training(self, checkpoint)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         rates = {"lr": self.peak, "eps": self.epsilon, "global_clipnorm": self.global_clipnorm}
@@ -179,6 +181,25 @@ class EpiBERTLightning(lightning.LightningModule):
         for name, metric in ((f"{stage}_pearson", self.pearson), (f"{stage}_r2", self.r2)):
             self.log(name, metric.compute().squeeze(), prog_bar=True)
             metric.reset()
+
+
+TRAINING = ("peak", "peak_rna", "warmup", "decay", "floor", "constant_rate", "epsilon", "weight_decay")
+"""Settings that live on in the states of optimizer and schedule."""
+
+
+def check_same_training(module: lightning.LightningModule, checkpoint: Mapping[str, Any]) -> None:
+    """Insists that a run which goes on has the settings that it began with: those of the checkpoint would count.
+
+    Raises:
+        TrainingError: It has not; the message names what differs.
+    """
+    if module._trainer is None or module.trainer.state.fn != TrainerFn.FITTING:
+        return
+    saved = checkpoint.get("hyper_parameters", {})
+    both = [name for name in TRAINING if name in module.hparams and name in saved]
+    found = differences({name: module.hparams[name] for name in both}, {name: saved[name] for name in both})
+    if found:
+        raise TrainingError("a run goes on with the settings that it began with: " + "; ".join(found))
 
 
 def check_lengths(model: EpiBERTConfig, data: Any) -> None:

@@ -27,6 +27,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks as _EVERYONES_HOOKS
+from torch.nn.modules.module import _global_forward_pre_hooks as _EVERYONES_PRE_HOOKS
 
 from torch_impl.config import RELU_KERNEL, RELU_QUARTIC_KERNEL, EpiBERTConfig
 from torch_impl.random import projection_matrix, rotary_table, stateless_uniform
@@ -130,9 +132,11 @@ class Trunk(nn.Module):
 
     def _may_run_by_pieces(self, device: torch.device) -> bool:
         """Whether nobody sees the difference: no gradients, statistics of no batch, no hooks that count the calls."""
-        if torch.is_grad_enabled() or self.training or device.type != "cpu" or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or device.type != "cpu" or torch.compiler.is_compiling():
             return False
-        return not any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
+        if _EVERYONES_HOOKS or _EVERYONES_PRE_HOOKS:
+            return False
+        return not any(part.training or part._forward_hooks or part._forward_pre_hooks for part in self.modules())
 
     def predict(self, x: Float[Tensor, "B l C"], pointwise: "ConvBlock", profile: "Linear") -> Float[Tensor, "B O 1"]:
         """One head: its own convolution block and profile layer, the common Dropout, GELU and crop."""
@@ -680,7 +684,7 @@ def _by_pieces(
         pool: Positions that become one.
     """
     batch, length = x.shape[:2]
-    positions = max(SHORTEST_PIECE, PIECE_SIZE // (batch * width)) // pool * pool
+    positions = max(SHORTEST_PIECE, PIECE_SIZE // max(1, batch * width)) // pool * pool
     margin = -(-reach // pool) * pool
     result = None
     for start in range(0, length, positions):
@@ -751,7 +755,8 @@ def fast_bfloat16_products() -> bool:
         factor, taken = torch.ones(512, 512, dtype=dtype), []
         for _ in range(6):
             started = time.perf_counter()
-            torch.mm(factor, factor)
+            with torch.autocast("cpu", enabled=False):
+                torch.mm(factor, factor)
             taken.append(time.perf_counter() - started)
         seconds[dtype] = min(taken)
     return seconds[torch.bfloat16] <= seconds[torch.float32]

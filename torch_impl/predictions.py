@@ -62,6 +62,10 @@ class PredictionWriter(BasePredictionWriter):
         self.intervals = None if intervals is None else read_intervals(intervals)
         self.bigwig = bigwig
         self.sizes = None if chromosome_sizes is None else read_sizes(chromosome_sizes)
+        if self.sizes is not None:
+            for chromosome, _, end in self.intervals or ():
+                if end > self.sizes.get(chromosome, 0):
+                    raise TrainingError(f"{chromosome_sizes}: {chromosome} ends before {end}, where an interval ends")
         self._part: Any = None
 
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -108,9 +112,9 @@ class PredictionWriter(BasePredictionWriter):
                     file[name] = values
                 file.attrs["bin_length"] = data.config.output_res
                 file.attrs["records"] = str(loader.dataset.store.folder)
-            if self.bigwig:
-                self._write_tracks(rows, places, data.config.output_res)
             scratch.replace(self.output)
+        if self.bigwig:
+            self._write_tracks(rows, places, data.config.output_res)
 
     def on_exception(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException

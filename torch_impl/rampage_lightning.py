@@ -8,7 +8,7 @@ Letters in shapes: B batch, L base pairs, A accessibility values, N bins after t
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from torch_impl.checkpointing import checkpoint_activations
 from torch_impl.config import EpiBERTConfig
-from torch_impl.epibert_lightning import check_lengths, check_same_model
+from torch_impl.epibert_lightning import check_lengths, check_same_model, check_same_training
 from torch_impl.losses import POISSON, FinetuningLoss, finetuning_loss
 from torch_impl.metrics import R2, GeneCellCorrelation, Mean, PearsonR
 from torch_impl.optim import CosineWarmup, JointOptimizer, KerasAdamW, decay_groups
@@ -63,7 +63,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         self,
         config: EpiBERTConfig | dict[str, Any],
         *,
-        loss_type: str = POISSON,
+        loss_type: Literal["poisson", "poisson_multinomial"] = POISSON,
         total_weight: float = 0.15,
         atac_scale: float = 1e-3,
         peak: float = 5e-4,
@@ -123,6 +123,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
             TrainingError: It is not; the message names what differs.
         """
         check_same_model(self.model.config, checkpoint)
+        check_same_training(self, checkpoint)
 
     def loss(self, prediction: tuple[Profile | None, Profile], batch: Batch) -> FinetuningLoss:
         """The loss that is minimised, and those of the heads: RNA on all bins, ATAC on the masked ones, pooled."""

@@ -5,7 +5,8 @@ can be overridden on the command line, and ``--print_config`` shows them all. Al
 ``FiniteTraining``, and checkpoints that are written as a whole and read without running code.
 
 Exit status 0: done. 1: training has gone to NaN or infinity. 2: wrong use or bad input, with one line that says what.
-130 and 143: interrupted (SIGINT, SIGTERM); ``last.ckpt`` resumes.
+130: interrupted (SIGINT); the last checkpoint resumes. 143: asked to end (SIGTERM); ``last.ckpt``, written between two
+steps of training, resumes.
 """
 
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -25,7 +27,7 @@ from torch_impl.checkpointing import SafeCheckpointIO, TrainingError, read_check
 from torch_impl.data.records import DataError
 
 DONE, DIVERGED, WRONG_USE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-USER_ERRORS = (TrainingError, DataError, MisconfigurationException, FileNotFoundError, ModuleNotFoundError)
+USER_ERRORS = (TrainingError, DataError, MisconfigurationException, OSError, ModuleNotFoundError)
 
 DESCRIPTION = "Train, validate, test and predict with EpiBERT in PyTorch Lightning."
 
@@ -103,7 +105,10 @@ class Command(LightningCLI):
         if path is not None:
             if self.initializer is None:
                 raise TrainingError("--init_from belongs to `epibert train`")
-            always.append(self.initializer(path, self._get(self.config_init, "init_training_state")))
+            initializer = self.initializer(path, self._get(self.config_init, "init_training_state"))
+            if any(isinstance(callback, type(initializer)) for callback in _listed(self._callbacks())):
+                raise TrainingError(f"--init_from and a callback {type(initializer).__name__}: one of them is too many")
+            always.append(initializer)
         elif self._get(self.config_init, "init_training_state"):
             raise TrainingError("--init_training_state says nothing without --init_from")
         settings = self._get(self.config_init, "trainer")
@@ -111,6 +116,9 @@ class Command(LightningCLI):
         settings["callbacks"] = [*(c for c in always if type(c) not in given), *_listed(settings["callbacks"])]
         settings["plugins"] = [SafeCheckpointIO(), *_listed(settings["plugins"])]
         return super().instantiate_trainer(**kwargs)
+
+    def _callbacks(self) -> Any:
+        return self._get(self.config_init, "trainer")["callbacks"]
 
 
 def _listed(value: Any) -> list[Any]:
@@ -137,19 +145,26 @@ def main(
     """
     _quieten()
     try:
-        Command(sys.argv[1:] if arguments is None else arguments, initializer=initializer, program=program)
+        given = sys.argv[1:] if arguments is None else arguments
+        command = Command(given, initializer=initializer, program=program)
     except SIGTERMException:
         return TERMINATED
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except SystemExit as error:
+        # Lightning ends the process by itself when it is interrupted.
+        if isinstance(error.__context__, KeyboardInterrupt):
+            return INTERRUPTED
+        raise
     except NonFiniteError as error:
         return _fail(program, error, DIVERGED)
     except (*USER_ERRORS, *errors) as error:
         return _fail(program, error, WRONG_USE)
+    for callback in command.trainer.early_stopping_callbacks:
+        if callback is not None and callback.stopping_reason is EarlyStoppingReason.NON_FINITE_METRIC:
+            return _fail(program, callback.stopping_reason_message, DIVERGED)
     return DONE
 
 
-def _fail(program: str, error: Exception, status: int) -> int:
+def _fail(program: str, error: object, status: int) -> int:
     print(f"{program}: error: {error}", file=sys.stderr)
     return status
 

@@ -190,6 +190,9 @@ def transfer_command(
     if is_model_directory(checkpoint):
         source: Checkpoint | str = checkpoint
         told = read_arguments(Path(checkpoint) / CONFIG_FILE)
+    elif is_lightning_checkpoint(checkpoint):
+        source = checkpoint
+        told = dataclasses.asdict(load_lightning(checkpoint)[0].config)
     else:
         source = open_checkpoint(checkpoint)
         inferred = _infer(source)

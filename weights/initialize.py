@@ -19,7 +19,7 @@ from weights.constants import Choice
 from weights.errors import CheckpointError, MappingError, listing
 from weights.lightning_checkpoint import is_lightning_checkpoint, load_lightning, load_optimizer_state
 from weights.model_directory import is_model_directory, load_saved_training_state, load_transplanted
-from weights.transfer import Transfer, is_fine_tuned, transfer
+from weights.transfer import FUNCTION, Transfer, is_fine_tuned, transfer
 from weights.transplant import transplant
 
 
@@ -44,6 +44,13 @@ def fill(path: str | os.PathLike[str], model: Trunk, *, constants: Choice = "aut
         source, training_state = load_transplanted(path), load_saved_training_state(path)
     else:
         return transplant(path, model, constants=constants).training_state
+    found = [
+        f"{name}: {getattr(source.config, name)}, to be filled is {getattr(model.config, name)}"
+        for name in FUNCTION
+        if getattr(source.config, name) != getattr(model.config, name)
+    ]
+    if found:
+        raise MappingError(listing(f"{path} is of a model that computes something else", found))
     _copy(path, source, model)
     return training_state
 
@@ -93,6 +100,7 @@ class InitializeFrom(Callback):
         self.training_state = training_state
         self.constants: Choice = constants
         self.allow = tuple(allow)
+        self._fitted = False
         self.record: Transfer | None = None
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -101,6 +109,7 @@ class InitializeFrom(Callback):
         Raises:
             CheckpointError: see `fill`; or the source has no training state, or one that does not fit.
         """
+        self._fitted = True
         if trainer.ckpt_path is not None:
             trainer.print(f"{trainer.ckpt_path} is resumed, so nothing is taken from {self.path}")
             return
@@ -121,15 +130,22 @@ class InitializeFrom(Callback):
     def on_validation_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Fills the model where validating is all there is to do."""
         if trainer.state.fn == TrainerFn.VALIDATING:
-            self.fill(_model(pl_module))
+            self._begin(trainer, pl_module)
 
     def on_test_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Fills the model."""
-        self.fill(_model(pl_module))
+        self._begin(trainer, pl_module)
 
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Fills the model."""
-        self.fill(_model(pl_module))
+        self._begin(trainer, pl_module)
+
+    def _begin(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
+        """Fills a model that has been neither trained nor taken from a checkpoint of the Trainer's."""
+        if trainer.ckpt_path is not None:
+            trainer.print(f"the model is that of {trainer.ckpt_path}; nothing is taken from {self.path}")
+        elif not self._fitted:
+            self.fill(_model(module))
 
     def fill(self, model: Trunk) -> Mapping[str, np.ndarray]:
         """Fills a model for fine-tuning from a pretrained one by `transfer`, and every other from one of its kind.

@@ -57,6 +57,19 @@ _FIXED = (
 )
 """Sizes that both models must have alike."""
 
+_FORMULAS = (
+    "kernel_transformation",
+    "kernel_stabilizer",
+    "use_rot_emb",
+    "rotary_bfloat16",
+    "batch_norm_epsilon",
+    "layer_norm_epsilon",
+    "gelu_cubic_coefficient",
+    "gelu_erf_scale",
+)
+FUNCTION = (*_FORMULAS, "seed")
+"""Fields that decide what is computed with the same tensors."""
+
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
 
@@ -369,7 +382,7 @@ def _insist(pretrained: _Pretrained, model: EpiBERTRampage, allow: Collection[st
     before, after = pretrained.model.config, model.config
     wrong = [
         f"{name}: pretrained with {getattr(before, name)}, to be filled is {getattr(after, name)}"
-        for name in _FIXED
+        for name in (*_FIXED, *_FORMULAS)
         if getattr(before, name) != getattr(after, name)
     ]
     widths = [config.hidden_size // config.final_point_scale for config in (before, after)]

@@ -21,7 +21,7 @@ from torch_impl.data.examples import (
     unmask_candidates,
     visible_bins,
 )
-from torch_impl.data.records import Record
+from torch_impl.data.records import DataError, Record
 from torch_impl.float32 import row_sums
 from torch_impl.random import Generator, stateless_integers, stateless_permutation, stateless_uniform
 
@@ -225,6 +225,9 @@ class InferenceDraws:
 
     def draw(self, record: Record, config: ExampleConfig, *, epoch: int = 0, index: int = 0) -> Draws:
         """As ``DrawSource``."""
+        most = len(record.sequence) - config.input_length
+        if not 0 <= self.shift <= most:
+            raise DataError(f"windows cannot be moved by {self.shift}: the sequence leaves room for {most} at most")
         drawn = self._own.draw(record, config, epoch=epoch, index=index)
         silence = {name: np.zeros_like(getattr(drawn, name)) for name in ("atac_noise", "motif_noise")}
         return dataclasses.replace(drawn, shift=self.shift, reverse_complement=False, **silence)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from tests.unit.torch_impl.training import (
@@ -103,10 +104,43 @@ def test_only_a_request_to_end_saves(whole, records, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     monkeypatch.setattr(EpiBERTLightning, "on_train_batch_start", fail)
-    with pytest.raises(SystemExit):
-        fit(write_config(tmp_path, records, checkpoint={"every_n_train_steps": 2}))
+    assert fit(write_config(tmp_path, records, checkpoint={"every_n_train_steps": 2})) == 130
     assert load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2
     assert issubclass(SIGTERMException, SystemExit)
+
+
+@pytest.mark.parametrize("when", ["before a validation", "within it", "within the first", "after it"])
+def test_a_request_to_end_saves_but_within_a_validation(tmp_path, monkeypatch, when):
+    if when != "within the first":
+        (tmp_path / "last.ckpt").touch()
+    saved: list[Path] = []
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False,
+        callbacks=[ModelCheckpoint(dirpath=tmp_path, save_last=True)],
+    )  # fmt: skip
+    monkeypatch.setattr(trainer, "save_checkpoint", saved.append)
+    callback, module = ResumableTraining(), EpiBERTLightning(model_config())
+    if when != "before a validation":
+        callback.on_validation_batch_start(trainer, module, [], 0)
+    if when == "after it":
+        callback.on_validation_end(trainer, module)
+    callback.on_exception(trainer, module, SIGTERMException())
+    assert saved == ([] if when == "within it" else [tmp_path / "last.ckpt"])
+
+
+def test_a_run_that_is_asked_to_end_within_a_validation_makes_it_again(whole, records, tmp_path, monkeypatch):
+    def end(self: Any, batch: Any, batch_idx: int) -> None:
+        self.trainer._signal_connector.received_sigterm = self.global_step == 4
+
+    monkeypatch.setattr(EpiBERTLightning, "on_validation_batch_start", end, raising=False)
+    assert fit(write_config(tmp_path, records)) == 143
+    monkeypatch.undo()
+    saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    step = load(saved)["global_step"]
+    assert step <= 4
+    resumed = tmp_path / "resumed"
+    assert fit(write_config(resumed, records), "--ckpt_path", saved) == 0
+    assert_goes_on(whole, resumed, step)
 
 
 # --- NaN -------------------------------------------------------------------------------------------------------------
@@ -157,6 +191,10 @@ def test_weights_that_are_not_finite_are_not_saved():
     with torch.no_grad():
         dict(module.named_parameters())["model.stem_conv.bias"][0] = torch.inf
     with pytest.raises(NonFiniteError, match=r"not finite at step 0.* 1 tensors.*stem_conv\.bias"):
+        FiniteTraining().on_save_checkpoint(trainer, module, {})
+    module = EpiBERTLightning(model_config())
+    dict(module.named_buffers())["model.conv_tower.0.block.norm.running_var"][0] = torch.inf
+    with pytest.raises(NonFiniteError, match=r"1 tensors.*running_var"):
         FiniteTraining().on_save_checkpoint(trainer, module, {})
 
 

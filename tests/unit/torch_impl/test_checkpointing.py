@@ -192,3 +192,8 @@ def test_norms_update_again_afterwards(twins):
     run(checkpointed)
     assert [module.update_rate for module in checkpointed.modules() if isinstance(module, BatchNorm)] == rates
     assert all(rates)
+
+
+def test_a_place_that_is_no_folder_is_refused():
+    with pytest.raises(TrainingError, match=r"memory://bucket/last\.ckpt: checkpoints are written to folders"):
+        SafeCheckpointIO().save_checkpoint({"state_dict": {}}, "memory://bucket/last.ckpt")

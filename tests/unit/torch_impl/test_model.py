@@ -685,7 +685,9 @@ def test_an_incomplete_window_at_the_end_is_dropped_in_pieces_too(monkeypatch):
         assert_same(model_module._by_pieces(block, x, width=32, reach=2, pool=4), block(x))
 
 
-@pytest.mark.parametrize("why", ["gradients", "training", "a hook", "a hook before"])
+@pytest.mark.parametrize(
+    "why", ["gradients", "training", "statistics alone", "a hook", "a hook before", "a hook of all"]
+)
 def test_whoever_could_see_the_pieces_gets_the_whole(monkeypatch, why):
     model = small(**NO_DROPOUT).double()
     lengths = in_pieces(monkeypatch, 4)
@@ -697,6 +699,27 @@ def test_whoever_could_see_the_pieces_gets_the_whole(monkeypatch, why):
         model.stem_conv.register_forward_hook(lambda *_: None)
     if why == "a hook before":
         model.conv_tower[0].register_forward_pre_hook(lambda *_: None)
-    with torch.set_grad_enabled(why == "gradients"):
-        model(*inputs(model.config))
+    if why == "statistics alone":
+        model.conv_tower[0].block.norm.train()
+    of_all = nn.modules.module.register_module_forward_hook(lambda *_: None) if why == "a hook of all" else None
+    try:
+        with torch.set_grad_enabled(why == "gradients"):
+            model(*inputs(model.config))
+    finally:
+        if of_all is not None:
+            of_all.remove()
     assert lengths == []
+
+
+def test_a_batch_of_nothing_gives_nothing():
+    assert predict(small(), batch=0).shape == (0, 5, 1)
+
+
+def test_products_are_measured_in_their_own_precisions_whatever_is_around(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    seen = []
+    monkeypatch.setattr(torch, "mm", lambda one, other: seen.append((one.dtype, torch.is_autocast_enabled("cpu"))))
+    with torch.autocast("cpu", torch.bfloat16):
+        model_module.fast_bfloat16_products.__wrapped__()
+    assert set(seen) == {(torch.float32, False), (torch.bfloat16, False)}

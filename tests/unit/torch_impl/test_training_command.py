@@ -219,10 +219,49 @@ def test_a_checkpoint_of_another_configuration_is_refused_and_named(capsys, trai
     assert last.read_bytes() == before
 
 
-def test_the_configuration_counts_and_not_what_the_checkpoint_says(trained, records, tmp_path):
-    config = write_config(tmp_path, records, module={"peak": 2e-2})
-    assert train("fit", "--config", config, "--ckpt_path", steps_of(trained)[7]) == 0
-    assert load(steps_of(tmp_path)[8])["hyper_parameters"]["peak"] == 2e-2
+def test_a_run_goes_on_with_the_settings_that_it_began_with_or_not_at_all(capsys, trained, records, tmp_path):
+    config = write_config(tmp_path, records, module={"peak": 2e-2, "warmup": 9})
+    said = failing(capsys, "fit", "--config", config, "--ckpt_path", steps_of(trained)[7])
+    assert "goes on with the settings that it began with: peak: the checkpoint has" in said
+    assert "warmup: the checkpoint has" in said
+    assert train("validate", "--config", config, "--ckpt_path", steps_of(trained)[7]) == 0
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        ("module", {"loss_type": "possion"}, "loss_type"),
+        ("loader", {"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ("loader", {"workers": -1}, "workers must be at least 0, not -1"),
+        ("loader", {"seed": -1}, "seed must be at least 0, not -1"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(capsys, records, tmp_path, part, changes, message):
+    config = write_config(tmp_path, records, **{part: changes})
+    try:
+        status = train("fit", "--config", config)
+    except SystemExit as error:  # of the parser
+        status = error.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_validation_loss_that_is_nan_is_told_and_no_success(capsys, records, tmp_path, monkeypatch):
+    monkeypatch.setattr(EpiBERTLightning, "loss", lambda self, prediction, batch: prediction.sum() * torch.nan)
+    monkeypatch.setattr(
+        EpiBERTLightning, "training_step", lambda self, batch, batch_idx: self(*batch[:2], batch[5]).sum()
+    )
+    stopping = "--trainer.callbacks+=torch_impl.early_stopping.EpiBERTEarlyStopping"
+    assert train("fit", "--config", write_config(tmp_path, records), stopping) == 1
+    assert "val_loss" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_so(records, tmp_path, monkeypatch):
+    def interrupt(self: Any, batch: Any, batch_idx: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EpiBERTLightning, "training_step", interrupt)
+    assert train("fit", "--config", write_config(tmp_path, records)) == 130
 
 
 def test_a_checkpoint_with_code_is_refused(capsys, records, tmp_path):

@@ -1,6 +1,7 @@
 """Training that starts from somewhere: TensorFlow, a transplanted folder, another run; and goes back."""
 
 import dataclasses
+import types
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import lightning
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -273,3 +275,30 @@ def test_a_run_without_names_of_parameters_says_so(tmp_path):
 
 def test_export_of_a_model_alone(tmp_path):
     assert export(EpiBERT(CONFIG), tmp_path / "out").name == "ckpt-1"
+
+
+@pytest.mark.parametrize("change", [{"seed": 7}, {"layer_norm_epsilon": 1e-3}], ids=str)
+def test_a_model_that_computes_something_else_with_the_same_tensors_is_no_source(tmp_path, change):
+    source = build("P1")
+    transplant(prefix(AFTER), source, constants="philox").save(tmp_path / "source", source)
+    model = EpiBERT(dataclasses.replace(source.config, **change))
+    before = fingerprint(model)
+    with pytest.raises(MappingError, match=next(iter(change))):
+        fill(tmp_path / "source", model)
+    assert fingerprint(model) == before
+
+
+@pytest.mark.parametrize("hook", ["on_validation_start", "on_test_start", "on_predict_start"])
+@pytest.mark.parametrize("why", ["trained", "a checkpoint of the Trainer's", "nothing else"])
+def test_weights_that_were_trained_or_loaded_are_not_replaced(monkeypatch, hook, why):
+    filled: list[str] = []
+    monkeypatch.setattr(InitializeFrom, "fill", lambda self, model: filled.append(self.path) or {})
+    callback, module = InitializeFrom("somewhere"), EpiBERTLightning(CONFIG)
+    state = types.SimpleNamespace(fn=TrainerFn.VALIDATING)
+    path = "some.ckpt" if why == "a checkpoint of the Trainer's" else None
+    trainer: Any = types.SimpleNamespace(ckpt_path=path, print=lambda text: None, state=state)
+    if why == "trained":
+        callback.on_fit_start(trainer, module)
+        filled.clear()
+    getattr(callback, hook)(trainer, module)
+    assert filled == (["somewhere"] if why == "nothing else" else [])

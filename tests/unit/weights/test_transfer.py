@@ -15,6 +15,7 @@ from torch_impl import EpiBERTConfig, EpiBERTRampage
 from torch_impl.epibert_lightning import EpiBERTLightning
 from torch_impl.rampage_lightning import EpiBERTRampageLightning
 from weights import CheckpointError, load_saved_training_state, load_transplanted, read_checkpoint, transfer, transplant
+from weights.command import transfer_command
 from weights.errors import MappingError, OutputError
 from weights.initialize import InitializeFrom
 from weights.inits import inits_paths, read_inits
@@ -334,3 +335,17 @@ def test_a_run_is_told_what_it_must_ask_for_and_cannot_take_over(folder, tmp_pat
     )
     with pytest.raises(CheckpointError, match="its optimizer has no state for those of fine-tuning"):
         begin(InitializeFrom(str(folder), training_state=True), to_fill(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change", [{"kernel_transformation": "softmax"}, {"batch_norm_epsilon": 1e-3}, {"use_rot_emb": False}], ids=str
+)
+def test_a_source_that_tells_its_formulas_must_tell_the_models(folder, run, change):
+    (name,) = change
+    for source in (folder, run):
+        assert name in refused(source, to_fill(**change))
+
+
+def test_the_command_takes_a_lightning_checkpoint(run, tmp_path):
+    assert transfer_command(str(run), str(tmp_path / "out"), constants="philox") == 0
+    assert is_fine_tuned(tmp_path / "out")
