@@ -175,12 +175,31 @@ class ResumableLoader(DataLoader[Example]):
             yield batch
         self._positions.given = self._given = 0
 
-    def state_dict(self) -> dict[str, int]:
-        """Epoch, and how many of its positions were given out."""
-        return {"epoch": self._positions.epoch, "given": self._given}
+    def _described(self) -> dict[str, Any]:
+        """What a number of positions means something with."""
+        positions = self._positions
+        return {
+            "records": sum(positions.shard_sizes),
+            "order": positions.order,
+            "seed": positions.seed,
+            "processes": positions.num_replicas,
+        }
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on from a state."""
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, how many of its positions were given out, and what they were positions of."""
+        return {"epoch": self._positions.epoch, "given": self._given, "of": self._described()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state.
+
+        Raises:
+            DataError: The state is of the middle of an epoch of other records, or of another order or sharing of them.
+        """
+        if state["given"] and state["of"] != self._described():
+            raise DataError(
+                f"a run cannot go on within an epoch with other data: it began with {state['of']}, now there are "
+                f"{self._described()}"
+            )
         self._positions.epoch = state["epoch"]
         self._positions.given = state["given"] if state["given"] < len(self._positions) else 0
 

@@ -264,6 +264,23 @@ def test_a_loader_goes_on_where_another_was_interrupted(folder, given):
     assert len(list(resumed)) == 3
 
 
+@pytest.mark.parametrize(
+    "change", [{"seed": 2}, {"order": "stored"}, {"processes": 2}, {"shard_sizes": (*SIZES, 1)}], ids=str
+)
+def test_a_run_does_not_go_on_within_an_epoch_of_other_data(folder, change):
+    def loader(shard_sizes=SIZES, **options: Any) -> ResumableLoader:
+        sampler = ExampleSampler(shard_sizes, **{"order": "records", "seed": 1, **options})
+        return ResumableLoader(dataset(folder), sampler, batch_size=3, collate_fn=collate)
+
+    begun = loader()
+    between = begun.state_dict()
+    next(iter(begun))
+    other = loader(**change)
+    with pytest.raises(DataError, match="cannot go on within an epoch with other data"):
+        other.load_state_dict(begun.state_dict())
+    other.load_state_dict(between)
+
+
 # --- in Lightning ----------------------------------------------------------------------------------------------------
 
 
