@@ -17,6 +17,7 @@ from torch_impl import predictions
 from torch_impl.checkpointing import TrainingError
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
 from torch_impl.data.draws import InferenceDraws, OwnDraws
+from torch_impl.data.records import DataError
 from torch_impl.data.tfrecord import _tensor, write_records
 from torch_impl.data_module import EpiBERTDataModule
 from torch_impl.epibert_lightning import EpiBERTLightning
@@ -98,6 +99,22 @@ def test_examples_to_predict_are_as_stored(folder):
     example = dataset[(0, 1)]
     letters = np.frombuffer(record.sequence[3:], np.uint8)[: DATA["input_length"]]
     assert [b"ACGT".find(bytes([letter]).upper()) % 5 for letter in letters] == example.sequence.tolist()
+
+
+@pytest.mark.parametrize("shift", [-1, 17])
+def test_a_shift_that_the_letters_leave_no_room_for_is_named(shift):
+    record = synthetic_record(example_config(), 0)
+    with pytest.raises(DataError, match=f"cannot be moved by {shift}: the sequence leaves room for 16"):
+        InferenceDraws(0, shift).draw(record, example_config())
+
+
+def test_a_chromosome_that_is_too_short_is_named_before_anything_is_predicted(folder, tmp_path):
+    (tmp_path / "sizes.txt").write_text("chr1\t2000\nchr2\t600\n")
+    with pytest.raises(TrainingError, match=r"sizes\.txt: chr2 ends before 612"):
+        PredictionWriter(
+            str(tmp_path / "a.h5"), str(folder / "intervals.bed"), bigwig=True,
+            chromosome_sizes=str(tmp_path / "sizes.txt"),
+        )  # fmt: skip
 
 
 def test_tracks_cover_every_position_once(folder, tmp_path):

@@ -256,6 +256,13 @@ def test_a_validation_loss_that_is_nan_is_told_and_no_success(capsys, records, t
     assert "val_loss" in capsys.readouterr().err
 
 
+def test_two_places_to_start_from_are_one_too_many(capsys, trained, records, tmp_path):
+    path = steps_of(trained)[7]
+    again = ("--trainer.callbacks+=weights.initialize.InitializeFrom", f"--trainer.callbacks.path={path}")
+    said = failing(capsys, "fit", "--config", write_config(tmp_path, records), "--init_from", path, *again)
+    assert "--init_from and a callback InitializeFrom: one of them is too many" in said
+
+
 def test_an_interrupted_run_says_so(records, tmp_path, monkeypatch):
     def interrupt(self: Any, batch: Any, batch_idx: int) -> None:
         raise KeyboardInterrupt
