@@ -28,10 +28,11 @@ browser: .venv/installed
 lint: .venv/installed
 	$(BIN)/pre-commit run --all-files
 
-# What names its device, on a GPU; fails where there is none.
+# What names its device, and the ladder with the port on a GPU; fails where there is none.
 test-gpu: .venv/installed
 	$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'no CUDA device')"
-	$(BIN)/python -m pytest -k cuda tests/unit/torch_impl
+	$(BIN)/python -m pytest -k cuda tests/unit
+	$(BIN)/epibert parity --device cuda --out out/parity_cuda
 
 bench: .venv/installed
 	$(BIN)/epibert bench

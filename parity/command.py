@@ -28,6 +28,7 @@ def parity(
     bins: int = 64,
     batch: int = 2,
     goldens: str | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> int:
     """Climb the ladder: does the port compute what the original computes, layer by layer?
 
@@ -48,6 +49,7 @@ def parity(
         bins: Window for a checkpoint of your own, in 128-bp bins; no weight depends on its length.
         batch: Number of synthetic examples for a checkpoint of your own.
         goldens: Folder of the recorded cases; that of the repository by default.
+        device: Where the port computes.
     """
     from parity.ledger import Ledger
     from parity.pairs.epibert_run import GOLDENS, UsageError, run
@@ -72,6 +74,7 @@ def parity(
                 bins=bins,
                 batch=batch,
                 jobs=min(2, os.cpu_count() or 1),
+                device=device,
                 ledger=Ledger(goldens=Path(GOLDENS if goldens is None else goldens)),
                 say=lambda text: status.update(escape(text)),
             )

@@ -335,7 +335,7 @@ def test_every_argument_of_the_command_is_explained(capsys):
     with pytest.raises(SystemExit):
         command.main(["parity", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for name in ("checkpoint", "config", "gates", "out", "reference", "bins", "batch", "goldens"):
+    for name in ("checkpoint", "config", "gates", "out", "reference", "bins", "batch", "goldens", "device"):
         assert f"--{name}" in text
     for word in ("Rungs to prove", "Folder for the three files", "128-bp bins"):
         assert word in text
@@ -365,7 +365,8 @@ def test_every_argument_reaches_the_work(tmp_path, monkeypatch):
 
     monkeypatch.setattr(epibert_run, "run", run)
     given = ("--checkpoint", "c", "--config", "f.json", "--bins", "8", "--batch", "3", "--goldens", "g")
-    assert status_of(*given, "--gates", "weights layers", "--reference", "live", "--out", tmp_path / "out") == 2
+    more = ("--gates", "weights layers", "--reference", "live", "--device", "cuda", "--out", tmp_path / "out")
+    assert status_of(*given, *more) == 2
     del seen["say"], seen["jobs"], seen["ledger"]
     assert seen == {
         "checkpoint": "c",
@@ -375,6 +376,7 @@ def test_every_argument_reaches_the_work(tmp_path, monkeypatch):
         "goldens": "g",
         "gates": ["weights", "layers"],
         "reference": "live",
+        "device": "cuda",
     }
 
 
