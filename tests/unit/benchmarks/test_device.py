@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from benchmarks.device import measure, reference_outputs
 from tests.unit.torch_impl.training import MODEL
 from torch_impl import EpiBERTConfig
 
-LONGER = {"num_heads": 1, "output_length": 32, "final_output_length": 28, "max_seq_length": 32}
+LONGER: dict[str, Any] = {"num_heads": 1, "output_length": 32, "final_output_length": 28, "max_seq_length": 32}
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
