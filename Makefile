@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: parity test convergence slow browser lint test-gpu bench clean
+.PHONY: parity test convergence slow huggingface browser lint test-gpu bench clean
 .DEFAULT_GOAL := parity
 
 # Compares port and reference level by level on the recorded checkpoint: verdict on the terminal, report in out/parity.
@@ -20,6 +20,12 @@ convergence: .venv/installed
 # Proofs that take long each.
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+# Other people's BERT, beside .venv: torchmetrics imports transformers wherever it is installed, for seconds each time.
+huggingface: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target out/huggingface --no-deps \
+		-c constraints.txt transformers huggingface-hub tokenizers regex
+	PYTHONPATH=out/huggingface $(BIN)/python -m pytest -m huggingface
 
 # The report in Chromium, which must be installed.
 browser: .venv/installed
