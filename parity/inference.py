@@ -243,7 +243,7 @@ class _Search:
         *,
         by_weights: bool,
     ) -> None:
-        self.inputs, self.table, self.by_weights = inputs, table, by_weights
+        self.inputs, self.by_weights = inputs, by_weights
         self.disputed = False
         self.ambiguous: dict[str, str] = {}
         models, _ = lift(reference, ("float64",))

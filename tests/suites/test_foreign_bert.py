@@ -1,5 +1,6 @@
 """BERT of Hugging Face's transformers, TensorFlow against PyTorch, none of it written for this harness."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ pytestmark = pytest.mark.huggingface
 
 
 @pytest.fixture(scope="module")
-def reference(tensorflow) -> Any:
-    pytest.MonkeyPatch().setenv("HF_HUB_OFFLINE", "1")  # weights are random: nothing is fetched
-    return spectrogram.randomize(bert.reference())
+def reference(tensorflow) -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HUB_OFFLINE", "1")  # weights are random: nothing is fetched
+        yield spectrogram.randomize(bert.reference())
 
 
 @pytest.fixture

@@ -217,3 +217,26 @@ def test_a_layer_without_a_counterpart_in_pytorch_says_why(tensorflow):
     model = chain(layers.GRU(3, reset_after=False))
     found = parity.infer(model, nn.GRU(4, 3, batch_first=True), np.zeros((2, 6, 4), np.float32))
     assert "reset_after" in str(found)
+
+
+class Sly(Attention):
+    """A forward that computes something else while it is traced."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        return y if type(y) is Tensor else y + y
+
+
+def test_a_graph_that_computes_something_else_is_not_used(tensorflow):
+    found = parity.infer(attention(), Sly(), X)
+    assert "something else" in found.untraced[""]
+    assert pairs_of(found) == {"a": "query", "b": "key"}
+    assert "difference" in found.layer_map.ignored
+
+
+def test_a_layer_that_the_port_does_without_is_named_and_left_out(tensorflow):
+    found = parity.infer(attention(), Attention(), X, ignored={"difference": "the port subtracts"})
+    assert found.layer_map.ignored == {"difference": "the port subtracts"}
+    assert "difference" not in pairs_of(found).values()
+    with pytest.raises(ValueError, match="not there"):
+        parity.infer(attention(), Attention(), X, ignored={"sum": "there is none"})

@@ -153,3 +153,18 @@ def test_inside_a_module_that_cannot_be_traced_the_operations_have_names():
     assert isinstance(named.module.get_submodule("linear.0.sigmoid"), Operation)
     assert isinstance(port.linear[0], Block)
     assert torch.equal(named.module(INPUT), port(INPUT))
+
+
+def test_an_argument_that_may_be_left_out_is_not_taken_for_given():
+    class Optional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(6, 6)
+
+        def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+            return self.linear(x) if shift is None else self.linear(x) + shift
+
+    port = Optional()
+    named = name_operations(port)
+    assert "optional" in named.untraced[""]
+    assert torch.equal(named.module(INPUT), port(INPUT))
