@@ -62,8 +62,9 @@ def test_a_square_kernel_is_arranged_by_its_type_and_confirmed_by_value(tensorfl
     assert arrangement.name.startswith("dense")
 
 
-def test_the_port_is_left_as_it_was(tensorflow):
-    port = Attention()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_port_is_left_as_it_was(tensorflow, dtype):
+    port = Attention().to(dtype)
     before = {name: (id(tensor), tensor.clone()) for name, tensor in port.state_dict(keep_vars=True).items()}
     parity.infer(attention(), port, X)
     assert all(id(port.state_dict(keep_vars=True)[name]) == place for name, (place, _) in before.items())
