@@ -229,7 +229,7 @@ class Bundle(NamedTuple):
         forms: Type and shape of each.
     """
 
-    data: UInt8[Tensor, "N"]
+    data: Tensor
     forms: tuple[tuple[str, tuple[int, ...]], ...]
 
     def fields(self) -> list[Tensor]:

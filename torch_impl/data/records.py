@@ -82,10 +82,9 @@ def check_record(record: Record) -> None:
     """
     for name in ARRAYS:
         array = getattr(record, name)
-        if array is not None and array.dtype.kind == "f":
-            if not _finite(array):
-                wrong = int(np.count_nonzero(~np.isfinite(array)))
-                raise DataError(f"{name} has {wrong} values that are not finite")
+        if array is not None and array.dtype.kind == "f" and not _finite(array):
+            wrong = int(np.count_nonzero(~np.isfinite(array)))
+            raise DataError(f"{name} has {wrong} values that are not finite")
     if record.motif_activity.size and np.ptp(record.motif_activity) == 0:
         raise DataError(f"motif_activity is {record.motif_activity.flat[0]:g} throughout and cannot be scaled")
     letters = np.frombuffer(record.letters, np.uint8) | 0x20

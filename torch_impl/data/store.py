@@ -7,8 +7,8 @@ A folder of converted records::
     train/NAME.json           what is in it; a file without one is not finished and does not count
 
 Every array of a file has one row for each record and one chunk for each row, compressed, so reading an example takes as
-long in a large file as in a small one. Compression is HDF5's own gzip, so every program that reads HDF5 reads the files;
-here ISA-L packs and unpacks the chunks, several times as fast as HDF5 does, and its checksum finds damage.
+long in a large file as in a small one. Compression is HDF5's own gzip, so every program that reads HDF5 reads the
+files; here ISA-L packs and unpacks the chunks, several times as fast as HDF5, and the checksum of each finds damage.
 
 Sequences lie in a table of their own, at two bits a base as ``letters`` says. Records name a file and a row of it, so
 records of several cell types share theirs. A file whose sequences others share is known to them by what it stores, so
@@ -203,8 +203,9 @@ class Store:
         return self._read(index, for_training=False)
 
     def for_training(self, index: int) -> Record:
-        """One record as ``make_example`` needs it, in less time: without the features that nothing reads, its sequence as
-        base indices if all of it is A, C, G and T.
+        """One record as ``make_example`` needs it, in less time.
+
+        It is without the features that nothing reads, and its sequence is base indices if all of it is A, C, G and T.
 
         Raises:
             DataError: It cannot be read.
@@ -376,7 +377,7 @@ class Writer:
             if name in self._small:
                 self._small[name].append(value)
             else:
-                self._write_row(name, number, isal_zlib.compress(np.ascontiguousarray(value), _LEVEL))
+                self._write_row(name, number, isal_zlib.compress(np.ascontiguousarray(value).data, _LEVEL))
         for name, data in record.others.items():
             _grow(self._others[name], number)
             self._others[name][number] = np.frombuffer(data, np.uint8)
@@ -463,11 +464,11 @@ class Writer:
             row = self._own[key] = len(self._own)
             packed, others = pack(sequence)
             # There is hardly anything left to compress; this adds the checksum.
-            self._write_row(SEQUENCES, row, zlib.compress(packed, 0))
+            self._write_row(SEQUENCES, row, zlib.compress(packed.data, 0))
             self._small[HAS_OTHER_LETTERS].append(others is not None)
             _grow(self._tables[OTHER_LETTERS], row)  # rows that nobody writes take no place
             if others is not None:
-                self._write_row(OTHER_LETTERS, row, isal_zlib.compress(others, _LEVEL))
+                self._write_row(OTHER_LETTERS, row, isal_zlib.compress(others.data, _LEVEL))
         return 0, self._own[key]
 
 

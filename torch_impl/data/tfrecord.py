@@ -14,7 +14,7 @@ import math
 import struct
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -145,7 +145,7 @@ def find_compression(head: bytes) -> Compression | None:
     return None
 
 
-def _blocks(file: Any, seen: Callable[[bytes], Any]) -> Iterator[memoryview]:
+def _blocks(file: Any, seen: Callable[[bytes], Any]) -> Generator[memoryview, None, None]:
     """The rest of a file, read and shown while what was read before is worked on."""
 
     def read() -> bytes:

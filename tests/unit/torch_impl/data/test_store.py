@@ -126,8 +126,8 @@ def test_a_flipped_bit_in_any_chunk_is_found_or_does_no_harm(tmp_path, table):
     with h5py.File(path) as file:
         place = file[table].id.get_chunk_info(0)
     sound, expected = path.read_bytes(), hashes(Store(tmp_path / "target"))
-    harmless = 0
-    for offset in {0, 1, place.size - 5, *np.random.default_rng(0).choice(place.size, 60, replace=False)}:
+    harmless, said = 0, []
+    for offset in {0, 1, place.size - 5, *np.random.default_rng(0).integers(place.size, size=60).tolist()}:
         data = bytearray(sound)
         data[place.byte_offset + offset] ^= 1 << offset % 8
         path.write_bytes(data)
@@ -135,7 +135,8 @@ def test_a_flipped_bit_in_any_chunk_is_found_or_does_no_harm(tmp_path, table):
             assert hashes(Store(tmp_path / "target")) == expected
             harmless += 1
         except DataError as error:
-            assert "a.h5: record 0: cannot be read" in str(error)
+            said.append(str(error))
+    assert all("a.h5: record 0: cannot be read" in text for text in said)
     assert harmless <= 4
 
 
