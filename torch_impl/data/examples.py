@@ -324,7 +324,9 @@ def one_hot(indices: np.ndarray) -> np.ndarray:
 
 def reverse_complement(indices: np.ndarray) -> np.ndarray:
     """The other strand, read in its own direction: index i becomes 3 - i, and an unknown base stays unknown."""
-    complement = np.minimum(indices ^ 3, UNKNOWN_BASE)
+    complement = indices ^ 3
+    if complement.max(initial=0) > UNKNOWN_BASE:  # rare, and slow
+        np.minimum(complement, UNKNOWN_BASE, out=complement)
     if len(complement) % 8:
         return complement[::-1]
     # Eight at a time: NumPy turns the order of words round four times as fast as that of bytes.
