@@ -100,6 +100,15 @@ def test_progress_moves_within_files_and_never_backwards(tmp_path, monkeypatch, 
     assert leftovers(target) == []
 
 
+def test_progress_is_told_when_there_is_some(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(100))
+    said: list[Progress] = []
+    tally = module._Tally({"a": tmp_path / "a"}, said.append)
+    for found in ({"a": (10, 1)}, {"a": (10, 1)}, {"other": (50, 5)}, {"a": (60, 2)}, {}):
+        tally.within(found)
+    assert [(state.source_bytes, state.records) for state in said] == [(10, 1), (60, 2)]
+
+
 def test_converting_again_does_nothing_again(tmp_path, source):
     convert_tfrecord_to_hdf5(source, tmp_path / "target")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "target").rglob("*.h5")}
