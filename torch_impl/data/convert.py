@@ -273,13 +273,12 @@ class _Tally:
     """Adds up what is done and tells of it, from whatever thread."""
 
     def __init__(self, jobs: Mapping[str, Path], progress: Callable[[Progress], None]) -> None:
-        self._sizes = {name: path.stat().st_size for name, path in jobs.items()}
-        self._left = dict(self._sizes)
+        self._left = {name: path.stat().st_size for name, path in jobs.items()}
         self._within: dict[str, tuple[int, int]] = {}
         self._tell = progress
         self._lock = threading.Lock()
         self._state = Progress(
-            files=0, of_files=len(jobs), source_bytes=0, of_bytes=sum(self._sizes.values()), records=0
+            files=0, of_files=len(jobs), source_bytes=0, of_bytes=sum(self._left.values()), records=0
         )
         self._told = 0
 
@@ -318,12 +317,12 @@ class _Tally:
 def _watching(target: Path, tally: _Tally) -> Iterator[None]:
     """Tells how far files are that are being converted, as those who convert them leave it in the target."""
     pattern, ended = f"{PARTIAL}*{PROGRESS_SUFFIX}", threading.Event()
-    left = set(target.rglob(pattern))  # by a conversion that was killed
+    left = _files_like(target, pattern)  # by a conversion that was killed
 
     def watch() -> None:
         while not ended.wait(PROGRESS_SECONDS):
             found = {}
-            for path in set(target.rglob(pattern)) - left:
+            for path in _files_like(target, pattern) - left:
                 stem = path.name.removeprefix(PARTIAL).rpartition("-")[0]
                 with contextlib.suppress(OSError, ValueError):  # it is finished, or being written
                     read, done = map(int, path.read_text().split())
@@ -337,6 +336,14 @@ def _watching(target: Path, tally: _Tally) -> Iterator[None]:
     finally:
         ended.set()
         watcher.join()
+
+
+def _files_like(folder: Path, pattern: str) -> set[Path]:
+    """Files of a name in a folder and its subfolders; none where those cannot be listed, as whoever writes will say."""
+    try:
+        return set(folder.rglob(pattern))
+    except OSError:
+        return set()
 
 
 class _Pace:
