@@ -135,7 +135,7 @@ def _small_records(count: int) -> Iterator[Record]:
     made = list(_records(config, 100, number=0))
     for index in range(count):
         record, moved = made[index % 100], index // 100 % config.input_length
-        yield dataclasses.replace(record, sequence=record.sequence[moved:] + record.sequence[:moved])
+        yield dataclasses.replace(record, sequence=record.letters[moved:] + record.letters[:moved])
 
 
 def _conversion(folder: Path) -> dict[str, float]:

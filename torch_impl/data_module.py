@@ -9,9 +9,10 @@ Letters in shapes: B batch, L base pairs, A accessibility values, N bins after t
 """
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import lightning
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Float, UInt8
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
 from torch_impl.data.draws import InferenceDraws, OwnDraws
@@ -28,10 +29,12 @@ from torch_impl.data.records import DataError
 from torch_impl.data.store import Store
 
 __all__ = [
+    "Bundle",
     "EpiBERTDataModule",
     "ExampleDataset",
     "ExampleSampler",
     "ResumableLoader",
+    "bundle",
     "collate",
     "convert_tfrecord_to_hdf5",
     "one_hot",
@@ -79,7 +82,7 @@ class ExampleDataset(Dataset[Example]):
     def __getitem__(self, position: Position | int) -> Example:
         """The example of a record in an epoch; a bare number means epoch 0."""
         epoch, number = (0, position) if isinstance(position, int) else position
-        record = self.store[number]
+        record = self.store.for_training(number)
         drawn = self.draws.draw(record, self.config, epoch=epoch, index=number)
         return make_example(record, drawn, self.config, **self._table)
 
@@ -170,7 +173,8 @@ class ResumableLoader(DataLoader[Example]):
 
     def __iter__(self) -> Iterator[Any]:
         self._given = self._positions.given
-        for batch in super().__iter__():
+        for found in super().__iter__():
+            batch = found.fields() if isinstance(found, Bundle) else found
             self._given += len(batch[0])
             yield batch
         self._positions.given = self._given = 0
@@ -214,14 +218,63 @@ def collate(examples: Sequence[Example]) -> list[Tensor]:
     Raises:
         DataError: The examples do not have the same fields.
     """
-    batch = []
+    return [torch.from_numpy(np.stack(values)) for values in _columns(examples)]
+
+
+class Bundle(NamedTuple):
+    """A batch as one piece of memory: processes that load hand over one, which takes a fraction of the time of six.
+
+    Attributes:
+        data: uint8, all fields one after the other.
+        forms: Type and shape of each.
+    """
+
+    data: Tensor
+    forms: tuple[tuple[str, tuple[int, ...]], ...]
+
+    def fields(self) -> list[Tensor]:
+        """What ``collate`` makes of the same examples; views of the memory."""
+        found, start = [], 0
+        for name, shape in self.forms:
+            dtype = getattr(torch, name)
+            size = math.prod(shape) * dtype.itemsize
+            found.append(self.data[start : start + size].view(dtype).view(tuple(shape)))
+            start += _aligned(size)
+        return found
+
+
+def bundle(examples: Sequence[Example]) -> Bundle:
+    """As ``collate``, in one piece, which is shared memory in a process that loads.
+
+    Raises:
+        DataError: As ``collate``.
+    """
+    columns = _columns(examples)
+    forms = tuple((values[0].dtype.name, (len(values), *values[0].shape)) for values in columns)
+    sizes = [_aligned(sum(value.nbytes for value in values)) for values in columns]
+    # What would be copied to shared memory is written there, as PyTorch's own collation does.
+    allocate = torch.UntypedStorage if get_worker_info() is None else torch.UntypedStorage._new_shared
+    made = Bundle(torch.tensor([], dtype=torch.uint8).set_(allocate(sum(sizes))), forms)
+    for values, field in zip(columns, made.fields(), strict=True):
+        np.stack(values, out=field.numpy())
+    return made
+
+
+def _aligned(size: int) -> int:
+    """Bytes that a field fills, so that the next one begins where numbers of its type may."""
+    return -(-size // 64) * 64
+
+
+def _columns(examples: Sequence[Example]) -> list[list[np.ndarray]]:
+    """The values of each field that examples have."""
+    columns = []
     for name, *values in zip(Example._fields, *examples, strict=True):
         missing = sum(value is None for value in values)
         if missing not in (0, len(values)):
             raise DataError(f"{missing} of {len(values)} examples of a batch have no {name}")
         if not missing:
-            batch.append(torch.from_numpy(np.stack(values)))
-    return batch
+            columns.append(values)
+    return columns
 
 
 def one_hot(sequence: UInt8[Tensor, "B L"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "B L 4"]:
@@ -359,7 +412,7 @@ class EpiBERTDataModule(lightning.LightningDataModule):
             sampler,
             batch_size=self.batch_size,
             num_workers=self.workers,
-            collate_fn=collate,
+            collate_fn=bundle if self.workers else collate,
             drop_last=training and self.drop_last,
             persistent_workers=self.workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -1,7 +1,8 @@
 """The data rung: records, draws, masks and augmentation, against numbers of the original and the living reference."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch_impl.data import examples
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
 from torch_impl.data.draws import Draws, OwnDraws, TensorFlowDraws
 from torch_impl.data.examples import ExampleConfig, make_example, one_hot
+from torch_impl.data.records import Record
+from torch_impl.data.store import Store
 from torch_impl.data.tfrecord import write_records
 from torch_impl.data_module import ExampleDataset, ExampleSampler, ResumableLoader, collate
 from torch_impl.random import round_to_bfloat16
@@ -345,6 +348,19 @@ def test_the_reference_draws_what_the_port_draws_from_the_same_seed(tensorflow, 
                 assert value is own
                 continue
             np.testing.assert_array_equal(np.asarray(own), value.numpy(), err_msg=key)
+
+
+def test_converted_records_make_every_recorded_example_too(tmp_path, goldens):
+    """As they are read for training."""
+
+    def read(path: Path) -> Iterator[Record]:
+        convert_tfrecord_to_hdf5(path, tmp_path / path.stem)
+        store = Store(tmp_path / path.stem)
+        return map(store.for_training, range(len(store)))
+
+    rows = list(epibert_data.compare_recorded_data(goldens / "data", PortData(read=read)))
+    assert len(rows) > 2000
+    assert_all_pass(rows)
 
 
 def test_both_stacks_see_the_same_batches_in_the_same_order(tensorflow, tmp_path):

@@ -226,7 +226,7 @@ def _record(path: str, number: int) -> Record:
 
 def _described(record: Record) -> Table:
     table = Table("Feature", "Type", "Shape", "Content", box=None, pad_edge=False)
-    letters = record.sequence.decode("latin-1")
+    letters = record.letters.decode("latin-1")
     known = sum(letters.upper().count(base) for base in "ACGT")
     shown = f"{letters[:32]}..., {len(letters) - known:,} of {len(letters):,} letters are none of A, C, G, T"
     table.add_row("sequence", "letters", str(len(letters)), Text(shown))

@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -51,7 +52,11 @@ OnError = Literal["raise", "skip"]
 SUFFIX = ".tfr"
 ANSWER_SECONDS = 10
 """How long a scheduler is waited for."""
-PACKAGES = ("h5py", "hdf5plugin", "numpy", "protobuf", "google-crc32c", "isal")
+PROGRESS_SECONDS = 1.0
+"""How often is told how far a file is."""
+PROGRESS_SUFFIX = ".progress"
+"""Of the file beside an unfinished one that says so: it reaches whoever converts, on this machine or another."""
+PACKAGES = ("h5py", "numpy", "protobuf", "google-crc32c", "isal")
 IN_MANIFEST = (
     "name",
     "source",
@@ -73,9 +78,9 @@ class Progress:
     Attributes:
         files: Files that are finished.
         of_files: Files that there are.
-        source_bytes: Bytes of the finished sources.
+        source_bytes: Bytes of the finished sources, and of what was read of the others.
         of_bytes: Bytes of all sources.
-        records: Records in the finished files.
+        records: Records that were done, also those in files that are not finished.
     """
 
     files: int
@@ -126,7 +131,7 @@ def convert_tfrecord_to_hdf5(
             manifest; what follows a frame whose length is damaged cannot be read and is left out as well.
         compression: Of the sources; found out when None.
         scheduler: Address of a Dask scheduler whose workers convert instead; they must see both folders.
-        progress: Told after every file.
+        progress: Told after every file, and now and then within files, then from another thread.
 
     Raises:
         DataError: A record cannot be used, a source changed since it was converted, or a file cannot be written.
@@ -150,16 +155,17 @@ def convert_tfrecord_to_hdf5(
         done[name] = dataclasses.replace(part, hashes=(), sequences=())
         tally.add(name, part)
 
-    if scheduler is not None:
-        # Workers may run in another folder.
-        jobs = {name: path.resolve() for name, path in jobs.items()}
-        convert = functools.partial(convert, target=target.resolve())
-        _by_cluster(scheduler, convert, jobs, _followers(jobs, compression), finished)
-    elif workers == 1 or len(jobs) == 1:
-        for name, path in jobs.items():
-            finished(name, convert(path, name))
-    else:
-        _by_processes(min(workers, len(jobs)), convert, jobs, _followers(jobs, compression), finished)
+    with _watching(target, tally):
+        if scheduler is not None:
+            # Workers may run in another folder.
+            jobs = {name: path.resolve() for name, path in jobs.items()}
+            convert = functools.partial(convert, target=target.resolve())
+            _by_cluster(scheduler, convert, jobs, _followers(jobs, compression), finished)
+        elif workers == 1 or len(jobs) == 1:
+            for name, path in jobs.items():
+                finished(name, convert(path, name))
+        else:
+            _by_processes(min(workers, len(jobs)), convert, jobs, _followers(jobs, compression), finished)
     found = [done[name] for name in jobs]
     _write_manifest(target)
     return Conversion(
@@ -178,7 +184,7 @@ def verify_hdf5(
     Args:
         source: As it was given to ``convert_tfrecord_to_hdf5``.
         target: Folder that was written.
-        progress: Told after every file.
+        progress: Told after every file, and now and then within files, then from another thread.
 
     Raises:
         DifferenceError: Something is missing, left over or different; the message names the first such file and record.
@@ -195,7 +201,7 @@ def verify_hdf5(
     store, tally = Store(target), _Tally(jobs, progress)
     first, skipped = 0, []
     for _, part in parts(target):
-        _verify_file(jobs[part.name], part, store, first)
+        _verify_file(jobs[part.name], part, store, first, tally)
         first += part.records
         skipped += _skipped([part])
         tally.add(part.name, part)
@@ -264,25 +270,100 @@ def find_sources(source: str | Path) -> dict[str, Path]:
 
 
 class _Tally:
-    """Adds up what is finished and tells of it."""
+    """Adds up what is done and tells of it, from whatever thread."""
 
     def __init__(self, jobs: Mapping[str, Path], progress: Callable[[Progress], None]) -> None:
-        self._sizes = {name: path.stat().st_size for name, path in jobs.items()}
+        self._left = {name: path.stat().st_size for name, path in jobs.items()}
+        self._within: dict[str, tuple[int, int]] = {}
         self._tell = progress
+        self._lock = threading.Lock()
         self._state = Progress(
-            files=0, of_files=len(jobs), source_bytes=0, of_bytes=sum(self._sizes.values()), records=0
+            files=0, of_files=len(jobs), source_bytes=0, of_bytes=sum(self._left.values()), records=0
         )
+        self._told = 0
 
     def add(self, name: str, part: Part) -> None:
         """One more file."""
+        with self._lock:
+            self._within.pop(name, None)
+            state = self._state
+            self._state = dataclasses.replace(
+                state,
+                files=state.files + 1,
+                source_bytes=state.source_bytes + self._left.pop(name),
+                records=state.records + part.records,
+            )
+            self._say()
+
+    def within(self, found: Mapping[str, tuple[int, int]]) -> None:
+        """How far files are: the bytes that were read and the records that are done, by name."""
+        with self._lock:
+            self._within |= {name: each for name, each in found.items() if name in self._left}
+            if self._sum().source_bytes > self._told:
+                self._say()
+
+    def _sum(self) -> Progress:
+        read, done = (sum(each) for each in zip((0, 0), *self._within.values(), strict=True))
         state = self._state
-        self._state = dataclasses.replace(
-            state,
-            files=state.files + 1,
-            source_bytes=state.source_bytes + self._sizes[name],
-            records=state.records + part.records,
-        )
-        self._tell(self._state)
+        return dataclasses.replace(state, source_bytes=state.source_bytes + read, records=state.records + done)
+
+    def _say(self) -> None:
+        found = self._sum()
+        self._told = found.source_bytes
+        self._tell(found)
+
+
+@contextlib.contextmanager
+def _watching(target: Path, tally: _Tally) -> Iterator[None]:
+    """Tells how far files are that are being converted, as those who convert them leave it in the target."""
+    pattern, ended = f"{PARTIAL}*{PROGRESS_SUFFIX}", threading.Event()
+    left = _files_like(target, pattern)  # by a conversion that was killed
+
+    def watch() -> None:
+        while not ended.wait(PROGRESS_SECONDS):
+            found = {}
+            for path in _files_like(target, pattern) - left:
+                stem = path.name.removeprefix(PARTIAL).rpartition("-")[0]
+                with contextlib.suppress(OSError, ValueError):  # it is finished, or being written
+                    read, done = map(int, path.read_text().split())
+                    found[(path.parent / stem).relative_to(target).as_posix()] = (read, done)
+            tally.within(found)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _files_like(folder: Path, pattern: str) -> set[Path]:
+    """Files of a name in a folder and its subfolders; none where those cannot be listed, as whoever writes will say."""
+    try:
+        return set(folder.rglob(pattern))
+    except OSError:
+        return set()
+
+
+class _Pace:
+    """Counts what was read of a file, and says so about every second.
+
+    Args:
+        say: Told the bytes that were read.
+    """
+
+    def __init__(self, say: Callable[[int], Any]) -> None:
+        self._say = say
+        self._read = 0
+        self._next = time.monotonic() + PROGRESS_SECONDS
+
+    def seen(self, block: bytes) -> None:
+        """Some more bytes."""
+        self._read += len(block)
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + PROGRESS_SECONDS
+            self._say(self._read)
 
 
 # --- one file --------------------------------------------------------------------------------------------------------
@@ -305,6 +386,7 @@ def _convert_file(source: Path, name: str, *, target: Path, on_error: OnError, c
             _write_whole(described, part.to_json())
         finally:
             scratch.unlink(missing_ok=True)
+            scratch.with_suffix(PROGRESS_SUFFIX).unlink(missing_ok=True)
     return part
 
 
@@ -319,8 +401,19 @@ def _write(
     digest, skipped = hashlib.sha256(), []
     found = source.stat()
     writer = Writer(scratch, known)
+
+    def say(read: int) -> None:
+        with contextlib.suppress(OSError):  # a full disk is told by whoever writes the records
+            scratch.with_suffix(PROGRESS_SUFFIX).write_text(f"{read} {len(writer.hashes)}")
+
+    pace = _Pace(say)
+
+    def seen(block: bytes) -> None:
+        digest.update(block)
+        pace.seen(block)
+
     try:
-        for frame in read_frames(source, compression, seen=digest.update):
+        for frame in read_frames(source, compression, seen=seen):
             try:
                 if frame.payload is None:
                     raise DataError(frame.error)
@@ -366,10 +459,11 @@ def _finished_before(source: Path, path: Path, part: Part) -> Part:
     return part
 
 
-def _verify_file(source: Path, part: Part, store: Store, first: int) -> None:
+def _verify_file(source: Path, part: Part, store: Store, first: int, tally: _Tally) -> None:
     skipped = dict(part.skipped)
     row, number = 0, -1
-    for frame in read_frames(source):
+    pace = _Pace(lambda read: tally.within({part.name: (read, row)}))
+    for frame in read_frames(source, seen=pace.seen):
         number = frame.number
         if number in skipped:
             _verify_skipped(source, frame, store[first])
@@ -490,7 +584,7 @@ def _followers(jobs: Mapping[str, Path], compression: Compression | None) -> dic
 def _first_sequence(path: Path, compression: Compression | None) -> bytes | None:
     """sha256 of the first sequence of a file; None where that cannot be read, which is told when it is converted."""
     try:
-        return hashlib.sha256(next(read_records(path, compression)).sequence).digest()
+        return hashlib.sha256(next(read_records(path, compression)).letters).digest()
     except (DataError, StopIteration):
         return None
 

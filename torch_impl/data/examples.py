@@ -6,6 +6,7 @@ crop, R mask regions of N, M motifs.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -212,7 +213,8 @@ def make_example(
     """
     check_fit(record, config)
     _check_options(draws, config)
-    sequence = base_indices(record.sequence[draws.shift : draws.shift + config.input_length])
+    window = record.sequence[draws.shift : draws.shift + config.input_length]
+    sequence = base_indices(window) if isinstance(window, bytes) else window.copy()
     noisy = add_noise(record.atac, draws.atac_noise)
     visible = visible_bins(draws.peak, draws.kept_regions, config)
     mask = 1 - cropped(visible, config).astype(np.int32)
@@ -322,7 +324,13 @@ def one_hot(indices: np.ndarray) -> np.ndarray:
 
 def reverse_complement(indices: np.ndarray) -> np.ndarray:
     """The other strand, read in its own direction: index i becomes 3 - i, and an unknown base stays unknown."""
-    return np.minimum(indices ^ 3, UNKNOWN_BASE)[::-1]
+    complement = indices ^ 3
+    if complement.max(initial=0) > UNKNOWN_BASE:  # rare, and slow
+        np.minimum(complement, UNKNOWN_BASE, out=complement)
+    if len(complement) % 8:
+        return complement[::-1]
+    # Eight at a time: NumPy turns the order of words round four times as fast as that of bytes.
+    return complement.view(np.uint64)[::-1].byteswap().view(np.uint8)
 
 
 # --- accessibility ---------------------------------------------------------------------------------------------------
@@ -331,9 +339,22 @@ def reverse_complement(indices: np.ndarray) -> np.ndarray:
 def add_noise(atac: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """Accessibility (A,) in float32 with the absolute value of the noise added; target and input both come from it."""
     noisy = np.abs(np.ravel(noise))
-    # Widened first: adding float16 numbers to float32 ones takes NumPy twice as long.
-    noisy += np.ravel(atac).astype(np.float32, copy=False)
+    noisy += _widened(np.ravel(atac))
     return noisy
+
+
+def _widened(values: np.ndarray) -> np.ndarray:
+    """float32 of float16 or float32 numbers; the former are looked up, in a third of the time of NumPy's conversion."""
+    if values.dtype != np.float16:
+        return values.astype(np.float32, copy=False)
+    # Every number of 16 bits is in the table; without a check of the bounds NumPy is faster.
+    return np.take(_all_float16(), values.view(np.uint16), mode="wrap")
+
+
+@functools.cache
+def _all_float16() -> np.ndarray:
+    """float32 of every float16 number, by its bits."""
+    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
 def soft_clip(values: np.ndarray, limit: float) -> np.ndarray:

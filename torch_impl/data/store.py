@@ -7,9 +7,12 @@ A folder of converted records::
     train/NAME.json           what is in it; a file without one is not finished and does not count
 
 Every array of a file has one row for each record and one chunk for each row, compressed, so reading an example takes as
-long in a large file as in a small one. Sequences lie in a table of their own, as codes: A, C, G, T and N are 0 to 4.
-Records name a file and a row of it, so records of several cell types share theirs. A file whose sequences others share
-is known to them by what it stores, so that they do not read another's sequences when it is not what it was.
+long in a large file as in a small one. Compression is HDF5's own gzip, so every program that reads HDF5 reads the
+files; here ISA-L packs and unpacks the chunks, several times as fast as HDF5, and the checksum of each finds damage.
+
+Sequences lie in a table of their own, at two bits a base as ``letters`` says. Records name a file and a row of it, so
+records of several cell types share theirs. A file whose sequences others share is known to them by what it stores, so
+that they do not read another's sequences when it is not what it was.
 """
 
 import contextlib
@@ -19,46 +22,33 @@ import hashlib
 import io
 import json
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
-import hdf5plugin
 import numpy as np
+from isal import isal_zlib
 
+from torch_impl.data.letters import BASES, pack, packed_length, unpack, unpack_indices
 from torch_impl.data.records import ARRAYS, DataError, Record
 from torch_impl.data.tfrecord import feature_hashes, joint_hash
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 PARTIAL = ".partial-"
 """Begins the name of what is being written; a conversion that is killed leaves such files."""
 SEQUENCES, SEQUENCE_FILE, SEQUENCE_ROW = "sequences", "sequence_file", "sequence_row"
+OTHER_LETTERS, HAS_OTHER_LETTERS = "sequences_other_letters", "sequences_has_other_letters"
 FILES, FILE_CONTENTS, CONTENTS = "files", "files_sequences_sha256", "sequences_sha256"
 HASHES, OTHERS, NAME = "sha256", "others", "name"
-_COMPRESSED = {**hdf5plugin.Zstd(clevel=1), "fletcher32": True}
-"""Faster than gzip both ways, and smaller; a checksum for each chunk, which gzip would have had. Other programs read it
-with the plugins of the same library."""
-_PACKED = {**hdf5plugin.Bitshuffle(), "fletcher32": True}
-"""For sequences: transposed to planes of bits, of which the codes of four bases fill two of eight: a quarter of a byte
-for each, in a fifth of the time in which Zstandard makes more of the letters."""
+_LEVEL = 1
+"""Of ISA-L's levels the smallest result, at half the time that Zstandard's fastest takes for a little less."""
 _STRIDE = 256
 """Rows that tables grow by, and rows in a chunk where they are small."""
 _OPEN_FILES = 64
 """Files that one process keeps open; the systems' limit is often 256 and a dataset may have more."""
-
-
-def _exchanged(letters: bytes) -> bytes:
-    """All bytes, each of the letters exchanged with its number: a code for every byte, and its own inverse."""
-    codes = bytearray(range(256))
-    for code, letter in enumerate(letters):
-        codes[code], codes[letter] = letter, code
-    return bytes(codes)
-
-
-LETTERS = b"ACGTN"
-_CODES = _exchanged(LETTERS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,8 +96,11 @@ class Part:
         """
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            if found.pop("schema") != SCHEMA:
-                raise DataError(f"{path}: of another version of this format")
+            schema = found.pop("schema")
+            if schema != SCHEMA:
+                raise DataError(
+                    f"{path}: of another version of this format, {schema} and not {SCHEMA}; convert into another folder"
+                )
             found["skipped"] = tuple((int(number), str(reason)) for number, reason in found["skipped"])
             found["hashes"], found["sequences"] = tuple(found["hashes"]), tuple(found["sequences"])
             return cls(**found)
@@ -202,18 +195,22 @@ class Store:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Record:
-        """One record.
+        """One record, as it was in its source.
 
         Raises:
             DataError: It cannot be read.
         """
-        path, row = self.locate(index)
-        try:
-            return self._read(path, row)
-        except DataError:
-            raise
-        except (OSError, KeyError, IndexError, RuntimeError, ValueError) as error:
-            raise DataError(f"{path}: record {row}: cannot be read: {error}") from None
+        return self._read(index, for_training=False)
+
+    def for_training(self, index: int) -> Record:
+        """One record as ``make_example`` needs it, in less time.
+
+        It is without the features that nothing reads, and its sequence is base indices if all of it is A, C, G and T.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return self._read(index, for_training=True)
 
     def locate(self, index: int) -> tuple[Path, int]:
         """File and row of a record.
@@ -246,15 +243,19 @@ class Store:
             self._open[path] = _Opened(path)
         return self._open[path]
 
-    def _read(self, path: Path, row: int) -> Record:
-        found = self._file(path)
-        number, place = (int(places[row]) for places in found.places)
-        arrays: dict[str, Any] = {name: found.tables[name][row] for name in ARRAYS if name in found.tables}
-        arrays = {name: np.asarray(array) for name, array in arrays.items()}
-        others = {name: table[row].tobytes() for name, table in found.others.items()}
-        owner = found if not number else self._owner(found, number)
-        sequence = owner.tables[SEQUENCES][place].tobytes().translate(_CODES)
-        return Record(sequence=sequence, others=others, **arrays)
+    def _read(self, index: int, *, for_training: bool) -> Record:
+        path, row = self.locate(index)
+        try:
+            found = self._file(path)
+            number, place = (int(found.small[name][row]) for name in (SEQUENCE_FILE, SEQUENCE_ROW))
+            arrays: dict[str, Any] = {name: found.row(name, row) for name in ARRAYS if name in found}
+            others = {} if for_training else {name: table[row].tobytes() for name, table in found.others.items()}
+            owner = found if not number else self._owner(found, number)
+            return Record(sequence=owner.sequence(place, letters=not for_training), others=others, **arrays)
+        except DataError:
+            raise
+        except (OSError, KeyError, IndexError, RuntimeError, ValueError, isal_zlib.error) as error:  # pyright: ignore[reportGeneralTypeIssues]  stubs say instance, not class
+            raise DataError(f"{path}: record {row}: cannot be read: {error}") from None
 
     def _owner(self, found: "_Opened", number: int) -> "_Opened":
         """The file in which sequences of another one lie."""
@@ -274,15 +275,46 @@ class _Opened:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file: Any = h5py.File(path, "r")
-        self.tables = {name: table for name, table in self.file.items() if name != OTHERS}
-        # Whole, a few bytes a record: to read one number of them takes as long as to read peaks.
-        self.places = [self.tables[name][:] for name in (SEQUENCE_FILE, SEQUENCE_ROW)]
+        tables = {name: table for name, table in self.file.items() if name not in (OTHERS, HASHES)}
+        # Whole, a few bytes a record: to read one number of them takes longer than to read peaks.
+        self.small = {name: table[:] for name, table in tables.items() if _is_small(table.shape[1:], table.dtype)}
+        self.rows = {name: _Rows(table) for name, table in tables.items() if name not in self.small}
         self.others = {json.loads(table.attrs[NAME]): table for table in self.file[OTHERS].values()}
         self.contents = str(self.file.attrs[CONTENTS])
         names, contents = self.file.attrs[FILES], self.file.attrs[FILE_CONTENTS]
         self.files = [
             ((path.parent / str(name)).resolve(), str(each)) for name, each in zip(names, contents, strict=True)
         ]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.small or name in self.rows
+
+    def row(self, name: str, row: int) -> np.ndarray:
+        """One row of a table."""
+        return np.asarray(self.small[name][row]) if name in self.small else self.rows[name][row]
+
+    def sequence(self, row: int, *, letters: bool) -> bytes | np.ndarray:
+        """A sequence that this file stores: its letters, or its base indices if those are wanted and say everything."""
+        packed, (length,) = self.rows[SEQUENCES][row], self.rows[OTHER_LETTERS].shape
+        if self.small[HAS_OTHER_LETTERS][row]:
+            return unpack(packed, length, self.rows[OTHER_LETTERS][row])
+        return unpack(packed, length) if letters else unpack_indices(packed, length)
+
+
+class _Rows:
+    """A table of which every row is one compressed chunk, read past HDF5's filters and caches."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table.id
+        self.shape, self._dtype = table.shape[1:], table.dtype
+        self._place = (0,) * len(self.shape)
+        self._bytes = int(np.prod(self.shape)) * self._dtype.itemsize
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        unfiltered, data = self._table.read_direct_chunk((row, *self._place))
+        if not unfiltered:
+            data = isal_zlib.decompress(data, zlib.MAX_WBITS, self._bytes)
+        return np.frombuffer(data, self._dtype).reshape(self.shape)
 
 
 class Writer:
@@ -305,6 +337,8 @@ class Writer:
         self._tables: dict[str, Any] = {}
         # Rows of the tables that hold a few bytes a record, written when all are known: each call of HDF5 costs more.
         self._small: dict[str, list[Any]] = {}
+        # Their chunks, and where in its row one begins, looked up once.
+        self._chunks: dict[str, tuple[Any, tuple[int, ...]]] = {}
         self._others: dict[str, Any] = {}
         self.hashes: list[str] = []
         self._first: Record | None = None
@@ -335,16 +369,18 @@ class Writer:
         check_alike(record, self._first)
         found = feature_hashes(record)
         digest = joint_hash(found)
-        file, row = self._sequence(record.sequence, found["sequence"])
+        file, row = self._sequence(record.letters, found["sequence"])
         number = len(self.hashes)
         values: dict[str, Any] = {name: getattr(record, name) for name in ARRAYS if getattr(record, name) is not None}
         values |= {SEQUENCE_FILE: file, SEQUENCE_ROW: row, HASHES: np.frombuffer(digest, dtype=np.uint8)}
-        rows = [(self._tables[name], value) for name, value in values.items() if name not in self._small]
-        rows += [(self._others[name], np.frombuffer(data, np.uint8)) for name, data in record.others.items()]
-        for table, value in rows:
-            _write_row(table, number, value)
-        for name, column in self._small.items():
-            column.append(values[name])
+        for name, value in values.items():
+            if name in self._small:
+                self._small[name].append(value)
+            else:
+                self._write_row(name, number, isal_zlib.compress(np.ascontiguousarray(value).data, _LEVEL))
+        for name, data in record.others.items():
+            _grow(self._others[name], number)
+            self._others[name][number] = np.frombuffer(data, np.uint8)
         self._sink.check()
         self.hashes.append(digest.hex())
 
@@ -354,10 +390,13 @@ class Writer:
         Raises:
             OSError: It cannot be written.
         """
-        for table in (*self._tables.values(), *self._others.values()):
-            table.resize(len(self._own) if table.name == f"/{SEQUENCES}" else len(self.hashes), axis=0)
+        for name, table in self._tables.items():
+            of_sequences = name in (SEQUENCES, OTHER_LETTERS, HAS_OTHER_LETTERS)
+            table.resize(len(self._own) if of_sequences else len(self.hashes), axis=0)
+        for table in self._others.values():
+            table.resize(len(self.hashes), axis=0)
         for name, column in self._small.items():
-            self._tables[name][:] = column
+            self._tables[name][:] = np.reshape(column, self._tables[name].shape)
         self._file.attrs[CONTENTS] = sequences_hash(self._own)
         self._file.attrs[FILES] = [name for name, _ in self._files]
         self._file.attrs[FILE_CONTENTS] = [contents for _, contents in self._files]
@@ -373,8 +412,10 @@ class Writer:
             self._sink.close()
 
     def _create(self, record: Record) -> None:
-        self._table(SEQUENCES, (len(record.sequence),), np.dtype(np.uint8))
-        self._tables[SEQUENCES].attrs["codes"] = LETTERS.decode()
+        self._table(SEQUENCES, (packed_length(len(record.sequence)),), np.dtype(np.uint8))
+        self._tables[SEQUENCES].attrs["bases"] = BASES.decode()
+        self._table(OTHER_LETTERS, (len(record.sequence),), np.dtype(np.uint8))
+        self._table(HAS_OTHER_LETTERS, (), np.dtype(np.uint8))
         for name in ARRAYS:
             array = getattr(record, name)
             if array is not None:
@@ -390,15 +431,21 @@ class Writer:
             self._others[name].attrs[NAME] = json.dumps(name)
 
     def _table(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        small = name != SEQUENCES and int(np.prod(shape)) * dtype.itemsize < 256
+        small = _is_small(shape, dtype)
         if small:
             self._small[name] = []
         chunks = (_STRIDE if small else 1, *shape)
         # A checksum for small ones too: a damaged row number would give a record the sequence of another.
-        options = {"fletcher32": True} if small else _PACKED if name == SEQUENCES else _COMPRESSED
-        self._tables[name] = self._file.create_dataset(
+        options = {"fletcher32": True} if small else {"compression": "gzip", "compression_opts": _LEVEL}
+        table = self._file.create_dataset(
             name, shape=(0, *shape), maxshape=(None, *shape), chunks=chunks, dtype=dtype, **options
         )
+        self._tables[name], self._chunks[name] = table, (table.id, (0,) * len(shape))
+
+    def _write_row(self, name: str, number: int, compressed: bytes) -> None:
+        _grow(self._tables[name], number)
+        chunks, place = self._chunks[name]
+        chunks.write_direct_chunk((number, *place), compressed)
 
     def _sequence(self, sequence: bytes, key: bytes) -> tuple[int, int]:
         """Number of the file, and row, of a sequence, which is stored unless it lies somewhere already.
@@ -414,16 +461,26 @@ class Writer:
                 self._files.append(shared)
             return self._files.index(shared), place.row
         if key not in self._own:
-            self._own[key] = len(self._own)
-            _write_row(self._tables[SEQUENCES], self._own[key], np.frombuffer(sequence.translate(_CODES), np.uint8))
+            row = self._own[key] = len(self._own)
+            packed, others = pack(sequence)
+            # There is hardly anything left to compress; this adds the checksum.
+            self._write_row(SEQUENCES, row, zlib.compress(packed.data, 0))
+            self._small[HAS_OTHER_LETTERS].append(others is not None)
+            _grow(self._tables[OTHER_LETTERS], row)  # rows that nobody writes take no place
+            if others is not None:
+                self._write_row(OTHER_LETTERS, row, isal_zlib.compress(others.data, _LEVEL))
         return 0, self._own[key]
 
 
-def _write_row(table: Any, number: int, value: np.ndarray) -> None:
-    """Writes the next row of a table, which grows by many rows at once and is cut when the file is closed."""
+def _is_small(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    """Whether many rows of a table lie in one chunk, and all of them are kept in memory."""
+    return int(np.prod(shape)) * dtype.itemsize <= 32
+
+
+def _grow(table: Any, number: int) -> None:
+    """Makes room for a row of a table, which grows by many rows at once and is cut when the file is closed."""
     if number % _STRIDE == 0:
         table.resize(number + _STRIDE, axis=0)
-    table[number] = value
 
 
 class _Sink(io.RawIOBase):
@@ -504,6 +561,10 @@ def _kind(array: np.ndarray | None) -> str:
     return "absent" if array is None else f"{array.dtype.name} {array.shape}"
 
 
+def _form(array: np.ndarray | None) -> tuple[np.dtype, tuple[int, ...]] | None:
+    return None if array is None else (array.dtype, array.shape)
+
+
 def check_alike(record: Record, first: Record) -> None:
     """Insists that a record can lie in one file with another.
 
@@ -513,9 +574,9 @@ def check_alike(record: Record, first: Record) -> None:
     if len(record.sequence) != len(first.sequence):
         raise DataError(f"a sequence of {len(record.sequence)} letters, in the first record {len(first.sequence)}")
     for name in ARRAYS:
-        one, other = (_kind(getattr(each, name)) for each in (record, first))
-        if one != other:
-            raise DataError(f"{name} is {one}, in the first record {other}")
+        one, other = getattr(record, name), getattr(first, name)
+        if _form(one) != _form(other):
+            raise DataError(f"{name} is {_kind(one)}, in the first record {_kind(other)}")
     if record.others.keys() != first.others.keys():
         raise DataError(f"has features {sorted(record.others)}, the first record {sorted(first.others)}")
 

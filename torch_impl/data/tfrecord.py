@@ -6,12 +6,16 @@ The data are a ``tf.train.Example``, in which every feature is one byte string: 
 of their own, because TensorFlow may register the same names in the same process.
 """
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 import math
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +29,10 @@ from torch_impl.data.records import ARRAYS, REQUIRED, DataError, Record
 
 Compression = Literal["ZLIB", "GZIP", "NONE"]
 
-_BLOCK, _PIECE = 1 << 20, 1 << 18
+_BLOCK = 1 << 20
+"""Bytes that are read at once."""
+_COMPRESSED, _PIECE = 1 << 17, 1 << 18
+"""Bytes that are given to be inflated, and that come of it, at once; what is left of the former is copied each time."""
 _LARGEST = 1 << 31
 """No message of protocol buffers is longer."""
 _WINDOW = {"ZLIB": zlib.MAX_WBITS, "GZIP": 16 + zlib.MAX_WBITS}
@@ -43,6 +50,10 @@ ALLOWED = {
     "cell_encoding": _INTEGERS,
     "interval": _INTEGERS,
 }
+# Found once: NumPy takes a while to say what a type is called.
+_DTYPES = {code: np.dtype(kind) for code, kind in DTYPES.items()}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_ALLOWED = {name: {np.dtype(kind) for kind in kinds} for name, kinds in ALLOWED.items()}
 RANKS = {"atac": 2, "rna": 2, "peaks_center": 1, "motif_activity": 1, "tss_tokens": 1}
 
 
@@ -92,12 +103,12 @@ def read_records(path: str | Path, compression: Compression | None = None) -> It
 def read_frames(
     path: str | Path, compression: Compression | None = None, *, seen: Callable[[bytes], Any] = len
 ) -> Iterator[Frame]:
-    """All frames of a file, damaged ones too; memory holds one frame and a megabyte.
+    """All frames of a file, damaged ones too; memory holds one frame and two megabytes.
 
     Args:
         path: A ``*.tfr`` file.
         compression: Of the whole file; found out when None.
-        seen: Told every block of the file as it lies on disk.
+        seen: Told every block of the file as it lies on disk, in a thread of its own.
 
     Raises:
         DataError: The file cannot be read, is empty, or is no TFRecord file.
@@ -111,7 +122,8 @@ def read_frames(
             found = find_compression(head) if compression is None else compression
             if found is None:
                 raise DataError(f"{path}: not a TFRecord file: neither a frame nor compressed by ZLIB or GZIP")
-            yield from _frames(_Stream(file, head, found, seen))
+            with contextlib.closing(_blocks(file, seen)) as blocks:
+                yield from _frames(_Stream(itertools.chain([memoryview(head)], blocks), found))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -133,14 +145,31 @@ def find_compression(head: bytes) -> Compression | None:
     return None
 
 
+def _blocks(file: Any, seen: Callable[[bytes], Any]) -> Generator[memoryview, None, None]:
+    """The rest of a file, read and shown while what was read before is worked on."""
+
+    def read() -> bytes:
+        block = file.read(_BLOCK)
+        seen(block)
+        return block
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(read)
+        while block := coming.result():
+            coming = reader.submit(read)
+            for start in range(0, len(block), _COMPRESSED):
+                yield memoryview(block)[start : start + _COMPRESSED]
+
+
 class _Stream:
     """Decompressed bytes of a file, up to the place where it is damaged."""
 
-    def __init__(self, file: Any, head: bytes, compression: str, seen: Callable[[bytes], Any]) -> None:
-        self._file, self._seen = file, seen
+    def __init__(self, blocks: Iterator[memoryview], compression: str) -> None:
+        self._blocks = blocks
         self._inflate = None if compression == "NONE" else isal_zlib.decompressobj(_WINDOW[compression])
-        self._buffer = bytearray()
-        self._pending = head
+        self._pieces: deque[memoryview] = deque()
+        self._ready = 0
+        self._pending = memoryview(b"")
         self._ended = False
         self._error = ""
 
@@ -150,22 +179,28 @@ class _Stream:
         Raises:
             DataError: The compression is damaged or ends before them.
         """
-        while len(self._buffer) < count and not self._ended:
+        while self._ready < count and not self._ended:
             self._fill()
-        if len(self._buffer) < count and self._error:
+        if self._ready < count and self._error:
             raise DataError(self._error)
-        taken = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return taken
+        taken = []
+        left = min(count, self._ready)
+        self._ready -= left
+        while left:
+            piece = self._pieces.popleft()
+            if len(piece) > left:
+                self._pieces.appendleft(piece[left:])
+            taken.append(piece[:left])
+            left -= len(taken[-1])
+        return b"".join(taken)
 
     def _fill(self) -> None:
         """Some more bytes, or the end."""
         if not self._pending:
-            self._pending = self._file.read(_BLOCK)
-            self._seen(self._pending)
-        block, self._pending = self._pending, b""
+            self._pending = next(self._blocks, memoryview(b""))
+        block, self._pending = self._pending, memoryview(b"")
         if self._inflate is None:
-            self._buffer += block
+            self._add(block)
             self._ended = not block
         elif not block:
             self._end("" if self._inflate.eof else "the compressed data end early: the file is truncated")
@@ -174,14 +209,18 @@ class _Stream:
         else:
             self._expand(self._inflate, block)
 
-    def _expand(self, inflate: Any, block: bytes) -> None:
+    def _expand(self, inflate: Any, block: memoryview) -> None:
         try:
             # A little at a time, so that what lies before the damage is not lost with it.
-            self._buffer += inflate.decompress(block, _PIECE)
+            self._add(inflate.decompress(block, _PIECE))
         except isal_zlib.error as error:  # pyright: ignore[reportGeneralTypeIssues]  stubs say instance, not class
             self._end(f"the compressed data are damaged: {error}")
         else:
-            self._pending = inflate.unconsumed_tail or inflate.unused_data
+            self._pending = memoryview(inflate.unconsumed_tail or inflate.unused_data)
+
+    def _add(self, piece: bytes | memoryview) -> None:
+        self._pieces.append(memoryview(piece))
+        self._ready += len(piece)
 
     def _end(self, error: str) -> None:
         self._ended, self._error = True, error
@@ -291,7 +330,7 @@ def encode(record: Record) -> bytes:
 
 def feature_bytes(record: Record) -> dict[str, bytes]:
     """The byte string of every feature, known ones first."""
-    found = {"sequence": record.sequence}
+    found = {"sequence": record.letters}
     for name in ARRAYS:
         array = getattr(record, name)
         if array is not None:
@@ -330,8 +369,7 @@ def interval_number(record: Record) -> int:
 
 
 def _tensor(array: np.ndarray) -> bytes:
-    codes = {np.dtype(kind): code for code, kind in DTYPES.items()}
-    message = _TensorProto(dtype=codes[array.dtype], tensor_content=np.ascontiguousarray(array).tobytes())
+    message = _TensorProto(dtype=_CODES[array.dtype], tensor_content=np.ascontiguousarray(array).tobytes())
     message.tensor_shape.SetInParent()
     for size in array.shape:
         message.tensor_shape.dim.add(size=size)
@@ -343,8 +381,8 @@ def _array(serialized: bytes, name: str) -> np.ndarray:
         message = _TensorProto.FromString(serialized)
     except DecodeError:
         raise DataError(f"{name} is not a tensor") from None
-    dtype = np.dtype(DTYPES[message.dtype]) if message.dtype in DTYPES else None
-    if dtype is None or dtype.name not in ALLOWED[name]:
+    dtype = _DTYPES.get(message.dtype)
+    if dtype is None or dtype not in _ALLOWED[name]:
         found = f"TensorFlow's type {message.dtype}" if dtype is None else dtype.name
         raise DataError(f"{name} is of {found}, not {' or '.join(ALLOWED[name])}")
     shape = tuple(dimension.size for dimension in message.tensor_shape.dim)

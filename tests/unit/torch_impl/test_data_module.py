@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from tests.records import synthetic_records
 from torch_impl.data.convert import convert_tfrecord_to_hdf5 as original
+from torch_impl.data.draws import OwnDraws
 from torch_impl.data.examples import ExampleConfig, make_example
 from torch_impl.data.examples import one_hot as one_hot_array
 from torch_impl.data.records import DataError
@@ -27,6 +28,7 @@ from torch_impl.data_module import (
     ExampleDataset,
     ExampleSampler,
     ResumableLoader,
+    bundle,
     collate,
     convert_tfrecord_to_hdf5,
     one_hot,
@@ -89,11 +91,11 @@ def test_an_example_is_that_of_its_record_and_draws(folder):
 def test_workers_load_what_the_process_itself_loads(folder, method):
     def batches(**options) -> list[list[Tensor]]:
         sampler = ExampleSampler(SIZES, order="records", seed=1)
-        return list(ResumableLoader(dataset(folder), sampler, batch_size=3, collate_fn=collate, **options))
+        return list(ResumableLoader(dataset(folder), sampler, batch_size=3, **options))
 
-    alone = batches()
+    alone = batches(collate_fn=collate)
     context = multiprocessing.get_context(method)
-    together = batches(num_workers=2, multiprocessing_context=context)
+    together = batches(num_workers=2, multiprocessing_context=context, collate_fn=bundle)
     for one, other in zip(alone, together, strict=True):
         assert_equal(one, other)
 
@@ -111,6 +113,20 @@ def test_a_batch_has_the_fields_of_its_examples_in_the_original_order(folder):
     ]
     with pytest.raises(DataError, match="1 of 3 examples of a batch have no rna"):
         collate([*(each._replace(rna=each.target) for each in examples[:2]), examples[2]])
+
+
+@pytest.mark.parametrize("finetuning", [False, True])
+def test_a_bundle_is_one_piece_of_memory_with_the_fields_of_the_batch(finetuning):
+    config = ExampleConfig.tiny(num_motifs=7, finetuning=finetuning, training=False)
+    records = list(synthetic_records(config, 3))
+    examples = [make_example(record, OwnDraws(0).draw(record, config), config) for record in records]
+    found, expected = bundle(examples), collate(examples)
+    assert len(expected) == (10 if finetuning else 6)
+    assert [field.dtype for field in found.fields()] == [field.dtype for field in expected]
+    assert_equal(found.fields(), expected)
+    assert len({field.untyped_storage().data_ptr() for field in found.fields()}) == 1
+    with pytest.raises(DataError, match="1 of 3 examples of a batch have no rna"):
+        bundle([*(each._replace(rna=each.target) for each in examples[:2]), examples[2]._replace(rna=None)])
 
 
 def test_one_hot_on_the_device_is_that_of_the_pipeline(folder):

@@ -1,6 +1,7 @@
 """Conversion: nothing lost, nothing changed, whatever happens on the way."""
 
 import inspect
+import itertools
 import json
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ import pytest
 
 from tests.records import synthetic_record, synthetic_records
 from torch_impl.data import convert as module
-from torch_impl.data import store
+from torch_impl.data import store, tfrecord
 from torch_impl.data.convert import (
     Progress,
     convert_tfrecord_to_hdf5,
@@ -69,6 +70,43 @@ def test_every_record_is_converted_and_equal_to_its_source(tmp_path, source, wor
     manifest = json.loads((tmp_path / "target" / MANIFEST).read_text())
     assert manifest["records"] == 12
     assert [entry["name"] for entry in manifest["files"]] == list(FILES)
+
+
+@pytest.mark.parametrize("task", ["convert", "two processes", "verify"])
+def test_progress_moves_within_files_and_never_backwards(tmp_path, monkeypatch, task):
+    (tmp_path / "source").mkdir()
+    for name in ("a", "b"):
+        write_records(tmp_path / "source" / f"{name}.tfr", synthetic_records(CONFIG, 60, seed=ord(name)))
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: _Context())
+    monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.01)
+    monkeypatch.setattr(tfrecord, "_BLOCK", 4096)
+    target, said = tmp_path / "target", []
+    if task == "verify":
+        convert_tfrecord_to_hdf5(tmp_path / "source", target)
+        verify_hdf5(tmp_path / "source", target, progress=said.append)
+    else:
+        # What an earlier conversion left does not count.
+        target.mkdir()
+        (target / f"{PARTIAL}b-{'0' * 32}.progress").write_text("1000000 1000000")
+        workers = 2 if task == "two processes" else 1
+        convert_tfrecord_to_hdf5(tmp_path / "source", target, workers=workers, progress=said.append)
+    within = [state for state in said if state.files == 0]
+    assert any(0 < state.source_bytes < state.of_bytes for state in within)
+    assert any(0 < state.records < 120 for state in within)
+    for one, other in itertools.pairwise(said):
+        assert one.source_bytes <= other.source_bytes
+        assert one.files <= other.files
+    assert (said[-1].files, said[-1].source_bytes, said[-1].records) == (2, said[-1].of_bytes, 120)
+    assert leftovers(target) == []
+
+
+def test_progress_is_told_when_there_is_some(tmp_path):
+    (tmp_path / "a").write_bytes(bytes(100))
+    said: list[Progress] = []
+    tally = module._Tally({"a": tmp_path / "a"}, said.append)
+    for found in ({"a": (10, 1)}, {"a": (10, 1)}, {"other": (50, 5)}, {"a": (60, 2)}, {}):
+        tally.within(found)
+    assert [(state.source_bytes, state.records) for state in said] == [(10, 1), (60, 2)]
 
 
 def test_converting_again_does_nothing_again(tmp_path, source):

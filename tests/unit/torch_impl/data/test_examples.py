@@ -12,6 +12,7 @@ from tests.records import synthetic_record
 from torch_impl.data.draws import OwnDraws, tensorflow_mask
 from torch_impl.data.examples import (
     ExampleConfig,
+    _widened,
     base_indices,
     bin_target,
     cropped,
@@ -117,6 +118,31 @@ def test_the_soft_clip_makes_negative_numbers_zero():
 
 def test_the_other_strand_of_a_short_sequence():
     assert reverse_complement(base_indices(b"AACGTN")).tolist() == base_indices(b"NACGTT").tolist()
+    # In words of eight where the length allows.
+    letters = b"ACGTN" * 16
+    other = letters[::-1].translate(bytes.maketrans(b"ACGT", b"TGCA"))
+    for length in (1, 7, 8, 9, 80):
+        found = reverse_complement(base_indices(letters[:length]))
+        assert found.tolist() == base_indices(other[80 - length :]).tolist()
+
+
+def test_every_float16_number_is_widened_as_numpy_does():
+    numbers = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    assert np.array_equal(_widened(numbers), numbers.astype(np.float32), equal_nan=True)
+    wide = np.array([1.0, -2.5], np.float32)
+    assert _widened(wide) is wide
+
+
+def test_a_sequence_may_be_letters_or_indices():
+    record = synthetic_record(CONFIG, 0)
+    indexed = dataclasses.replace(record, sequence=base_indices(record.sequence))
+    for strand in (False, True):
+        drawn = dataclasses.replace(OwnDraws(0).draw(record, CONFIG), reverse_complement=strand)
+        one, other = (make_example(each, drawn, CONFIG) for each in (record, indexed))
+        np.testing.assert_array_equal(one.sequence, other.sequence)
+        assert not np.shares_memory(other.sequence, indexed.sequence)
+        assert other.sequence.flags.writeable
+        assert other.sequence.flags.c_contiguous
 
 
 def test_a_target_is_the_clipped_sum_of_each_bin_without_the_margins():

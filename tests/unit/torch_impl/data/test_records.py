@@ -7,7 +7,7 @@ import pytest
 
 from tests.records import synthetic_record
 from torch_impl.data.examples import ExampleConfig
-from torch_impl.data.records import DataError, check_record
+from torch_impl.data.records import DataError, _finite, check_record
 
 RECORD = synthetic_record(ExampleConfig.tiny(num_motifs=8, finetuning=True), 0)
 assert RECORD.rna is not None
@@ -25,6 +25,12 @@ def test_a_number_that_is_not_finite_is_named(name, value):
     array.flat[-1] = value
     with pytest.raises(DataError, match=f"{name} has 1 values that are not finite"):
         check_record(dataclasses.replace(RECORD, **{name: array}))
+
+
+def test_the_numbers_of_16_bits_that_are_not_finite_are_those_of_numpy():
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    assert [_finite(every[i : i + 1]) for i in range(1 << 16)] == np.isfinite(every).tolist()
+    assert _finite(every[:0])
 
 
 @pytest.mark.parametrize(
