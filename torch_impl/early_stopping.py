@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
-
 _STATE = ("counter", "best", "best_epoch", "epochs", "improved", "last")
 
 

@@ -156,9 +156,15 @@ def test_every_tensor_after_steps_of_both_optimizers(rampage_ladder, goldens, op
 
 
 def test_both_schedules_are_compared_and_differ(rampage_ladder):
-    (row,) = pick(rampage_ladder, "optimizer", case="R1 live", layer=SCHEDULE)
-    assert row.shape is not None
-    assert row.shape[-1] == len(FINETUNING_SCHEDULES) == 2
+    rows = pick(rampage_ladder, "optimizer", case="R1 live", layer=SCHEDULE)
+    assert {row.quantity for row in rows} == {
+        "learning rates, warm-up, decay, floor",
+        "learning rates, constant after the warm-up",
+    }
+    for row in rows:
+        assert row.shape is not None
+        assert row.shape[-1] == len(FINETUNING_SCHEDULES) == 2
+    assert_all_pass(rows)
     assert len({arguments["peak"] for arguments in FINETUNING_SCHEDULES}) == 2
 
 

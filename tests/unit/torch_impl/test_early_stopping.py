@@ -116,7 +116,11 @@ class Batches(torch.utils.data.IterableDataset):
 
 
 def fit(
-    folder: Path, losses: Sequence[float | None], stopping: EpiBERTEarlyStopping, epochs: int = 9, resume: Path | None = None
+    folder: Path,
+    losses: Sequence[float | None],
+    stopping: EpiBERTEarlyStopping,
+    epochs: int = 9,
+    resume: Path | None = None,
 ) -> tuple[lightning.Trainer, Scripted]:
     module = Scripted(losses)
     data = torch.utils.data.DataLoader(Batches(), batch_size=None)
