@@ -47,7 +47,7 @@ def folder(tmp_path_factory) -> Path:
             for number, size in enumerate(sizes):
                 records = synthetic_records(CONFIG, size, seed=100 * number + len(subset) + len(part))
                 if subset == "test":
-                    bare = {name: None for name in ("rna", "tss_tokens", "processed_gene_token", "cell_encoding")}
+                    bare = dict.fromkeys(("rna", "tss_tokens", "processed_gene_token", "cell_encoding"))
                     records = [dataclasses.replace(record, **bare) for record in records]
                 write_records(base / part / subset / f"{number}.tfr", records)
         convert_tfrecord_to_hdf5(base / part, base / f"{part}_converted")
