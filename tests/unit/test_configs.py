@@ -1,7 +1,6 @@
 """The configuration files: each makes the model and the data that it describes, and differs where it says so."""
 
 import dataclasses
-import types
 import warnings
 from typing import Any
 
@@ -216,7 +215,7 @@ def _written(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def test_what_the_published_file_makes_takes_the_scripts_steps(tmp_path):
+def test_what_the_published_file_makes_takes_the_scripts_steps(tmp_path, monkeypatch):
     model, data, trainer = built("finetune")
     assert data.config == ExampleConfig.finetuning_preset()
     assert model.model.compute_dtype == torch.bfloat16
@@ -229,8 +228,11 @@ def test_what_the_published_file_makes_takes_the_scripts_steps(tmp_path):
         for number in range(8):
             write_records(tmp_path / "source" / subset / f"{number}.tfr", synthetic_records(small, 1, seed=number))
     convert_tfrecord_to_hdf5(tmp_path / "source", tmp_path / "records")
-    data.config, data.folder, data.holdout_folder = small, tmp_path / "records", tmp_path / "records"
-    data.trainer = types.SimpleNamespace(world_size=8, global_rank=3, strategy=None)
+    data.config, data.workers = small, 0
+    data.folder = data.holdout_folder = tmp_path / "records"
+    data.trainer = trainer
+    monkeypatch.setattr(lightning.Trainer, "world_size", 8)
+    monkeypatch.setattr(lightning.Trainer, "global_rank", 3)
     assert len(data.train_dataloader()) == 1 + 34021
     assert [len(loader) for loader in data.val_dataloader()] == [86550 // 8, 13848 // 8]
 

@@ -486,6 +486,9 @@ def test_a_validation_of_fine_tuning_changes_nothing_and_sums_at_start_sites(pre
     kept = finetuning_metrics("val")
     assert {"val_loss", "val_loss_rna", "RNA_PearsonR", "ATAC_R2"} <= set(kept)
     step = finetuning_validation_step(model, loss_type="poisson", atac_scale=0.5, metrics=kept).python_function
+    second = finetuning_metrics("val_ho")
+    assert set(second) == {f"{name}_ho" for name in kept}
+    held_out = finetuning_validation_step(model, loss_type="poisson", atac_scale=0.5, metrics=second).python_function
     generator = np.random.default_rng(0)
     inputs = tuple(tf.constant(generator.random(s, np.float32)) for s in ((2, 64, 4), (2, 64, 1), (2, 1, 3)))
     rna, atac = (generator.gamma(1.0, 3.0, (2, 6, 1)).astype(np.float32) for _ in range(2))
@@ -503,6 +506,14 @@ def test_a_validation_of_fine_tuning_changes_nothing_and_sums_at_start_sites(pre
     assert_same(loss.total.numpy(), total.numpy(), "float32_only")
     assert_same(loss.rna.numpy(), np.mean(predicted - rna * np.log(predicted + 1e-7)), "float32_only")
     assert_same(np.float32(kept["val_loss"].result()), loss.total.numpy(), "float32_only")
+    # The second set has metrics of its own, by names of its own. It saw the batch once, the first one three times.
+    assert np.isnan(second["RNA_R2_ho"].result()["R2"])
+    held_out(inputs, *map(tf.constant, (rna, atac, mask, tokens)))
+    for name, metric in kept.items():
+        pair = (metric.result(), second[f"{name}_ho"].result())
+        one, other = (np.asarray(next(iter(r.values())) if isinstance(r, dict) else r) for r in pair)
+        if predict_atac or (name.startswith(("RNA", "val_loss")) and not name.endswith("atac")):
+            assert_same(other, one, "float32_metric", what=name)
     assert np.isfinite(kept["RNA_R2"].result()["R2"])
     assert np.isnan(kept["ATAC_R2"].result()["R2"]) == (not predict_atac)
 

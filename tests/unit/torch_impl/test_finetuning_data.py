@@ -128,7 +128,7 @@ def test_what_cannot_be_a_stream_is_refused(folder):
 @pytest.mark.parametrize("given", [0, 1, 2])
 def test_a_loader_goes_on_within_an_epoch_of_a_stream(folder, given):
     def loader() -> Any:
-        made = data(folder, train_examples=8, batch_size=4).train_dataloader()
+        made: Any = data(folder, train_examples=8, batch_size=4).train_dataloader()
         made.sampler.set_epoch(2)
         return made
 
