@@ -1,4 +1,4 @@
-"""Pretrain, then fine-tune, by the commands that a user types: the transferred trunk learns, and sooner than a fresh one.
+"""Pretrain, then fine-tune, by the commands that a user types: a transferred trunk learns, and sooner than a fresh one.
 
 The task is the planted one, through the whole of the port's data pipeline; both runs of fine-tuning take the same steps
 over the same records.

@@ -120,8 +120,8 @@ def entry(content: str, *, passed: bool) -> str:
 
 
 def test_repetitions_are_counted_only_if_they_are_of_the_present_content(tmp_path, monkeypatch):
-    monkeypatch.setattr(epibert_convergence, "describe", lambda: iter(()))
-    monkeypatch.setattr(epibert_convergence, "run_convergence", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(epibert_convergence, "describe", lambda _: iter(()))
+    monkeypatch.setattr(epibert_convergence, "run_convergence", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(ledger, "fingerprint", lambda _: "present")
     file = tmp_path / "repetitions.jsonl"
     file.write_text(entry("present", passed=True))
@@ -134,8 +134,8 @@ def test_repetitions_are_counted_only_if_they_are_of_the_present_content(tmp_pat
 
 
 def test_sources_that_change_during_a_repetition_end_it(monkeypatch):
-    monkeypatch.setattr(epibert_convergence, "describe", lambda: iter(()))
-    monkeypatch.setattr(epibert_convergence, "run_convergence", lambda *_: ((), []))
+    monkeypatch.setattr(epibert_convergence, "describe", lambda _: iter(()))
+    monkeypatch.setattr(epibert_convergence, "run_convergence", lambda *_, **__: ((), []))
     monkeypatch.setattr(epibert_convergence, "summary", lambda *_: {"content": "later", "passed": True})
     with pytest.raises(ValueError, match="changed during the repetitions"):
         epibert_convergence.converge()
