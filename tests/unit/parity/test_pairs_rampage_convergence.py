@@ -7,50 +7,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from parity.convergence import Run, Side, equivalence_power
 from parity.pairs import epibert_convergence, rampage_convergence
-from parity.pairs.epibert_convergence import ARGUMENTS, PAIRS, Constants, Weights, margins, measured
+from parity.pairs.epibert_convergence import PAIRS, margins, measured
 from parity.pairs.rampage_convergence import QUANTITIES, finetuning, score, score_heads, train_port
 from tests import training_faults
 from tests.assertions import assert_same
-from torch_impl import EpiBERTConfig, EpiBERTRampage
+from tests.unit.parity.short_runs import Start, fresh_start, short_epochs
+from torch_impl import EpiBERTRampage
 from torch_impl.rampage_lightning import EpiBERTRampageLightning
-from weights.table import RAMPAGE_TABLE, rows
-
-CONFIG = EpiBERTConfig(**ARGUMENTS)
-Start = tuple[Weights, Constants]
 
 
 @pytest.fixture
 def _short(monkeypatch):
-    monkeypatch.setattr(epibert_convergence, "RECIPE", epibert_convergence.Recipe(epochs=2, warmup=1))
-    monkeypatch.setattr(epibert_convergence, "TRAINING_EXAMPLES", 32)
-    monkeypatch.setattr(epibert_convergence, "VALIDATION_EXAMPLES", 8)
-    epibert_convergence.examples.cache_clear()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    epibert_convergence.examples.cache_clear()
+    yield from short_epochs(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def start() -> Start:
-    """Weights and constants of a fresh model, as the reference's process would send them."""
-    torch.manual_seed(0)
-    model = EpiBERTRampage(CONFIG)
-    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    stored = {
-        row.path: row.layout.to_stored(
-            state[row.name], row.layout.stored_shape(state[row.name].shape, CONFIG.num_heads)
-        ).copy()
-        for row in rows(CONFIG, RAMPAGE_TABLE)
-    }
-    table = model.performer.rotary_table
-    assert table is not None
-    return stored, (model.performer.projection_matrix.numpy().copy(), table.table.numpy().copy())
+    return fresh_start(EpiBERTRampage)
 
 
 @pytest.mark.usefixtures("_short")
