@@ -80,8 +80,10 @@ class EarlyStoppingCounter:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of ``state_dict``."""
-        for name in _STATE:
+        # The last two are younger than some states, and needed in epochs without a validation alone.
+        for name in _STATE[:4]:
             setattr(self, name, state[name])
+        self.improved, self.last = state.get("improved", False), state.get("last", math.nan)
 
 
 class EpiBERTEarlyStopping(EarlyStopping):

@@ -140,6 +140,7 @@ def test_a_right_crop_of_the_data_is_proven_at_the_published_size(read):
     assert {row.quantity for row in rows} == set(examples.Example._fields) - {"rna"}
     assert_all_pass(rows)
     rna = make_example(read.record, read.drawn, DATA).rna
+    assert rna is not None
     np.testing.assert_array_max_ulp(rna, read.outputs["rna_target"], maxulp=3)
 
 
