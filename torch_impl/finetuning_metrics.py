@@ -1,8 +1,8 @@
 """What the original's fine-tuning reports of an epoch: losses, and correlations of both heads, of genes and cell types.
 
 Source of the semantics: the specification of the original TensorFlow implementation (naumanjaved/EpiBERT, MIT), its
-section 3.2. What is computed stands in ``metrics``; this says of what. There are none on the bins that ``unmask`` selects:
-the original's fine-tuning does not look at them.
+section 3.2. What is computed stands in ``metrics``; this says of what. There are none on the bins that ``unmask``
+selects: the original's fine-tuning does not look at them.
 
 Letters in shapes: B batch, N bins after the crop.
 """
