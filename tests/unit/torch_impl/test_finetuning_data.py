@@ -1,5 +1,6 @@
 """Streams of records as the original's fine-tuning takes them, two validation sets, and records without targets."""
 
+import csv
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ import lightning
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
+from tests.assertions import assert_same
 from tests.records import synthetic_records
-from tests.unit.torch_impl.training import DATA, MODEL, quiet
+from tests.unit.torch_impl.training import DATA, MODEL, finish, quiet, start, write_config
 from torch_impl import EpiBERTConfig
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
 from torch_impl.data.examples import ExampleConfig
@@ -198,6 +201,13 @@ def test_the_first_set_is_validated_in_even_epochs_and_the_second_in_all(folder)
     assert sum(name == "train_loss" for _, name in module.logged) == 4 * 3
 
 
+def test_the_second_set_is_that_of_the_other_folder(folder):
+    loaders: Any = data(folder, holdout_folder=folder / "holdout_converted").val_dataloader()
+    parts = [loader.dataset.store.folder.relative_to(folder) for loader in loaders]
+    assert parts == [Path("data_converted/valid"), Path("holdout_converted/valid")]
+    assert [len(loader) for loader in loaders] == [5, 4]
+
+
 def test_validating_by_itself_validates_both_sets_whatever_the_epoch(folder):
     module = Watched()
     made = data(folder, holdout_folder=folder / "holdout_converted", batch_size=2, valid_every=2)
@@ -223,3 +233,51 @@ def test_records_to_predict_need_no_targets(folder, tmp_path):
     for loader in (data(folder).test_dataloader(),):
         with pytest.raises(DataError, match="the record has no rna, which fine-tuning needs"):
             next(iter(loader))
+
+
+# --- by the command --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_scripts_steps_and_report_as_one(folder, tmp_path):
+    """A step of both is one of the epoch's; every number is that of both; early stopping counts all epochs."""
+    path = write_config(
+        tmp_path, folder / "data_converted", class_path="torch_impl.rampage_lightning.EpiBERTRampageLightning",
+        loader={"config": {**DATA, "finetuning": True}},
+        trainer={"max_epochs": 3, "devices": 2, "strategy": "ddp", "precision": "32-true"},
+    )  # fmt: skip
+    content = yaml.safe_load(path.read_text())
+    del content["model"]["init_args"]["float64_metrics"]
+    content["data"]["class_path"] = "torch_impl.finetuning_data.FinetuningDataModule"
+    content["data"]["init_args"] |= {
+        "holdout_folder": str(folder / "holdout_converted"), "train_examples": 9, "valid_examples": 5,
+        "valid_every": 2, "holdout_examples": 4,
+    }  # fmt: skip
+    content["trainer"]["callbacks"].append(
+        {
+            "class_path": "torch_impl.early_stopping.EpiBERTEarlyStopping",
+            "init_args": {"patience": 50, "every": 2},
+        }
+    )
+    path.write_text(yaml.safe_dump(content))
+    status, said = finish(start("fit", "--config", path))
+    assert status == 0, said
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+
+    def epochs(name: str) -> list[int]:
+        return [int(row["epoch"]) for row in rows if row[name]]
+
+    # Two examples in each of two processes: 1 + 9 // 4 steps.
+    assert epochs("train_loss") == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert epochs("val_loss") == epochs("val_gene_pearson") == [0, 2]
+    assert epochs("val_loss_ho") == epochs("val_rna_pearson_ho") == [0, 1, 2]
+    assert epochs("train_rna_pearson") == epochs("train_loss_atac_epoch") == [0, 1, 2]
+    steps = [float(row["train_loss"]) for row in rows if row["train_loss"]]
+    means = [float(row["train_loss_epoch"]) for row in rows if row["train_loss_epoch"]]
+    for epoch, mean in enumerate(means):
+        assert_same(np.float32(mean), np.float32(np.mean(steps[3 * epoch : 3 * epoch + 3])), "float32_only")
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    (state,) = [value for name, value in saved["callbacks"].items() if name.startswith("EpiBERTEarlyStopping")]
+    # Of the last step of epoch 2: the validation of epoch 0 was counted then, and again in epoch 1.
+    assert (state["counting"]["epochs"], state["counting"]["counter"]) == (1, 2)
