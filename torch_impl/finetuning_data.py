@@ -126,7 +126,7 @@ class FinetuningDataModule(EpiBERTDataModule):
             goes on after them. None: every record once.
         valid_every: The first set is validated in every so many epochs, the first among them.
         holdout_examples: As ``valid_examples``, of the second set.
-        valid_take: The first so many records of either set alone; None: all.
+        valid_take: The first so many records of either set alone, less those that do not fill a step; None: all.
         valid_passes: As ``train_passes``, of either set.
 
     Raises:
@@ -190,7 +190,8 @@ class FinetuningDataModule(EpiBERTDataModule):
         length = None if examples is None else examples // self._global_batch * self.batch_size
         if length == 0:
             raise DataError(f"{examples} examples do not fill a step of {self._global_batch}")
-        stream = Stream(length=length, take=self.valid_take, passes=self.valid_passes, every=every)
+        take = None if self.valid_take is None else self.valid_take // self._global_batch * self._global_batch
+        stream = Stream(length=length, take=take, passes=self.valid_passes, every=every)
         return self._streamed(VALID, self._evaluation(), "stored", stream, folder)
 
     def _streamed(

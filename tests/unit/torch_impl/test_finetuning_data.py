@@ -206,6 +206,8 @@ def test_the_second_set_is_that_of_the_other_folder(folder):
     parts = [loader.dataset.store.folder.relative_to(folder) for loader in loaders]
     assert parts == [Path("data_converted/valid"), Path("holdout_converted/valid")]
     assert [len(loader) for loader in loaders] == [5, 4]
+    cut: Any = data(folder, valid_take=5, batch_size=2).val_dataloader()
+    assert cut.sampler.share(0, 0).tolist() == [0, 1, 2, 3]
 
 
 def test_validating_by_itself_validates_both_sets_whatever_the_epoch(folder):
