@@ -34,6 +34,7 @@ from tf_reference.training import (
     pretraining_metrics,
     pretraining_step,
 )
+from torch_impl.early_stopping import EarlyStoppingCounter
 
 FUNCTIONS = h5py.File(GOLDENS / "functions.h5")
 DTYPES = {"f64": "float64", "f32": "float32"}
@@ -204,6 +205,23 @@ def test_early_stopping_counts_as_the_original(losses, counters, best_epochs):
         )
         assert (counter, best_epoch) == (counters[epoch], best_epochs[epoch])
         assert stop == (counters[epoch] >= 3)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_the_port_counts_as_the_reference_in_epochs_with_and_without_a_validation(every):
+    """Fine-tuning asks in every epoch, whether its list of losses has grown or not (spec, section 3.5)."""
+    generator = np.random.default_rng(every)
+    for _ in range(50):
+        port, losses = EarlyStoppingCounter(patience=5, min_delta=0.25), []
+        counter, best_epoch = 0, None
+        for epoch in range(24):
+            if epoch % every == 0:
+                losses.append(float(generator.integers(0, 32)) / 8)
+                stop = port.update(losses[-1])
+            else:
+                stop = port.repeat()
+            wanted, counter, best_epoch = early_stopping(losses, counter, best_epoch, patience=5, min_delta=0.25)
+            assert (stop, port.counter, port.best_epoch) == (wanted, counter, best_epoch)
 
 
 # --- optimizers
