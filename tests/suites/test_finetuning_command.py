@@ -36,7 +36,8 @@ def train(config: str, folder: Path, out: Path, *arguments: str) -> list[dict[st
         sys.executable, "-m", "parity.command", "train", "fit", "--config", f"configs/{config}.yaml",
         f"--data.init_args.folder={folder}", f"--trainer.logger.init_args.save_dir={out}", *arguments,
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    # One thread: for tensors this small, a second one is waited for.
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment.pop("PL_GLOBAL_SEED", None)
     result = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=1200, check=False
