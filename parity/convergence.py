@@ -47,6 +47,7 @@ class Run:
         losses: Validation loss before training and after each epoch.
         pearsons: Validation Pearson correlation at the same times.
         error: Why it did not finish; empty when it did.
+        others: What else was measured at the same times, by its name.
     """
 
     side: Side
@@ -54,6 +55,15 @@ class Run:
     losses: tuple[float, ...] = ()
     pearsons: tuple[float, ...] = ()
     error: str = ""
+    others: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+
+    def values(self, quantity: str) -> tuple[float, ...]:
+        """One quantity, ``losses`` and ``pearsons`` among them, before training and after each epoch.
+
+        Returns:
+            Its values; none of a quantity that was not measured.
+        """
+        return {"losses": self.losses, "pearsons": self.pearsons, **self.others}.get(quantity, ())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +71,7 @@ class Margin:
     """What was declared for one quantity before any pair was compared; all of it measured on the reference alone.
 
     Attributes:
-        quantity: ``losses`` or ``pearsons``: the field of a run of which the last value is compared.
+        quantity: ``losses``, ``pearsons`` or another that runs have: its last value is compared.
         spread: Standard deviation of the reference's own final values from seed to seed.
         change: Mean difference of its final value to that before training, with its sign.
         paired_deviation: Standard deviation of paired differences that the number of pairs was planned with: of two
@@ -328,7 +338,7 @@ def _final(found: Sequence[Run], quantity: str) -> float | None:
     """Last value of the only run of a key; None when there is none, or more than one, or it is of no use."""
     if len(found) != 1 or found[0].error:
         return None
-    values = getattr(found[0], quantity)
+    values = found[0].values(quantity)
     return float(values[-1]) if values and np.all(np.isfinite(values)) else None
 
 
@@ -407,7 +417,7 @@ class _Rows:
             detail = f"{len(found)} runs of the {side} have this seed" if found else f"the {side} has no such run"
             self.add(declared.quantity, Status.FAIL if found else Status.MISSING, detail=detail, **row)
             return
-        values = getattr(found[0], declared.quantity)
+        values = found[0].values(declared.quantity)
         if found[0].error or len(values) < max(2, epochs) or len(values) > epochs:
             detail = found[0].error or f"{len(values)} values, expected {epochs}: one before training, one an epoch"
             self.add(declared.quantity, Status.MISSING, detail=detail, **row)

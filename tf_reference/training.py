@@ -65,10 +65,12 @@ def finetuning_metrics(stage: str = "train") -> dict[str, tf_keras.metrics.Metri
     """The original's metrics of fine-tuning: losses, and correlations of RNA on all bins and of ATAC on masked ones.
 
     Args:
-        stage: ``train`` or ``val``.
+        stage: ``train``, ``val``, or ``val_ho`` for the second validation set, of cell types that were held out.
     """
-    suffix = "_tr" if stage == "train" else ""
-    losses = [f"{stage}_loss{part}" for part in ("", "_rna", "_atac")]
+    loss, _, end = stage.partition("_")
+    end = f"_{end}" if end else ""
+    suffix = "_tr" if stage == "train" else end
+    losses = [f"{loss}_loss{part}{end}" for part in ("", "_rna", "_atac")]
     return {
         **{name: tf_keras.metrics.Mean(name) for name in losses},
         **{f"{head}_PearsonR{suffix}": PearsonR(name=f"{head}_PearsonR{suffix}") for head in ("RNA", "ATAC")},
@@ -144,6 +146,7 @@ def finetuning_step(
         before that. Models without an ATAC head need only the first two.
     """
     metrics = metrics or {}
+    forward = _forward(model, loss_type, total_weight, atac_scale, replicas)
 
     @tf.function(autograph=False)
     def step(
@@ -151,17 +154,7 @@ def finetuning_step(
     ) -> FinetuningLoss:
         trunk, head = finetuning_variables(model)
         with tf.GradientTape() as tape:
-            outputs = heads(model(inputs, training=True))
-            loss = finetuning_loss(
-                outputs,
-                rna_target,
-                atac_target,
-                mask,
-                loss_type=loss_type,
-                total_weight=total_weight,
-                atac_scale=atac_scale,
-                replicas=replicas,
-            )
+            outputs, loss = forward(inputs, rna_target, atac_target, mask, training=True)
         gradients = tape.gradient(loss.total, trunk + head)
         for optimizer, variables in zip(optimizers, (trunk, head), strict=True):
             own, gradients = gradients[: len(variables)], gradients[len(variables) :]
@@ -189,12 +182,13 @@ def finetuning_validation_step(
         total_weight: As for ``finetuning_step``.
         atac_scale: As for ``finetuning_step``.
         replicas: As for ``finetuning_step``.
-        metrics: Those of ``finetuning_metrics("val")``, or some of them, to update.
+        metrics: Those of ``finetuning_metrics("val")``, or ``"val_ho"``, or some of them, to update.
 
     Returns:
         ``step(inputs, rna_target, atac_target=None, mask=None, tss_tokens=None)``.
     """
     metrics = metrics or {}
+    forward = _forward(model, loss_type, total_weight, atac_scale, replicas)
 
     @tf.function(autograph=False)
     def step(
@@ -204,7 +198,27 @@ def finetuning_validation_step(
         mask: Bins | None = None,
         tss_tokens: Bins | None = None,
     ) -> FinetuningValidation:
-        outputs = heads(model(inputs, training=False))
+        outputs, loss = forward(inputs, rna_target, atac_target, mask, training=False)
+        _update_heads(metrics, "val", loss, outputs, rna_target, atac_target, mask)
+        if tss_tokens is None:
+            return FinetuningValidation(loss, outputs, None, None)
+        rna = outputs[1]
+        tokens = tf.cast(tss_tokens, rna.dtype)
+        true, predicted = (tf.reduce_sum(tf.cast(bins, rna.dtype) * tokens, axis=[1, 2]) for bins in (rna_target, rna))
+        return FinetuningValidation(loss, outputs, true, predicted)
+
+    return step
+
+
+def _forward(
+    model: tf_keras.Model, loss_type: str, total_weight: float, atac_scale: float, replicas: int
+) -> Callable[..., tuple[tuple[Bins | None, Bins], FinetuningLoss]]:
+    """What the steps of training and validation begin with: predictions of both heads, and their losses."""
+
+    def forward(
+        inputs: Inputs, rna_target: Bins, atac_target: Bins | None, mask: Bins | None, *, training: bool
+    ) -> tuple[tuple[Bins | None, Bins], FinetuningLoss]:
+        outputs = heads(model(inputs, training=training))
         loss = finetuning_loss(
             outputs,
             rna_target,
@@ -215,15 +229,9 @@ def finetuning_validation_step(
             atac_scale=atac_scale,
             replicas=replicas,
         )
-        _update_heads(metrics, "val", loss, outputs, rna_target, atac_target, mask)
-        if tss_tokens is None:
-            return FinetuningValidation(loss, outputs, None, None)
-        rna = outputs[1]
-        tokens = tf.cast(tss_tokens, rna.dtype)
-        true, predicted = (tf.reduce_sum(tf.cast(bins, rna.dtype) * tokens, axis=[1, 2]) for bins in (rna_target, rna))
-        return FinetuningValidation(loss, outputs, true, predicted)
+        return outputs, loss
 
-    return step
+    return forward
 
 
 def finetuning_loss(
@@ -322,8 +330,12 @@ def _widened(output: tf.Tensor) -> tf.Tensor:
 
 
 def _update(metrics: Metrics, values: Mapping[str, tuple[Any, ...]]) -> None:
-    """Metrics named after a value take it; those of a head, ``ATAC_...`` or ``RNA_...``, its target and output."""
+    """Metrics named after a value take it; those of a head, ``ATAC_...`` or ``RNA_...``, its target and output.
+
+    That a metric is of the second validation set is for its owner to know.
+    """
     for name, metric in metrics.items():
-        key = name if name in values else name.partition("_")[0]
+        key = name.removesuffix("_ho")
+        key = key if key in values else name.partition("_")[0]
         if key in values:
             metric.update_state(*values[key])

@@ -10,7 +10,7 @@ Letters in shapes: B batch, L base pairs, A accessibility values, N bins after t
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -138,20 +138,24 @@ class ExampleSampler(DistributedSampler[Position]):
 
     def __len__(self) -> int:
         """Positions of a whole epoch."""
-        shares = [len(self._share(rank)) for rank in range(self.num_replicas)]
+        shares = [len(self.share(rank, self.epoch)) for rank in range(self.num_replicas)]
         return max(shares) if self.even else shares[self.rank]
 
     def __iter__(self) -> Iterator[Position]:
         """The positions of the epoch after those that were given out."""
-        numbers = self._share(self.rank)
+        numbers = self.share(self.rank, self.epoch)
         if self.even and len(numbers):
             numbers = np.resize(numbers, len(self))
         return iter([(self.epoch, int(number)) for number in numbers[self.given :]])
 
-    def _share(self, rank: int) -> np.ndarray:
-        """Records of one process in the present epoch."""
+    def described(self) -> dict[str, Any]:
+        """What else decides which positions an epoch has."""
+        return {}
+
+    def share(self, rank: int, epoch: int) -> np.ndarray:
+        """Records of one process in an epoch, in their order."""
         total, processes = sum(self.shard_sizes), self.num_replicas
-        generator = np.random.default_rng((self.seed, self.epoch))
+        generator = np.random.default_rng((self.seed, epoch))
         if self.order == "files":
             starts = np.cumsum((0, *self.shard_sizes[:-1]))
             files = [np.arange(start, start + size) for start, size in zip(starts, self.shard_sizes, strict=True)]
@@ -187,6 +191,7 @@ class ResumableLoader(DataLoader[Example]):
             "order": positions.order,
             "seed": positions.seed,
             "processes": positions.num_replicas,
+            **positions.described(),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -365,7 +370,8 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         return self._loader(TEST, self._evaluation(), order="stored")
 
     def predict_dataloader(self) -> DataLoader[Example]:
-        config = dataclasses.replace(self._evaluation(), motif_scaling="min_max")
+        # RNA and start sites are what a model for fine-tuning predicts: records to predict need not have them.
+        config = dataclasses.replace(self._evaluation(), motif_scaling="min_max", finetuning=False)
         loader = self._loader(self.predict_subset, config, order="stored")
         loader.dataset.draws = InferenceDraws(self.validation_seed, self.predict_shift)  # type: ignore[attr-defined]
         # One that Lightning can make again, as it does to keep track of indices; there is nothing to resume.
@@ -389,16 +395,25 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         scaling = "min_max" if self.motif_means is None else "z_score"
         return dataclasses.replace(self.config, training=False, motif_scaling=scaling)
 
-    def _loader(self, subset: str, config: ExampleConfig, *, order: Order) -> ResumableLoader:
+    def _loader(
+        self,
+        subset: str,
+        config: ExampleConfig,
+        *,
+        order: Order,
+        folder: Path | None = None,
+        make_sampler: Callable[..., ExampleSampler] = ExampleSampler,
+    ) -> ResumableLoader:
+        """The records of a subfolder, of the data's own folder when None is given."""
         training = config.training
         table: dict[str, np.ndarray | None] = {}
         if config.motif_scaling == "z_score":
             table = {"motif_means": self.motif_means, "motif_deviations": self.motif_deviations}
         dataset = ExampleDataset(
-            self.folder / subset, config, seed=self.seed if training else self.validation_seed, **table
+            (folder or self.folder) / subset, config, seed=self.seed if training else self.validation_seed, **table
         )
         trainer = self.trainer
-        sampler = ExampleSampler(
+        sampler = make_sampler(
             dataset.store.shard_sizes,
             order=order,
             seed=self.seed,

@@ -7,10 +7,13 @@ section 3.5.
 import math
 from typing import Any
 
+import lightning
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
+
+_STATE = ("counter", "best", "best_epoch", "epochs", "improved", "last")
 
 
 class EarlyStoppingCounter:
@@ -28,6 +31,8 @@ class EarlyStoppingCounter:
         best: Lowest loss so far; infinity before the first.
         best_epoch: 0-based number of the validation that brought the last improvement; None before it.
         epochs: Number of validations so far.
+        improved: Whether the last one was an improvement.
+        last: Its loss.
     """
 
     def __init__(self, patience: int, min_delta: float = 0.0) -> None:
@@ -37,6 +42,8 @@ class EarlyStoppingCounter:
         self.best = math.inf
         self.best_epoch: int | None = None
         self.epochs = 0
+        self.improved = False
+        self.last = math.nan
 
     def update(self, loss: float) -> bool:
         """Take in the loss of one validation.
@@ -48,24 +55,35 @@ class EarlyStoppingCounter:
             Whether to stop.
         """
         best = self.best if self.epochs else loss
-        improved = loss < best - self.min_delta
-        if improved:
-            self.counter = 0
+        self.improved = loss < best - self.min_delta
+        if self.improved:
             self.best_epoch = self.epochs
-        else:
-            self.counter += 1
         self.best = min(self.best, loss) if loss == loss else self.best
         self.epochs += 1
-        return not improved and self.counter >= self.patience
+        self.last = loss
+        return self.repeat()
+
+    def repeat(self) -> bool:
+        """Count the last validation once more, as the original does in an epoch without one.
+
+        It compares the same loss with the same earlier ones: an improvement stays one, anything else counts again.
+
+        Returns:
+            Whether to stop.
+        """
+        self.counter = 0 if self.improved else self.counter + 1
+        return not self.improved and self.counter >= self.patience
 
     def state_dict(self) -> dict[str, Any]:
         """What it takes to go on later; not the arguments."""
-        return {name: getattr(self, name) for name in ("counter", "best", "best_epoch", "epochs")}
+        return {name: getattr(self, name) for name in _STATE}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of ``state_dict``."""
-        self.counter, self.best = state["counter"], state["best"]
-        self.best_epoch, self.epochs = state["best_epoch"], state["epochs"]
+        # The last two are younger than some states, and needed in epochs without a validation alone.
+        for name in _STATE[:4]:
+            setattr(self, name, state[name])
+        self.improved, self.last = state.get("improved", False), state.get("last", math.nan)
 
 
 class EpiBERTEarlyStopping(EarlyStopping):
@@ -79,6 +97,8 @@ class EpiBERTEarlyStopping(EarlyStopping):
         min_delta: As for ``EarlyStoppingCounter``.
         check_finite: Stop at once when the loss is NaN or infinite. The original goes on.
         verbose: Log why.
+        every: The monitored loss is new in every so many epochs, the first among them. In the others the last one
+            counts again, as in the original's fine-tuning, which validates in every second epoch and counts in all.
 
     Attributes:
         counting: The counter.
@@ -92,14 +112,30 @@ class EpiBERTEarlyStopping(EarlyStopping):
         *,
         check_finite: bool = True,
         verbose: bool = False,
+        every: int = 1,
     ) -> None:
         super().__init__(monitor, min_delta, patience, verbose, check_finite=check_finite)
+        if every < 1:
+            raise ValueError(f"every must be at least 1, not {every}")
+        self.every = every
         self.counting = EarlyStoppingCounter(patience, min_delta)
+        self._new = True
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Counts this epoch."""
+        self._new = trainer.current_epoch % self.every == 0
+        if not self._new and self.counting.epochs:
+            # Lightning forgets it when a run is resumed.
+            trainer.callback_metrics.setdefault(self.monitor, torch.tensor(self.counting.last))
+        super().on_validation_end(trainer, pl_module)
 
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
-        if self.check_finite and not torch.isfinite(current):
+        if not self._new:
+            stop = self.counting.repeat()
+        elif self.check_finite and not torch.isfinite(current):
             return super()._evaluate_stopping_criteria(current)
-        stop = self.counting.update(float(current))
+        else:
+            stop = self.counting.update(float(current))
         self._mirror()
         if not stop:
             return False, None

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch_impl.checkpointing import checkpoint_activations
 from torch_impl.config import EpiBERTConfig
 from torch_impl.epibert_lightning import check_lengths, check_same_model, check_same_training
+from torch_impl.finetuning_metrics import FinetuningMetrics
 from torch_impl.losses import POISSON, FinetuningLoss, finetuning_loss
-from torch_impl.metrics import R2, GeneCellCorrelation, Mean, PearsonR
 from torch_impl.optim import CosineWarmup, JointOptimizer, KerasAdamW, decay_groups
 from torch_impl.rampage import EpiBERTRampage, optimizer_parts
 
@@ -29,7 +29,10 @@ Batch = Sequence[Tensor]
 RNA (B, N, 1), and in validation also start sites (B, N, 1), gene and cell type (B,): the order of the original's
 pipeline."""
 
-VALIDATION, TEST = "val", "test"
+TRAINING, VALIDATION, TEST = "train", "val", "test"
+HOLDOUT = "_ho"
+"""End of the names of what is logged of the second validation set, of cell types that were held out."""
+
 Profile = Float[Tensor, "B N 1"]
 
 
@@ -38,6 +41,12 @@ class EpiBERTRampageLightning(lightning.LightningModule):
 
     Both optimizers are one to the Trainer. Clipping is part of them, so the Trainer's own is to stay off. Defaults are
     those of the original's fine-tuning script (spec, section 3.6).
+
+    Logged, over all processes: ``train_loss``, ``train_loss_rna`` and ``train_loss_atac`` of each step, and after each
+    epoch their means, ``train_loss_epoch`` and so on, with ``train_rna_pearson``, ``train_rna_r2`` and those of
+    ``atac``. Of each validation ``val_loss``, ``val_rna_pearson`` and so on, with ``val_cell_pearson`` and
+    ``val_gene_pearson`` where examples have start sites; of a second validation set the same with ``_ho``; in
+    ``Trainer.test`` the same with ``test_``.
 
     Args:
         config: Of the model, or its fields as a mapping, which is what a checkpoint holds.
@@ -49,6 +58,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         warmup: Steps up to both.
         decay: Steps down from them.
         floor: Share of them that remains.
+        constant_rate: Keep the highest learning rates after the warm-up.
         epsilon: Keras' epsilon of AdamW.
         weight_decay: Of kernels alone.
         global_clipnorm: Largest norm of the gradients of each optimizer.
@@ -71,6 +81,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         warmup: int = 5000,
         decay: int = 500_000,
         floor: float = 0.05,
+        constant_rate: bool = False,
         epsilon: float = 1e-8,
         weight_decay: float = 1e-4,
         global_clipnorm: float | None = 0.05,
@@ -93,15 +104,15 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         self.warmup = warmup
         self.decay = decay
         self.floor = floor
+        self.constant_rate = constant_rate
         self.epsilon = epsilon
         self.weight_decay = weight_decay
         self.global_clipnorm = global_clipnorm
-        heads = ("rna", "atac") if config.predict_atac else ("rna",)
-        self.mean_losses: Any = nn.ModuleDict({name: Mean() for name in ("total", *heads)})
-        self.correlations: Any = nn.ModuleDict(
-            {f"{head}_{name}": kind() for head in heads for name, kind in (("pearson", PearsonR), ("r2", R2))}
+        stages = (TRAINING, VALIDATION, VALIDATION + HOLDOUT, TEST)
+        # A module has an attribute `train` already.
+        self.metrics: Any = nn.ModuleDict(
+            {f"{s}_set": FinetuningMetrics(predict_atac=config.predict_atac, genes=s != TRAINING) for s in stages}
         )
-        self.genes = GeneCellCorrelation()
 
     def forward(
         self, sequence: Float[Tensor, "B L 4"], atac: Float[Tensor, "B A 1"], motif_activity: Float[Tensor, "B 1 M"]
@@ -141,24 +152,30 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
-        loss = self.loss(self._predict(batch), batch)
+        prediction = self._predict(batch)
+        loss = self.loss(prediction, batch)
+        self.metrics[f"{TRAINING}_set"].update(loss, prediction, batch)
         self.log("train_loss", loss.total, prog_bar=True, sync_dist=True)
         self.log("train_loss_rna", loss.rna, sync_dist=True)
         if loss.atac is not None:
             self.log("train_loss_atac", loss.atac, sync_dist=True)
         return loss.total
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> tuple[Profile | None, Profile]:
-        return self._evaluate(batch)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> tuple[Profile | None, Profile]:
+        return self._evaluate(batch, VALIDATION if dataloader_idx == 0 else VALIDATION + HOLDOUT)
 
     def test_step(self, batch: Batch, batch_idx: int) -> tuple[Profile | None, Profile]:
-        return self._evaluate(batch)
+        return self._evaluate(batch, TEST)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Profile | None, Profile]:
         return self._predict(batch)
 
+    def on_train_epoch_end(self) -> None:
+        self._report(TRAINING)
+
     def on_validation_epoch_end(self) -> None:
         self._report(VALIDATION)
+        self._report(VALIDATION, HOLDOUT)
 
     def on_test_epoch_end(self) -> None:
         self._report(TEST)
@@ -177,53 +194,30 @@ class EpiBERTRampageLightning(lightning.LightningModule):
             ]
         )
         peaks = [group["lr"] for group in optimizer.param_groups]
-        schedule = CosineWarmup(optimizer, peaks, self.warmup, self.decay, self.floor)
+        schedule = CosineWarmup(optimizer, peaks, self.warmup, self.decay, self.floor, constant=self.constant_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _predict(self, batch: Batch) -> tuple[Profile | None, Profile]:
         sequence, atac, _, _, _, motif_activity, *_ = batch
         return self(sequence, atac, motif_activity)
 
-    def _evaluate(self, batch: Batch) -> tuple[Profile | None, Profile]:
+    def _evaluate(self, batch: Batch, name: str) -> tuple[Profile | None, Profile]:
         """Predicts a batch and takes it into the metrics."""
-        prediction = atac, rna = self._predict(batch)
-        _, _, mask, _, target, _, rna_target, *tokens = batch
-        loss = self.loss(prediction, batch)
-        for name, metric in self.mean_losses.items():
-            metric.update(getattr(loss, name))
-        masked = mask == 1
-        for name, metric in self.correlations.items():
-            if name.startswith("rna_"):
-                metric.update(rna, rna_target)
-            elif atac is not None:
-                metric.update(atac[masked].reshape(1, -1, 1), target[masked].reshape(1, -1, 1))
-        if tokens:
-            self.genes.update(rna, rna_target, *tokens)
+        prediction = self._predict(batch)
+        self.metrics[f"{name}_set"].update(self.loss(prediction, batch), prediction, batch)
         return prediction
 
-    def _report(self, stage: str) -> None:
-        """Logs what the metrics say; every process asks all of them, because they synchronise."""
-        for name, metric in self.mean_losses.items():
-            whole = name == "total"
-            self.log(f"{stage}_loss" if whole else f"{stage}_loss_{name}", metric.compute(), prog_bar=whole)
-            metric.reset()
-        for name, metric in self.correlations.items():
-            self.log(f"{stage}_{name}", metric.compute().squeeze(), prog_bar=True)
-            metric.reset()
-        seen = self.genes.update_called
-        if self._trainer is not None:
-            seen = self.trainer.strategy.reduce_boolean_decision(seen, all=False)
-        if seen:
-            if not self.genes.update_called:
-                self.genes.update(*_nothing(self.device))
-            found = self.genes.compute()
-            for name in ("cell_pearson", "gene_pearson"):
-                self.log(f"{stage}_{name}", found[name])
-            self.genes.reset()
+    def _report(self, stage: str, end: str = "") -> None:
+        """Logs what the metrics of a set say, if any process saw some of it."""
+        metrics = self.metrics[f"{stage}{end}_set"]
+        if not self._anywhere(metrics.seen):
+            return
+        for name, value in metrics.result(genes=self._anywhere(metrics.genes_seen)).items():
+            # Losses of training have their name from its steps.
+            suffix = "_epoch" if stage == TRAINING and name.startswith("loss") else end
+            shown = "pearson" in name or "r2" in name or name == "loss"
+            self.log(f"{stage}_{name}{suffix}", value, prog_bar=shown and stage != TRAINING and not end)
 
-
-def _nothing(device: torch.device) -> tuple[Any, ...]:
-    """An update by no example, for a process that saw no start site where another did."""
-    bins = torch.zeros(0, 1, 1, device=device)
-    tokens = torch.zeros(0, dtype=torch.int64, device=device)
-    return bins, bins, bins, tokens, tokens
+    def _anywhere(self, here: bool) -> bool:
+        """Whether it is so in any process; all of them must ask."""
+        return here if self._trainer is None else self.trainer.strategy.reduce_boolean_decision(here, all=False)

@@ -38,6 +38,12 @@ def _kernel_and_bias(key: str, path: str) -> dict[str, str]:
     return {f"{key}_k": f"{path}/kernel", f"{key}_b": f"{path}/bias"}
 
 
+_HEAD = {
+    **_block("final_point_BN", ("final_point_k", "final_point_b"), "model/final_pointwise_conv"),
+    **_kernel_and_bias("final_dense", "model/final_dense_profile"),
+}
+"""The ATAC head: the original reads these for a model that has one, and no others need them."""
+
 _ONCE = {
     **_kernel_and_bias("stem_conv", "model/stem_conv"),
     **_block("stem_res_conv_BN", ("stem_res_conv_k", "stem_res_conv_b"), "model/stem_res_conv/_layer"),
@@ -51,8 +57,6 @@ _ONCE = {
     "pre_transformer_projection": "model/pre_transformer_projection/kernel",
     "performer_encoder_LN_g": "model/performer/layer_norm/gamma",
     "performer_encoder_LN_b": "model/performer/layer_norm/beta",
-    **_block("final_point_BN", ("final_point_k", "final_point_b"), "model/final_pointwise_conv"),
-    **_kernel_and_bias("final_dense", "model/final_dense_profile"),
 }
 _REPEATED: dict[str, dict[str, str]] = {
     "conv1_k_": {
@@ -85,32 +89,39 @@ def is_inits(source: object) -> bool:
     return isinstance(source, Mapping) and MARK in source
 
 
-def inits_paths(*, tower: int, atac_tower: int, layers: int) -> dict[str, str]:
+def has_head(inits: Mapping[str, Any]) -> bool:
+    """Whether a dictionary has anything of the ATAC head."""
+    return any(key in inits for key in _HEAD)
+
+
+def inits_paths(*, tower: int, atac_tower: int, layers: int, atac_head: bool = True) -> dict[str, str]:
     """`{key of inits: path in a checkpoint}`.
 
     Args:
         tower: blocks of the sequence tower.
         atac_tower: blocks of the accessibility tower.
         layers: transformer layers.
+        atac_head: with the keys of the ATAC head.
     """
-    paths = dict(_ONCE)
+    paths = {**_ONCE, **_HEAD} if atac_head else dict(_ONCE)
     for (_, names), count in zip(_REPEATED.items(), (tower, atac_tower, layers), strict=True):
         for index in range(count):
             paths |= {key.replace("{i}", str(index)): path.replace("{i}", str(index)) for key, path in names.items()}
     return paths
 
 
-def read_inits(inits: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def read_inits(inits: Mapping[str, Any], *, atac_head: bool = True) -> dict[str, np.ndarray]:
     """The arrays of an `inits` dictionary under the keys of a checkpoint.
 
     Args:
         inits: arrays, or Keras' `Constant` initialisers of them, by the original's keys.
+        atac_head: whether there must be an ATAC head; otherwise there must be none.
 
     Raises:
         MappingError: lists every missing and every unknown key.
     """
     counts = [sum(re.fullmatch(rf"{re.escape(start)}\d+", key) is not None for key in inits) for start in _REPEATED]
-    paths = inits_paths(tower=counts[0], atac_tower=counts[1], layers=counts[2])
+    paths = inits_paths(tower=counts[0], atac_tower=counts[1], layers=counts[2], atac_head=atac_head)
     missing, unknown = sorted(set(paths) - set(inits)), sorted(set(inits) - set(paths))
     if missing or unknown:
         sections = (("missing keys", missing), ("unknown keys", unknown))

@@ -7,45 +7,30 @@ leaves out without a word is an error, unless it is asked for by name (`ALLOWED`
 
 import dataclasses
 import hashlib
-import json
-import os
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
-from torch_impl import EpiBERT, EpiBERTConfig, EpiBERTRampage
-from torch_impl.model import Trunk
-from weights.checkpoint import ArrayCheckpoint, Checkpoint, open_checkpoint
-from weights.configuration import infer_configuration
+from torch_impl import EpiBERT, EpiBERTRampage
 from weights.constants import Choice, Constants, ConstantsFinder
-from weights.errors import CheckpointError, ConfigurationError, MappingError, listing
-from weights.inits import LAYER_NORMS, is_inits, read_inits
-from weights.keras_weights import KerasWeights
-from weights.lightning_checkpoint import is_lightning_checkpoint, load_lightning
-from weights.mapping import canonical_shapes
-from weights.model_directory import is_model_directory, load_transplanted
-from weights.output import atomic_directory
+from weights.errors import CheckpointError, MappingError, listing
+from weights.inits import LAYER_NORMS
+from weights.pretrained import (
+    FOLDER,
+    LIGHTNING,
+    Pretrained,
+    Source,
+    dtype_of,
+    is_fine_tuned,
+    read_pretrained,
+    sha256,
+)
 from weights.table import CONSTANTS, RAMPAGE, rows
-from weights.transplant import CONFIG_FILE, MODEL_FILE, RECORD_FILE, SourceFile, software, transplant
+from weights.transfer_record import ALLOWED, ATAC_HEAD, LAYERS, NORMS, SEED, Left, Moved, Transfer
 
-LAYERS, SEED, ATAC_HEAD, NORMS = "layers", "seed", "atac_head", "layer_norms"
-ALLOWED: Mapping[str, str] = {
-    LAYERS: "another number of transformer layers: those that both have are moved, the first ones",
-    SEED: "another seed: the layers then compute with another projection matrix than they were trained with",
-    ATAC_HEAD: "a model without ATAC head: that of the checkpoint is dropped",
-    NORMS: "the norms in front of each attention of an `inits` dictionary, which the original reads and never uses",
-}
-"""What the original does without a word, by the name to ask for it by."""
+__all__ = ["ALLOWED", "FUNCTION", "Transfer", "is_fine_tuned", "transfer"]
 
-FORMAT = "epibert transfer 1"
-FOLDER, LIGHTNING = "transplanted model", "Lightning checkpoint"
-"""Sources in our own forms, which tell configuration and constants."""
-BEGIN_ANEW = "training state of the pretraining: both optimizers begin anew"
 _FIXED = (
     "filter_list_seq",
     "filter_list_atac",
@@ -69,136 +54,6 @@ _FORMULAS = (
 )
 FUNCTION = (*_FORMULAS, "seed")
 """Fields that decide what is computed with the same tensors."""
-
-Source = str | os.PathLike[str] | Mapping[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Moved:
-    """One tensor that was moved.
-
-    Attributes:
-        key: where it came from: key of the checkpoint, or name in our own folder.
-        name: in the state of both models.
-        sha256: of its bytes as they were stored (little-endian, C order).
-    """
-
-    key: str
-    name: str
-    sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Left:
-    """One tensor that stayed as it was, or that was not used, and why.
-
-    Attributes:
-        name: in the model that was filled, or key in the source.
-        reason: why.
-        sha256: of its bytes in the model; empty for what was not used.
-    """
-
-    name: str
-    reason: str
-    sha256: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transfer:
-    """The evidence of one transfer.
-
-    Attributes:
-        kind: what was read.
-        files: the files that were read.
-        moved: every tensor that was moved.
-        fresh: every tensor of the model that was not filled, with what it holds instead.
-        dropped: every tensor of the source that was not used.
-        asked: what was asked for by name and happened.
-        pretraining: configuration of the pretrained model.
-        assumed: arguments of it that nothing tells, taken from the model that was filled.
-        config: configuration of the model that was filled.
-        constants: origin and sha256 of matrix and table.
-    """
-
-    kind: str
-    files: tuple[SourceFile, ...]
-    moved: tuple[Moved, ...]
-    fresh: tuple[Left, ...]
-    dropped: tuple[Left, ...]
-    asked: tuple[str, ...]
-    pretraining: Mapping[str, Any]
-    assumed: tuple[str, ...]
-    config: Mapping[str, Any]
-    constants: Mapping[str, str]
-
-    def to_json(self) -> str:
-        """Everything but the tensors' numbers, and the sha256 of every source file.
-
-        Raises:
-            CheckpointError: a source file has changed since.
-        """
-        return json.dumps(self._as_dict(), indent=1)
-
-    def _as_dict(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "kind": self.kind,
-            "files": [{"name": file.path.name, "bytes": file.bytes, "sha256": file.sha256()} for file in self.files],
-            "pretraining": {"config": dict(self.pretraining), "assumed": list(self.assumed)},
-            "config": dict(self.config),
-            "constants": dict(self.constants),
-            "asked for": {name: ALLOWED[name] for name in self.asked},
-            "moved": [dataclasses.asdict(tensor) for tensor in self.moved],
-            "fresh": [dataclasses.asdict(tensor) for tensor in self.fresh],
-            "dropped": [{"key": tensor.name, "reason": tensor.reason} for tensor in self.dropped],
-            "software": software(),
-        }
-
-    def save(self, directory: str | os.PathLike[str], model: EpiBERTRampage, *, overwrite: bool = False) -> None:
-        """Write model, configuration and this record, as `Transplant.save` does; all of them or nothing.
-
-        Args:
-            directory: gets `model.safetensors`, `config.json` and `transplant.json`. There is no training state: both
-                optimizers begin anew.
-            model: the model that was filled.
-            overwrite: replace an earlier result there.
-
-        Raises:
-            OutputError: not writable, or there is an earlier result.
-            CheckpointError: a source file has changed since.
-        """
-        with atomic_directory(directory, last=RECORD_FILE, overwrite=overwrite) as folder:
-            state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-            save_file(state, folder / MODEL_FILE)
-            config = json.dumps(dataclasses.asdict(model.config), indent=1)
-            (folder / CONFIG_FILE).write_text(config + "\n", encoding="utf-8")
-            record = {**self._as_dict(), "training_state": []}
-            (folder / RECORD_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Pretrained:
-    """A source, read and checked.
-
-    Attributes:
-        model: the pretrained model.
-        kind: what was read.
-        files: the files that were read.
-        origin: {name in the model: (key, sha256)}.
-        unused: what is in the source and in no model.
-        seed: of its projection matrix; None where nothing tells.
-        assumed: arguments that nothing tells.
-        norms_read: whether its norms in front of the attention come from `inits`, which the original does not use.
-    """
-
-    model: EpiBERT
-    kind: str
-    files: tuple[SourceFile, ...]
-    origin: Mapping[str, tuple[str, str]]
-    unused: tuple[Left, ...]
-    seed: float | None
-    assumed: tuple[str, ...]
-    norms_read: bool = False
 
 
 def transfer(
@@ -232,7 +87,7 @@ def transfer(
         raise MappingError(f"to be filled is an EpiBERTRampage, not {type(model).__name__}")
     if unknown := sorted(set(allow) - set(ALLOWED)):
         raise MappingError(f"nothing can be allowed by the names {unknown}; there are {', '.join(ALLOWED)}")
-    pretrained = _read(source, model, seed)
+    pretrained = read_pretrained(source, model, seed)
     asked = _insist(pretrained, model, allow)
     moved, fresh, dropped = _plan(pretrained, model, norms=NORMS not in asked)
     with ConstantsFinder(_choice(constants, pretrained, model), model) as finder:
@@ -266,118 +121,7 @@ def transfer(
     )
 
 
-def is_fine_tuned(path: str | os.PathLike[str]) -> bool:
-    """Whether a path holds a model for fine-tuning already; a Keras .h5 file, which does not say, counts as pretrained.
-
-    Args:
-        path: anything that `transplant` takes, a folder that it wrote, or a Lightning checkpoint.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    if is_model_directory(path):
-        return isinstance(load_transplanted(path), EpiBERTRampage)
-    if is_lightning_checkpoint(path):
-        return isinstance(load_lightning(path)[0], EpiBERTRampage)
-    checkpoint = open_checkpoint(path)
-    return not isinstance(checkpoint, KerasWeights) and infer_configuration(canonical_shapes(checkpoint)).fine_tuning
-
-
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def _read(source: Source, model: EpiBERTRampage, seed: float | None) -> _Pretrained:
-    if isinstance(source, str | os.PathLike):
-        if is_model_directory(source):
-            files = [Path(source) / name for name in (MODEL_FILE, CONFIG_FILE)]
-            return _read_ours(load_transplanted(source), FOLDER, files, (), seed)
-        if is_lightning_checkpoint(source):
-            pretrained, training_state = load_lightning(source)
-            return _read_ours(pretrained, LIGHTNING, [Path(source)], training_state, seed)
-    norms_read = is_inits(source)
-    if isinstance(source, Checkpoint):
-        checkpoint = source
-    elif isinstance(source, Mapping):
-        checkpoint = ArrayCheckpoint(read_inits(source) if norms_read else source)
-    else:
-        checkpoint = open_checkpoint(source)
-    config, assumed = _pretraining_config(checkpoint, model.config, seed)
-    pretrained = EpiBERT(config).to(_dtype(model))
-    # Verifies, reads and maps all of the checkpoint, and refuses one of the fine-tuning model.
-    record = transplant(checkpoint, pretrained, constants="keep")
-    in_model = [tensor for tensor in record.tensors if tensor.role in ("parameter", "statistic")]
-    unused = [
-        Left(name=tensor.key, reason=BEGIN_ANEW)
-        for tensor in record.tensors
-        if tensor.role not in ("parameter", "statistic")
-    ]
-    return _Pretrained(
-        model=pretrained,
-        kind="inits" if norms_read else record.kind,
-        files=record.files,
-        origin={tensor.name: (tensor.key, tensor.sha256) for tensor in in_model},
-        unused=(*unused, *(Left(name=key, reason=reason) for key, reason in record.ignored)),
-        seed=seed,
-        assumed=assumed,
-        norms_read=norms_read,
-    )
-
-
-def _read_ours(
-    pretrained: Trunk, kind: str, files: list[Path], unused: Collection[str], seed: float | None
-) -> _Pretrained:
-    """A model in one of our forms, of which everything is known."""
-    if not isinstance(pretrained, EpiBERT):
-        raise MappingError(f"{files[0]} is of a fine-tuning model already; what is transferred is a pretrained EpiBERT")
-    told = pretrained.config.seed
-    if seed is not None and int(seed) != int(told):
-        raise MappingError(f"the seed {seed} was given, and {files[-1]} says {told}")
-    state = {name: value for name, value in pretrained.state_dict().items() if name not in CONSTANTS}
-    wrong = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
-    if wrong:
-        raise MappingError(listing("tensors with NaN or infinity", wrong))
-    return _Pretrained(
-        model=pretrained,
-        kind=kind,
-        files=tuple(map(SourceFile.of, files)),
-        origin={name: (name, _sha256(value)) for name, value in state.items()},
-        unused=tuple(Left(name=name, reason=BEGIN_ANEW) for name in unused),
-        seed=told,
-        assumed=(),
-    )
-
-
-def _pretraining_config(
-    checkpoint: Checkpoint, config: EpiBERTConfig, seed: float | None
-) -> tuple[EpiBERTConfig, tuple[str, ...]]:
-    """The pretrained model's configuration: what shapes tell, then the model's that is filled."""
-    told = {} if seed is None else {"seed": seed}
-    if isinstance(checkpoint, KerasWeights):
-        return dataclasses.replace(config, predict_atac=True, **told), ()
-    inferred = infer_configuration(canonical_shapes(checkpoint))
-    if inferred.fine_tuning:
-        raise MappingError("the checkpoint holds a fine-tuning model already: transplant it")
-    untold = {name: getattr(config, name) for name in inferred.assumed}
-    assumed = tuple(name for name in untold if name not in (*told, "name"))
-    try:
-        return inferred.config(**{**untold, **told}), assumed
-    except ConfigurationError as error:
-        raise MappingError(str(error)) from None
-
-
-def _dtype(model: Trunk) -> torch.dtype:
-    return next(model.parameters()).dtype
-
-
-def _sha256(tensor: torch.Tensor) -> str:
-    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(raw.numpy().tobytes()).hexdigest()
-
-
-# --- matching --------------------------------------------------------------------------------------------------------
-
-
-def _insist(pretrained: _Pretrained, model: EpiBERTRampage, allow: Collection[str]) -> tuple[str, ...]:
+def _insist(pretrained: Pretrained, model: EpiBERTRampage, allow: Collection[str]) -> tuple[str, ...]:
     """What was asked for by name and happens; raises with everything that was not, and every other difference."""
     before, after = pretrained.model.config, model.config
     wrong = [
@@ -388,7 +132,7 @@ def _insist(pretrained: _Pretrained, model: EpiBERTRampage, allow: Collection[st
     widths = [config.hidden_size // config.final_point_scale for config in (before, after)]
     if after.predict_atac and widths[0] != widths[1]:
         wrong.append(f"final_point_scale: pretrained with a head of {widths[0]}, to be filled is one of {widths[1]}")
-    target = _dtype(model)
+    target = dtype_of(model)
     wrong += [
         f"{name}: {value.dtype} would be rounded to {target}".replace("torch.", "")
         for name, value in pretrained.model.state_dict().items()
@@ -397,7 +141,7 @@ def _insist(pretrained: _Pretrained, model: EpiBERTRampage, allow: Collection[st
     happens = {
         LAYERS: before.num_transformer_layers != after.num_transformer_layers,
         SEED: pretrained.seed is not None and int(pretrained.seed) != int(after.seed),
-        ATAC_HEAD: not after.predict_atac,
+        ATAC_HEAD: not after.predict_atac and any(name.startswith("final_") for name in pretrained.origin),
         # The norms are there to be moved; only who wants the original's omission asks for it.
         NORMS: pretrained.norms_read and NORMS in allow,
     }
@@ -416,7 +160,7 @@ def _insist(pretrained: _Pretrained, model: EpiBERTRampage, allow: Collection[st
 
 
 def _plan(
-    pretrained: _Pretrained, model: EpiBERTRampage, *, norms: bool
+    pretrained: Pretrained, model: EpiBERTRampage, *, norms: bool
 ) -> tuple[tuple[Moved, ...], tuple[Left, ...], tuple[Left, ...]]:
     """Every tensor of both models: moved, fresh, dropped."""
     listed = [row.name for row in rows(model.config, RAMPAGE.table)]
@@ -436,7 +180,7 @@ def _plan(
             reason = "the RNA head is new in fine-tuning"
         elif name in ignored:
             reason = f"as the original, which reads {' and '.join(LAYER_NORMS)} and does not use them"
-        fresh.append(Left(name=name, reason=reason, sha256=_sha256(state[name])))
+        fresh.append(Left(name=name, reason=reason, sha256=sha256(state[name])))
     dropped = [
         Left(
             name=key,
@@ -455,7 +199,7 @@ def _plan(
     return tuple(moved), tuple(fresh), tuple(dropped)
 
 
-def _choice(constants: Choice, pretrained: _Pretrained, model: EpiBERTRampage) -> Choice:
+def _choice(constants: Choice, pretrained: Pretrained, model: EpiBERTRampage) -> Choice:
     """Constants of a folder of ours are those that it was trained with: better than making them anew."""
     if constants != "auto" or pretrained.seed is None or int(pretrained.seed) != int(model.config.seed):
         return constants

@@ -121,6 +121,12 @@ class Recipe:
         """Steps from the peak to the floor."""
         return self.epochs * (TRAINING_EXAMPLES // self.batch) - self.warmup
 
+    @property
+    def module(self) -> dict[str, Any]:
+        """In the words of the port's LightningModules."""
+        names = ("peak", "warmup", "decay", "floor", "epsilon", "weight_decay", "global_clipnorm")
+        return {name: getattr(self, name) for name in names}
+
 
 RECIPE = Recipe()
 
@@ -164,9 +170,11 @@ def score(prediction: np.ndarray) -> tuple[float, float]:
         return float(np.mean(p - y * np.log(p + 1e-7))), float(np.corrcoef(p, y)[0, 1])
 
 
-def _finished(side: Side, seed: int, scores: Sequence[tuple[float, float]]) -> Run:
-    losses, pearsons = zip(*scores, strict=True)
-    return Run(side=side, seed=seed, losses=losses, pearsons=pearsons)
+def _finished(side: Side, seed: int, quantities: Sequence[str], scores: Sequence[Sequence[float]]) -> Run:
+    """A run from what it scored before training and after each epoch, in the order of the quantities."""
+    found = dict(zip(quantities, zip(*scores, strict=True), strict=True))
+    losses, pearsons = (found.pop(quantity) for quantity in QUANTITIES)
+    return Run(side=side, seed=seed, losses=losses, pearsons=pearsons, others=found)
 
 
 # --- the reference's stack -------------------------------------------------------------------------------------------
@@ -177,7 +185,12 @@ class ReferenceStack:
 
     One model serves all runs, because tracing it takes as long as training it: weights, slots, step counter and the
     generators of dropout are set at the start of each run.
+
+    Attributes:
+        quantities: What a run is scored by, in the order of its scores.
     """
+
+    quantities: tuple[str, ...] = QUANTITIES
 
     def __init__(self) -> None:
         import tensorflow as tf
@@ -227,7 +240,7 @@ class ReferenceStack:
     def _batch(self, training: Examples, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         return training.take(indices)
 
-    def _scored(self, outputs: Any) -> tuple[float, float]:
+    def _scored(self, outputs: Any) -> Sequence[float]:
         return score(outputs.numpy())
 
     def initial(self, seed: int) -> dict[str, np.ndarray]:
@@ -262,9 +275,9 @@ class ReferenceStack:
                 self.step(*map(self.tf.constant, self._batch(training, indices)))
                 step += 1
             scores.append(self._score())
-        return _finished(Side.REFERENCE, seed, scores)
+        return _finished(Side.REFERENCE, seed, self.quantities, scores)
 
-    def _score(self) -> tuple[float, float]:
+    def _score(self) -> Sequence[float]:
         sequence, atac, _, _, _, motif_activity = self.validation
         return self._scored(self.predict((sequence, atac, motif_activity)))
 
@@ -272,22 +285,25 @@ class ReferenceStack:
         return [layer for layer in self.model.submodules if isinstance(layer, self.keras.layers.Dropout)]
 
 
-_reference_stack = functools.cache(ReferenceStack)
+@functools.cache
+def _only(stack: type[ReferenceStack]) -> ReferenceStack:
+    """The one of its kind in a process."""
+    return stack()
 
 
-def initial_weights(seed: int) -> dict[str, np.ndarray]:
+def initial_weights(stack: type[ReferenceStack], seed: int) -> dict[str, np.ndarray]:
     """In the reference's process: see ``ReferenceStack.initial``."""
-    return _reference_stack().initial(seed)
+    return _only(stack).initial(seed)
 
 
-def constants() -> Constants:
+def constants(stack: type[ReferenceStack]) -> Constants:
     """In the reference's process: projection matrix and rotary table, which no checkpoint holds."""
-    return _reference_stack().model.get_constants()
+    return _only(stack).model.get_constants()
 
 
-def train_reference(seed: int, dropout: int = REFERENCE_DROPOUT) -> Run:
+def train_reference(stack: type[ReferenceStack], seed: int, dropout: int = REFERENCE_DROPOUT) -> Run:
     """In the reference's process: one run."""
-    return _reference_stack().train(seed, dropout)
+    return _only(stack).train(seed, dropout)
 
 
 # --- the port's stack ------------------------------------------------------------------------------------------------
@@ -313,16 +329,7 @@ def train_port(
     from torch_impl.epibert_lightning import EpiBERTLightning
 
     def make() -> EpiBERTLightning:
-        return EpiBERTLightning(
-            EpiBERTConfig(**ARGUMENTS),
-            peak=RECIPE.peak,
-            warmup=RECIPE.warmup,
-            decay=RECIPE.decay,
-            floor=RECIPE.floor,
-            epsilon=RECIPE.epsilon,
-            weight_decay=RECIPE.weight_decay,
-            global_clipnorm=RECIPE.global_clipnorm,
-        )
+        return EpiBERTLightning(EpiBERTConfig(**ARGUMENTS), **RECIPE.module)
 
     training, validation = (chosen.arrays for chosen in examples())
     return train_module(
@@ -346,7 +353,8 @@ def train_module(
     *,
     training: Sequence[np.ndarray],
     validation: Sequence[np.ndarray],
-    scored: Callable[[Any], tuple[float, float]],
+    scored: Callable[[Any], Sequence[float]],
+    quantities: Sequence[str] = QUANTITIES,
     prepare_port: Callable[[Any], None] | None,
     port_training: Callable[[Any], None] | None,
 ) -> Run:
@@ -359,7 +367,8 @@ def train_module(
         constants: As for ``train_port``.
         training: Arrays of a batch, examples first.
         validation: Likewise.
-        scored: From what a validation step returns to loss and correlation.
+        scored: From what a validation step returns to the quantities.
+        quantities: What is scored.
         prepare_port: As for ``train_port``.
         port_training: As for ``train_port``.
     """
@@ -388,7 +397,7 @@ def train_module(
         """Scores the predictions of every validation."""
 
         def __init__(self) -> None:
-            self.scores: list[tuple[float, float]] = []
+            self.scores: list[Sequence[float]] = []
 
         def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
             self.scores.append(scored(outputs))
@@ -422,7 +431,7 @@ def train_module(
         warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own use of PyTorch
         trainer.validate(module, whole, verbose=False)
         trainer.fit(module, steps, whole)
-    return _finished(Side.PORT, seed, scores.scores)
+    return _finished(Side.PORT, seed, quantities, scores.scores)
 
 
 # --- the rung --------------------------------------------------------------------------------------------------------
@@ -430,15 +439,13 @@ def train_module(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What is trained on the task, and how; every function is one that a process finds by its name.
+    """What is trained on the task, and how; class and function are ones that a process finds by their names.
 
     Attributes:
         case: Name of the case.
         measured: File that the margins come from.
         command: What measures it anew.
-        initial_weights: From a seed to weights, in the reference's process.
-        constants: Projection matrix and rotary table, in the reference's process.
-        train_reference: From a seed, and the purpose of its dropout's stream, to a run.
+        stack: The reference and its steps, whose ``quantities`` are compared.
         train_port: As the function of that name.
         conditions: What the spread depends on beside the task, as plain data.
     """
@@ -446,9 +453,7 @@ class Experiment:
     case: str
     measured: Path
     command: str
-    initial_weights: Callable[[int], dict[str, np.ndarray]]
-    constants: Callable[[], Constants]
-    train_reference: Callable[..., Run]
+    stack: type[ReferenceStack]
     train_port: Callable[..., Run]
     conditions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -457,9 +462,7 @@ PRETRAINING = Experiment(
     case=CASE,
     measured=MEASURED,
     command=COMMAND,
-    initial_weights=initial_weights,
-    constants=constants,
-    train_reference=train_reference,
+    stack=ReferenceStack,
     train_port=train_port,
 )
 
@@ -471,7 +474,8 @@ def measured(experiment: Experiment = PRETRAINING) -> dict[str, Any]:
         ValueError: It was measured with another recipe, model or task than the present one.
     """
     found = json.loads(experiment.measured.read_text(encoding="utf-8"))
-    if found["conditions"] != conditions(experiment):
+    complete = all(run.keys() == set(experiment.stack.quantities) for pair in found["runs"] for run in pair)
+    if found["conditions"] != conditions(experiment) or not complete:
         raise ValueError(
             f"{experiment.measured.name} was measured under other conditions; measure again: {experiment.command}"
         )
@@ -504,7 +508,7 @@ def margins(
     """
     pairs = measured(experiment)["runs"] if runs is None else runs
     declared = []
-    for quantity in QUANTITIES:
+    for quantity in experiment.stack.quantities:
         first, last = (np.array([[run[quantity][end] for run in pair] for pair in pairs]) for end in (0, -1))
         declared.append(
             Margin(
@@ -549,11 +553,11 @@ def run_convergence(
     waiting: dict[tuple[Side, int], Future[Run]] = {}
     runs: dict[tuple[Side, int], Run] = {(Side.REFERENCE, seed): known[seed] for seed in seeds if seed in known}
     with processes(2) as (reference, port):
-        shared = _submit(reference, experiment.constants)
-        initial = {seed: _submit(reference, experiment.initial_weights, seed) for seed in seeds}
+        shared = _submit(reference, constants, experiment.stack)
+        initial = {seed: _submit(reference, initial_weights, experiment.stack, seed) for seed in seeds}
         for seed in seeds:
             if seed not in known:
-                waiting[Side.REFERENCE, seed] = _submit(reference, experiment.train_reference, seed)
+                waiting[Side.REFERENCE, seed] = _submit(reference, train_reference, experiment.stack, seed)
         for seed in seeds:
             waiting[Side.PORT, seed] = _submit(
                 port, experiment.train_port, seed, initial[seed], shared, prepare_port, port_training
@@ -632,7 +636,7 @@ def measure(pairs: int, say: Say = print, experiment: Experiment = PRETRAINING) 
     seeds = range(MEASURED_FROM, MEASURED_FROM + pairs)
     with processes(2) as pools:
         futures = [
-            [pool.submit(experiment.train_reference, seed, dropout) for seed in seeds]
+            [pool.submit(train_reference, experiment.stack, seed, dropout) for seed in seeds]
             for pool, dropout in zip(pools, (REFERENCE_DROPOUT, OTHER_REFERENCE_DROPOUT), strict=True)
         ]
         runs = []
@@ -640,7 +644,7 @@ def measure(pairs: int, say: Say = print, experiment: Experiment = PRETRAINING) 
             say(f"seed {seed}")
             runs.append(
                 [
-                    {quantity: [getattr(run, quantity)[0], getattr(run, quantity)[-1]] for quantity in QUANTITIES}
+                    {name: [run.values(name)[0], run.values(name)[-1]] for name in experiment.stack.quantities}
                     for run in (future.result() for future in pair)
                 ]
             )
@@ -670,7 +674,9 @@ def describe(experiment: Experiment = PRETRAINING) -> Iterator[str]:
         )
 
 
-def summary(runs: Sequence[Run], rows: Sequence[Comparison], seeds: Sequence[int]) -> dict[str, Any]:
+def summary(
+    runs: Sequence[Run], rows: Sequence[Comparison], seeds: Sequence[int], experiment: Experiment = PRETRAINING
+) -> dict[str, Any]:
     """One repetition as plain data, with the ledger's fingerprint of the content that it speaks about."""
     failures = [row for row in rows if row.status is not Status.PASS]
     return {
@@ -681,7 +687,7 @@ def summary(runs: Sequence[Run], rows: Sequence[Comparison], seeds: Sequence[int
         "failures": [f"{row.reference} {row.port} {row.quantity}: {row.status}, {row.detail}" for row in failures],
         "equivalence": {
             quantity: dataclasses.asdict(decision)
-            for quantity, decision in find_equivalences(runs, margins(), seeds=seeds).items()
+            for quantity, decision in find_equivalences(runs, margins(experiment=experiment), seeds=seeds).items()
         },
     }
 
@@ -704,10 +710,17 @@ def converge(
     Raises:
         ValueError: The file holds repetitions of other sources, versions or another machine, or they change meanwhile.
     """
+    return repeated(PRETRAINING, repeat, first_seed, pairs, out, measure_pairs)
+
+
+def repeated(
+    experiment: Experiment, repeat: int, first_seed: int, pairs: int, out: str | None, measure_pairs: int
+) -> int:
+    """What ``converge`` does, for any experiment."""
     if measure_pairs:
-        measure(measure_pairs)
+        measure(measure_pairs, experiment=experiment)
         return 0
-    for line in describe():
+    for line in describe(experiment):
         print(line)
     present = ledger.fingerprint(ledger.content())
     file = None if out is None else Path(out)
@@ -723,8 +736,8 @@ def converge(
     for start in range(first_seed, first_seed + repeat * pairs, pairs):
         if start not in finished:
             started = time.perf_counter()
-            runs, rows = run_convergence(start, pairs)
-            entry = summary(runs, rows, range(start, start + pairs))
+            runs, rows = run_convergence(start, pairs, experiment=experiment)
+            entry = summary(runs, rows, range(start, start + pairs), experiment)
             if entry["content"] != present:
                 raise ValueError("sources or versions changed during the repetitions; begin again")
             entry["seconds"] = round(time.perf_counter() - started, 1)

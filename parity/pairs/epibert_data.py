@@ -111,6 +111,17 @@ def compare_recorded_data(
                     yield from _example_rows(example, error, group, owner, case, skip_motifs=not_scaled(kind, tables))
 
 
+def compare_example(example: Example | None, outputs: Mapping[str, np.ndarray], *, case: str) -> Iterator[Comparison]:
+    """An example against what a reader of the reference hands out for the same record and draws.
+
+    Args:
+        example: The port's.
+        outputs: The reference's, by the names of ``OUTPUTS``; bfloat16 widened.
+        case: Name of the case.
+    """
+    yield from _example_rows(example, "", outputs, "", case, skip_motifs=False)
+
+
 def not_scaled(kind: str, tables: Mapping[str, Any]) -> bool:
     """Whether the motifs of a recording cannot be compared, for want of the tables that scaled them."""
     return kind == "pretrain_val" and not tables

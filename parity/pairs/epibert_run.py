@@ -441,6 +441,15 @@ def _recorded_case(findings: Findings, wanted: Sequence[str], case: _Case, train
         if "losses" in wanted and case.name in RECORDED_VARIANTS:
             targets = epibert_training.recorded_targets(recording)
             rows += _recorded_training(findings, case.name, port, case.folder, case.inputs, targets, training)
+        elif "losses" in wanted:
+            findings.not_compared.append(
+                NotCompared(
+                    side=f"{case.name} recorded",
+                    name="training",
+                    reason=f"of the original it was recorded for {' and '.join(RECORDED_VARIANTS)} alone; this case is "
+                    "trained beside the living reference",
+                )
+            )
         findings.comparisons += [row for row in rows if row.gate in wanted]
         findings.not_compared += epibert.unmapped_modules(port, case.layer_map)
 

@@ -1228,6 +1228,20 @@ def live_steps(
         )
     steps = range(2 * int(SCHEDULE_ARGUMENTS["warmup"] + SCHEDULE_ARGUMENTS["decay"]))
     yield from compare_schedules(schedule, truth, steps, label="warm-up, decay, floor", case=case)
+    yield from compare_schedules(*_constant_rates(pair), steps, label="constant after the warm-up", case=case)
+
+
+def _constant_rates(pair: LivePair) -> tuple[Callable[[int], list[float]], Callable[[int], list[float]]]:
+    """The schedule that keeps its peak (the original's ``return_constant_lr``), of the port and of the reference."""
+    from tf_reference import optim
+
+    peaks = [
+        {**each, "constant": True} for each in (FINETUNING_SCHEDULES if pair.finetuning else (SCHEDULE_ARGUMENTS,))
+    ]
+    return (
+        lambda step: [pair.training.schedule(step, **arguments) for arguments in peaks],
+        lambda step: [optim.cosine_warmup(step, **arguments) for arguments in peaks],
+    )
 
 
 def live_runs(

@@ -1,11 +1,13 @@
 """The convergence rung of the fine-tuning model: as `epibert_convergence`, with two heads and two optimizers.
 
 Task, seeds, initial weights, order of the batches, recipe and the way in which margin and number of pairs are found are
-those of pre-training. What is trained is the fine-tuning model, by its own step on either side, and what is scored is
-the RNA head: Poisson loss and Pearson correlation on all bins of the validation examples.
+those of pre-training. What is trained is the fine-tuning model, by its own step on either side, and both heads are
+scored by Poisson loss and Pearson correlation on the validation examples: RNA on all bins, accessibility on the masked
+ones.
 
     python -m parity.pairs.rampage_convergence                       one rung; exit status 0 when it passes
     python -m parity.pairs.rampage_convergence --measure_pairs 30    measures the reference's spread anew
+    python -m parity.pairs.rampage_convergence --repeat 20 --out FILE   repetitions with fresh seeds, one line each
 """
 
 import functools
@@ -15,26 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from parity.convergence import Run, equivalence_power, find_equivalences
+from parity.convergence import Run
 from parity.pairs import epibert_convergence
 from parity.pairs.epibert_convergence import (
     ARGUMENTS,
     FIRST_SEED,
     PAIRS,
-    REFERENCE_DROPOUT,
     Constants,
     Experiment,
     ReferenceStack,
     Weights,
-    describe,
     examples,
-    margins,
-    measure,
-    run_convergence,
+    repeated,
     train_module,
 )
 from parity.pairs.planted_motifs import Examples
-from parity.records import Status
 
 if TYPE_CHECKING:
     from torch_impl import EpiBERTRampage
@@ -44,6 +41,9 @@ CASE = "planted motifs, fine-tuning"
 COMMAND = "python -m parity.pairs.rampage_convergence --measure_pairs 30"
 ATAC_SCALE = 0.1
 """Weight of the ATAC loss: small beside that of RNA, as in the original, and large enough to be felt in a short run."""
+
+QUANTITIES = (*epibert_convergence.QUANTITIES, "ATAC losses", "ATAC pearsons")
+"""Of RNA, which the model is for, and of accessibility."""
 
 POINTWISE_DROPOUT = 0.20
 """Default of the original's fine-tuning constructor; that of pre-training, which a configuration has, is half of it."""
@@ -57,8 +57,15 @@ def score(prediction: np.ndarray) -> tuple[float, float]:
         return float(np.mean(p - y * np.log(p + 1e-7))), float(np.corrcoef(p, y)[0, 1])
 
 
+def score_heads(atac: np.ndarray, rna: np.ndarray) -> tuple[float, ...]:
+    """``QUANTITIES`` of a prediction; those of accessibility are as in pre-training."""
+    return *score(rna), *epibert_convergence.score(atac)
+
+
 class FinetuningStack(ReferenceStack):
     """The reference's fine-tuning model and its compiled step."""
+
+    quantities = QUANTITIES
 
     def _model(self) -> Any:
         import tf_reference
@@ -85,26 +92,8 @@ class FinetuningStack(ReferenceStack):
     def _batch(self, training: Examples, indices: np.ndarray) -> tuple[np.ndarray, ...]:
         return *training.take(indices), training.rna[indices]
 
-    def _scored(self, outputs: Any) -> tuple[float, float]:
-        return score(outputs[1].numpy())
-
-
-_reference_stack = functools.cache(FinetuningStack)
-
-
-def initial_weights(seed: int) -> dict[str, np.ndarray]:
-    """In the reference's process: see ``ReferenceStack.initial``."""
-    return _reference_stack().initial(seed)
-
-
-def constants() -> Constants:
-    """In the reference's process: projection matrix and rotary table, which no checkpoint holds."""
-    return _reference_stack().model.get_constants()
-
-
-def train_reference(seed: int, dropout: int = REFERENCE_DROPOUT) -> Run:
-    """In the reference's process: one run."""
-    return _reference_stack().train(seed, dropout)
+    def _scored(self, outputs: Any) -> Sequence[float]:
+        return score_heads(*(output.numpy() for output in outputs))
 
 
 def train_port(
@@ -118,21 +107,10 @@ def train_port(
     from torch_impl import EpiBERTConfig
     from torch_impl.rampage_lightning import EpiBERTRampageLightning
 
-    recipe = epibert_convergence.RECIPE
-
     def make() -> EpiBERTRampageLightning:
-        return EpiBERTRampageLightning(
-            EpiBERTConfig(**{**ARGUMENTS, "pointwise_dropout_rate": POINTWISE_DROPOUT}),
-            atac_scale=ATAC_SCALE,
-            peak=recipe.peak,
-            peak_rna=recipe.peak,
-            warmup=recipe.warmup,
-            decay=recipe.decay,
-            floor=recipe.floor,
-            epsilon=recipe.epsilon,
-            weight_decay=recipe.weight_decay,
-            global_clipnorm=recipe.global_clipnorm,
-        )
+        config = EpiBERTConfig(**{**ARGUMENTS, "pointwise_dropout_rate": POINTWISE_DROPOUT})
+        rates = epibert_convergence.RECIPE.module
+        return EpiBERTRampageLightning(config, atac_scale=ATAC_SCALE, peak_rna=rates["peak"], **rates)
 
     training, validation = ((*chosen.arrays, chosen.rna) for chosen in examples())
     return train_module(
@@ -142,7 +120,8 @@ def train_port(
         constants,
         training=training,
         validation=validation,
-        scored=lambda outputs: score(outputs[1].numpy()),
+        scored=lambda outputs: score_heads(*(output.numpy() for output in outputs)),
+        quantities=QUANTITIES,
         prepare_port=prepare_port,
         port_training=port_training,
     )
@@ -155,9 +134,7 @@ def finetuning() -> Experiment:
         case=CASE,
         measured=Path(__file__).with_suffix(".json"),
         command=COMMAND,
-        initial_weights=initial_weights,
-        constants=constants,
-        train_reference=train_reference,
+        stack=FinetuningStack,
         train_port=train_port,
         conditions={
             "model": "fine-tuning",
@@ -168,35 +145,25 @@ def finetuning() -> Experiment:
     )
 
 
-def converge(first_seed: int = FIRST_SEED, pairs: int = PAIRS, measure_pairs: int = 0) -> int:
+def converge(
+    repeat: int = 1, first_seed: int = FIRST_SEED, pairs: int = PAIRS, out: str | None = None, measure_pairs: int = 0
+) -> int:
     """Fine-tune reference and port on planted motifs and test whether they arrive at the same place.
 
     For measuring by hand, as that of pre-training: it asks for no proof of the rungs before and so claims nothing.
-    Exit status 0: passed; 1: not.
+    Exit status 0: every repetition passed; 1: not.
 
     Args:
-        first_seed: The first seed.
-        pairs: Pairs of runs.
-        measure_pairs: Measure the reference's own spread with this many seeds instead.
+        repeat: As for pre-training.
+        first_seed: As for pre-training.
+        pairs: As for pre-training.
+        out: As for pre-training.
+        measure_pairs: As for pre-training.
+
+    Raises:
+        ValueError: As for pre-training.
     """
-    if measure_pairs:
-        measure(measure_pairs, experiment=finetuning())
-        return 0
-    for line in describe(finetuning()):
-        print(line)
-    runs, rows = run_convergence(first_seed, pairs, experiment=finetuning())
-    seeds = range(first_seed, first_seed + pairs)
-    for decision in find_equivalences(runs, margins(experiment=finetuning()), seeds=seeds).values():
-        power = equivalence_power(pairs, decision.margin, decision.standard_deviation)
-        print(
-            f"{decision.quantity}: mean difference {decision.mean:+.5f}, 90 % interval {decision.low:+.5f} to "
-            f"{decision.high:+.5f}, margin ±{decision.margin:.5f}, power {power:.4f}"
-        )
-    failures = [row for row in rows if row.status is not Status.PASS]
-    for row in failures:
-        print(f"  {row.reference}{row.port} {row.quantity}: {row.status}, {row.detail}")
-    print("FAILED" if failures else "passed")
-    return 1 if failures else 0
+    return repeated(finetuning(), repeat, first_seed, pairs, out, measure_pairs)
 
 
 if __name__ == "__main__":
@@ -207,4 +174,8 @@ if __name__ == "__main__":
     # By its own name, so that what is sent to the processes is found there.
     from parity.pairs.rampage_convergence import converge as command
 
-    sys.exit(auto_cli(command, as_positional=False))
+    try:
+        sys.exit(auto_cli(command, as_positional=False))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

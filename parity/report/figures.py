@@ -144,7 +144,7 @@ def convergence(result: Result) -> dict[str, Any]:
 def _last(runs: Sequence[Any], side: str, seed: int, quantity: str) -> float | None:
     """Last value of the only finished run of a side and seed."""
     found = [run for run in runs if run.side == side and run.seed == seed and not run.error]
-    values = getattr(found[0], quantity, ()) if len(found) == 1 else ()
+    values = found[0].values(quantity) if len(found) == 1 else ()
     return values[-1] if values and math.isfinite(values[-1]) else None
 
 

@@ -48,3 +48,9 @@ def test_every_metric_of_the_living_reference(ladder):
 def test_the_recorded_loss_of_the_first_step(ladder, case):
     for variant in RECORDED_VARIANTS[case]:
         assert_all_pass(pick(ladder, "losses", case=f"{case} recorded, {variant.name}"))
+
+
+def test_training_that_was_not_recorded_is_named(ladder):
+    named = {(row.side, row.name) for row in ladder.not_compared}
+    assert ("P2 recorded", "training") in named
+    assert ("P1 recorded", "training") not in named

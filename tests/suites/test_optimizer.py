@@ -49,7 +49,9 @@ def test_every_recorded_weight_and_slot(ladder, goldens, case, table):
 
 
 def test_the_schedule_of_the_living_reference_and_the_recorded_ones(ladder):
-    assert_all_pass(pick(ladder, "optimizer", case="P1 live", layer=SCHEDULE))
+    rows = pick(ladder, "optimizer", case="P1 live", layer=SCHEDULE)
+    assert [row.quantity.partition(", ")[2] for row in rows] == ["warm-up, decay, floor", "constant after the warm-up"]
+    assert_all_pass(rows)
     rows = pick(ladder, "optimizer", case="functions recorded", layer=SCHEDULE)
     assert len(rows) == 7
     assert_all_pass(rows)

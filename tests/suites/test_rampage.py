@@ -142,6 +142,16 @@ def test_every_recorded_gradient_weight_and_slot(rampage_ladder, goldens):
         assert slots == (both if not variant.name.endswith("adamw") else set())
 
 
+def test_training_that_was_not_recorded_is_named(rampage_ladder):
+    """R2 has goldens of forward passes alone: its losses and gradients are compared with the living reference."""
+    named = {(row.side, row.name) for row in rampage_ladder.not_compared}
+    assert ("R2 recorded", "training") in named
+    assert ("R1 recorded", "training") not in named
+    for gate in ("losses", "gradients", "optimizer"):
+        assert not [row for row in rampage_ladder.gates[gate].comparisons if row.case.startswith("R2 recorded")]
+    assert pick(rampage_ladder, "gradients", case="R2 live")
+
+
 @pytest.mark.parametrize(("optimizer", "scale"), OPTIMIZER_RUNS)
 def test_every_tensor_after_steps_of_both_optimizers(rampage_ladder, goldens, optimizer, scale):
     rows = pick(rampage_ladder, "optimizer", case=f"R1 live, {optimizer}, gradients of size {scale:g}")
@@ -156,9 +166,15 @@ def test_every_tensor_after_steps_of_both_optimizers(rampage_ladder, goldens, op
 
 
 def test_both_schedules_are_compared_and_differ(rampage_ladder):
-    (row,) = pick(rampage_ladder, "optimizer", case="R1 live", layer=SCHEDULE)
-    assert row.shape is not None
-    assert row.shape[-1] == len(FINETUNING_SCHEDULES) == 2
+    rows = pick(rampage_ladder, "optimizer", case="R1 live", layer=SCHEDULE)
+    assert {row.quantity for row in rows} == {
+        "learning rates, warm-up, decay, floor",
+        "learning rates, constant after the warm-up",
+    }
+    for row in rows:
+        assert row.shape is not None
+        assert row.shape[-1] == len(FINETUNING_SCHEDULES) == 2
+    assert_all_pass(rows)
     assert len({arguments["peak"] for arguments in FINETUNING_SCHEDULES}) == 2
 
 

@@ -13,9 +13,10 @@ from parity.ladder import CONVERGENCE, GATES
 from parity.ledger import Ledger, NotProven
 from parity.pairs.epibert_convergence import FIRST_SEED, PAIRS, margins, run_convergence
 from parity.pairs.epibert_run import FINETUNING
-from parity.pairs.rampage_convergence import finetuning
+from parity.pairs.rampage_convergence import QUANTITIES, finetuning
 from parity.tolerances import TABLE
 from tests import training_faults
+from torch_impl.rampage_lightning import EpiBERTRampageLightning
 
 pytestmark = pytest.mark.slow
 
@@ -43,13 +44,17 @@ def test_the_rung_passes(outcome):
 def test_every_planned_run_was_trained_and_judged(outcome):
     runs, rows = outcome
     assert {(run.side, run.seed) for run in runs} == {(side, seed) for side in Side for seed in SEEDS}
-    assert len(rows) == 2 * 2 + 2 * 2 * PAIRS
+    # A decision and its power for each quantity of each head, and every run by itself.
+    assert len(rows) == len(QUANTITIES) * (2 + 2 * PAIRS)
+    for quantity in QUANTITIES:
+        assert [row.status for row in rows if row.quantity == f"final {quantity}"] == [Status.PASS]
 
 
 def test_correlation_rises_from_nothing_to_where_a_model_is_useful(outcome):
     for run in outcome[0]:
-        assert abs(run.pearsons[0]) < 0.4
-        assert run.pearsons[-1] > 0.6
+        for quantity in ("pearsons", "ATAC pearsons"):
+            assert abs(run.values(quantity)[0]) < 0.4
+            assert run.values(quantity)[-1] > 0.5
 
 
 def test_the_two_sides_start_alike_and_go_their_own_ways(outcome):
@@ -58,6 +63,20 @@ def test_the_two_sides_start_alike_and_go_their_own_ways(outcome):
         reference, port = runs[Side.REFERENCE, seed], runs[Side.PORT, seed]
         start, first = (abs(port.losses[epoch] / reference.losses[epoch] - 1) for epoch in (0, 1))
         assert start <= TABLE["float32_only_accumulated"].limit < first
+
+
+def atac_head_not_trained(module: EpiBERTRampageLightning) -> None:
+    """The ATAC loss has no weight: RNA learns as before, and the head that nobody looks at does not."""
+    module.atac_scale = 0.0
+
+
+def test_a_fault_of_the_other_head_is_rejected_by_its_own_scores(outcome):
+    reference_runs = [run for run in outcome[0] if run.side is Side.REFERENCE]
+    _, rows = run_convergence(
+        port_training=atac_head_not_trained, reference_runs=reference_runs, experiment=finetuning()
+    )
+    failing = {row.quantity for row in rows if row.status is not Status.PASS and row.quantity.startswith("final ")}
+    assert {"final ATAC losses", "final ATAC pearsons"} <= failing
 
 
 def test_a_fault_of_training_is_rejected(outcome):

@@ -11,9 +11,13 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from parity.pairs import planted_starts
+from tests.records import synthetic_records
 from tests.unit.sources import ROOT
+from torch_impl.data.convert import convert_tfrecord_to_hdf5
 from torch_impl.data.examples import ExampleConfig
+from torch_impl.data.tfrecord import write_records
 from torch_impl.data_module import EpiBERTDataModule
+from torch_impl.finetuning_data import FinetuningDataModule
 from torch_impl.rampage_lightning import EpiBERTRampageLightning
 
 CONFIGS = ("finetune", "finetune_corrected", "finetune_tiny")
@@ -41,7 +45,7 @@ def built(name: str, *arguments: str) -> tuple[Any, Any, lightning.Trainer]:
 def test_every_file_makes_a_model_and_data_that_fit_each_other(name):
     model, data, trainer = built(name)
     assert type(model) is EpiBERTRampageLightning
-    assert type(data) is EpiBERTDataModule
+    assert type(data) is (EpiBERTDataModule if name == "finetune_tiny" else FinetuningDataModule)
     config, examples = model.model.config, data.config
     assert (config.sequence_length, config.atac_length) == (examples.input_length, examples.output_length_ATAC)
     assert config.sequence_length == config.input_length
@@ -51,47 +55,186 @@ def test_every_file_makes_a_model_and_data_that_fit_each_other(name):
     assert trainer.gradient_clip_val is None
 
 
-def test_the_published_settings_are_the_scripts():
-    """The column of `execute_finetuning.sh` in the specification's table, section 3.6."""
-    model, data, trainer = built("finetune")
-    config = model.model.config
-    assert (config.num_heads, config.num_transformer_layers, config.seed) == (8, 8, 19)
-    assert (config.final_output_length, config.crop, config.max_seq_length) == (896, 1600, 4096)
-    assert config.filter_list_seq == (512, 640, 640, 768, 896, 1024)
-    assert (config.dropout_rate, config.pointwise_dropout_rate, config.BN_momentum) == (0.2, 0.1, 0.9)
-    assert (model.loss_type, model.total_weight, model.atac_scale) == ("poisson", 0.15, 0.001)
-    assert (model.peak, model.peak_rna, model.warmup, model.decay, model.floor) == (5e-4, 5e-4, 5000, 500_000, 0.05)
-    assert (model.epsilon, model.weight_decay, model.global_clipnorm) == (1e-8, 1e-4, 0.05)
-    assert data.config == ExampleConfig.finetuning_preset()
-    assert (data.seed, data.validation_seed, data.batch_size) == (1, 19, 1)
-    assert trainer.limit_train_batches == 1 + 34021 * 8
-    stopping: Any = trainer.early_stopping_callback
-    # Every loss counts in two epochs there.
-    assert (stopping.counting.patience * trainer.check_val_every_n_epoch, stopping.counting.min_delta) == (50, 5e-7)
-    assert trainer.max_epochs == 100
+MODEL, DATA, EXAMPLES = "model/init_args", "data/init_args", "data/init_args/config"
+STOPPING, CHECKPOINTS = (f"trainer/callbacks/{number}/init_args" for number in (0, 1))
+PUBLISHED: dict[str, Any] = {
+    # Spec, section 3.6, column `execute_finetuning.sh`; what the script leaves at its own or the constructor's default
+    # likewise. 34021 * 8 examples make an epoch but for one step (3.5).
+    "seed_everything": 1,
+    f"{MODEL}/config/input_length": 524288,
+    f"{MODEL}/config/output_length": 4096,
+    f"{MODEL}/config/final_output_length": 896,
+    f"{MODEL}/config/num_heads": 8,
+    f"{MODEL}/config/num_transformer_layers": 8,
+    f"{MODEL}/config/max_seq_length": 4096,
+    f"{MODEL}/config/seed": 19,
+    f"{MODEL}/config/filter_list_seq": [512, 640, 640, 768, 896, 1024],
+    f"{MODEL}/config/filter_list_atac": [32, 64],
+    f"{MODEL}/config/final_point_scale": 6,
+    f"{MODEL}/config/dropout_rate": 0.20,
+    f"{MODEL}/config/pointwise_dropout_rate": 0.10,
+    f"{MODEL}/config/motif_dropout_rate": 0.25,
+    f"{MODEL}/config/motif_units_fc": 32,
+    f"{MODEL}/config/num_motifs": 693,
+    f"{MODEL}/config/BN_momentum": 0.90,
+    f"{MODEL}/config/predict_atac": True,
+    f"{MODEL}/loss_type": "poisson",
+    f"{MODEL}/total_weight": 0.15,
+    f"{MODEL}/atac_scale": 0.001,
+    f"{MODEL}/peak": 5e-4,
+    f"{MODEL}/peak_rna": 5e-4,
+    f"{MODEL}/warmup": 5000,
+    f"{MODEL}/decay": 500_000,
+    f"{MODEL}/floor": 0.05,
+    f"{MODEL}/constant_rate": False,
+    f"{MODEL}/epsilon": 1e-8,
+    f"{MODEL}/weight_decay": 1e-4,
+    f"{MODEL}/global_clipnorm": 0.05,
+    f"{EXAMPLES}/input_length": 524288,
+    f"{EXAMPLES}/output_length_ATAC": 131072,
+    f"{EXAMPLES}/output_length": 4096,
+    f"{EXAMPLES}/crop_size": (4096 - 896) // 2,
+    f"{EXAMPLES}/output_res": 128,
+    f"{EXAMPLES}/max_shift": 4,
+    f"{EXAMPLES}/mask_size": 8 * 128,
+    f"{EXAMPLES}/atac_mask_dropout": 0.075,
+    f"{EXAMPLES}/atac_corrupt_rate": 1000,
+    f"{EXAMPLES}/log_atac": False,
+    f"{EXAMPLES}/use_atac": True,
+    f"{EXAMPLES}/use_seq": True,
+    f"{EXAMPLES}/use_motif_activity": True,
+    f"{EXAMPLES}/num_motifs": 693,
+    f"{EXAMPLES}/finetuning": True,
+    f"{DATA}/batch_size": 1,
+    f"{DATA}/seed": 1,
+    f"{DATA}/train_examples": 34021 * 8,
+    f"{DATA}/valid_examples": 86550,
+    f"{DATA}/holdout_examples": 13848,
+    f"{STOPPING}/patience": 50,
+    f"{STOPPING}/min_delta": 5e-7,
+    "trainer/max_epochs": 100,
+    f"{CHECKPOINTS}/every_n_epochs": 1,
+    f"{CHECKPOINTS}/save_top_k": 50,
+    # Sections 1.6, 1.10, 3.4, 3.5, 4.6 and 7, by the number of the quirk where it has one.
+    f"{MODEL}/config/identical_attention_init": True,  # 6
+    f"{MODEL}/faithful_bf16": True,  # 4
+    f"{DATA}/validation_seed": 19,  # 21
+    f"{DATA}/order": "files",  # 42
+    f"{DATA}/fresh_validation_draws": True,  # 35
+    f"{DATA}/bfloat16_inputs": True,
+    f"{DATA}/train_passes": 3,  # 31
+    f"{DATA}/valid_every": 2,
+    f"{DATA}/valid_take": 13848,  # 23
+    f"{DATA}/valid_passes": 48,
+    f"{STOPPING}/monitor": "val_loss",
+    f"{STOPPING}/every": 2,  # 24
+    f"{STOPPING}/check_finite": False,  # 29
+    f"{CHECKPOINTS}/save_on_train_epoch_end": True,
+    f"{CHECKPOINTS}/monitor": "step",
+    f"{CHECKPOINTS}/mode": "max",
+    "trainer/check_val_every_n_epoch": 1,
+    "trainer/limit_train_batches": 1.0,
+    "trainer/limit_val_batches": 1.0,
+    "trainer/num_sanity_val_steps": 0,
+    "trainer/gradient_clip_val": None,
+}
+CORRECTED: dict[str, Any] = {
+    f"{MODEL}/config/identical_attention_init": False,
+    f"{MODEL}/faithful_bf16": False,
+    f"{DATA}/validation_seed": 25,
+    f"{DATA}/order": "records",
+    f"{DATA}/fresh_validation_draws": False,
+    f"{DATA}/train_examples": None,
+    f"{DATA}/train_passes": None,
+    f"{DATA}/valid_examples": None,
+    f"{DATA}/holdout_examples": None,
+    f"{DATA}/valid_take": None,
+    f"{DATA}/valid_passes": None,
+    f"{DATA}/valid_every": 1,
+    f"{STOPPING}/every": 1,
+    f"{STOPPING}/check_finite": True,
+    f"{CHECKPOINTS}/save_on_train_epoch_end": False,
+    f"{CHECKPOINTS}/monitor": "val_loss",
+    f"{CHECKPOINTS}/mode": "min",
+    f"{CHECKPOINTS}/save_top_k": 1,
+    "trainer/num_sanity_val_steps": 2,
+}
+OURS = {
+    "model/class_path",
+    "data/class_path",
+    f"{DATA}/folder",
+    f"{DATA}/holdout_folder",
+    f"{DATA}/workers",
+    f"{CHECKPOINTS}/save_last",
+    "trainer/logger/0/class_path",
+    "trainer/logger/0/init_args/save_dir",
+    *(f"trainer/callbacks/{number}/class_path" for number in range(3)),
+    *(f"trainer/callbacks/2/init_args/{name}" for name in ("every_n_train_steps", "save_top_k", "filename")),
+}
+"""Settings of which the script says nothing: classes, places, and checkpoints to resume from."""
 
 
-def test_what_the_corrected_file_changes_has_its_reason_on_the_line_before():
-    published, corrected = (yaml.safe_load(text(name)) for name in CONFIGS[:2])
-
-    def leaves(tree: Any, path: str = "") -> dict[str, Any]:
-        if isinstance(tree, dict):
-            return {k: v for name, value in tree.items() for k, v in leaves(value, f"{path}/{name}").items()}
-        if isinstance(tree, list) and tree and isinstance(tree[0], dict):
-            return {k: v for index, value in enumerate(tree) for k, v in leaves(value, f"{path}/{index}").items()}
+def leaves(tree: Any, path: str = "") -> dict[str, Any]:
+    """Every setting of a file by its path."""
+    if isinstance(tree, dict):
+        parts = tree.items()
+    elif isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        parts = enumerate(tree)
+    else:
         return {path: tree}
+    return {k: v for name, part in parts for k, v in leaves(part, f"{path}/{name}" if path else str(name)).items()}
 
-    before, after = leaves(published), leaves(corrected)
-    changed = {path.rpartition("/")[2] for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
-    assert changed == {
-        *("identical_attention_init", "validation_seed", "order", "fresh_validation_draws", "limit_train_batches"),
-        *("check_val_every_n_epoch", "patience", "check_finite"),
-        *("every_n_epochs", "save_on_train_epoch_end", "monitor", "mode", "save_top_k"),
-    }
-    lines = text("finetune_corrected").splitlines()
-    for name in changed - {"every_n_epochs", "save_on_train_epoch_end", "mode", "save_top_k", "monitor"}:
-        numbers = [number for number, line in enumerate(lines) if line.strip().startswith(f"{name}:")]
-        assert all("#" in lines[number - 1] for number in numbers), name
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("finetune", PUBLISHED), ("finetune_corrected", {**PUBLISHED, **CORRECTED})],
+    ids=["published", "corrected"],
+)
+def test_every_setting_is_that_of_the_specification(name, expected):
+    found = leaves(yaml.safe_load(text(name)))
+    assert found.keys() == expected.keys() | OURS
+    assert {path: value for path, value in found.items() if path not in OURS} == expected
+
+
+def test_the_files_differ_where_the_second_one_says_so_and_nowhere_else():
+    published, corrected = (leaves(yaml.safe_load(text(name))) for name in CONFIGS[:2])
+    changed = {path for path in published if published[path] != corrected[path]}
+    assert changed == CORRECTED.keys()
+    assert {path for path in OURS if published[path] != corrected[path]} == set()
+    lines = [line.strip() for line in text("finetune_corrected").splitlines()]
+    written = {path: f"{path.rpartition('/')[2]}: {_written(corrected[path])}" for path in changed}
+    # One comment stands above all the lines that it is about; between them are only such lines.
+    about = {*written.values(), f"every_n_epochs: {published[f'{CHECKPOINTS}/every_n_epochs']}"}
+    for path, line in written.items():
+        last = len(lines) - 1 - lines[::-1].index(line)
+        above = next(other for other in reversed(lines[:last]) if other not in about)
+        assert above.startswith("#"), path
+
+
+def _written(value: Any) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def test_what_the_published_file_makes_takes_the_scripts_steps(tmp_path, monkeypatch):
+    model, data, trainer = built("finetune")
+    assert data.config == ExampleConfig.finetuning_preset()
+    assert model.model.compute_dtype == torch.bfloat16
+    stopping: Any = trainer.early_stopping_callback
+    assert (stopping.counting.patience, stopping.every) == (50, data.valid_every)
+    # 8 processes, one example each: 1 + 34021 * 8 // 8 steps, 86550 // 8 and 13848 // 8 (spec, section 3.5).
+    small = ExampleConfig.tiny(num_motifs=3, finetuning=True)
+    for subset in ("train", "valid"):
+        (tmp_path / "source" / subset).mkdir(parents=True)
+        for number in range(8):
+            write_records(tmp_path / "source" / subset / f"{number}.tfr", synthetic_records(small, 1, seed=number))
+    convert_tfrecord_to_hdf5(tmp_path / "source", tmp_path / "records")
+    data.config, data.workers = small, 0
+    data.folder = data.holdout_folder = tmp_path / "records"
+    data.trainer = trainer
+    monkeypatch.setattr(lightning.Trainer, "world_size", 8)
+    monkeypatch.setattr(lightning.Trainer, "global_rank", 3)
+    assert len(data.train_dataloader()) == 1 + 34021
+    assert [len(loader) for loader in data.val_dataloader()] == [86550 // 8, 13848 // 8]
 
 
 def test_a_misspelt_setting_is_refused():

@@ -4,49 +4,26 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from parity import ledger
 from parity.convergence import Run, Side
 from parity.pairs import epibert_convergence
-from parity.pairs.epibert_convergence import ARGUMENTS, Constants, Weights, train_port
+from parity.pairs.epibert_convergence import train_port
 from tests import training_faults
-from torch_impl import EpiBERT, EpiBERTConfig
+from tests.unit.parity.short_runs import CONFIG, Start, fresh_start, short_epochs
+from torch_impl import EpiBERT
 from torch_impl.epibert_lightning import EpiBERTLightning
 from weights.table import rows
-
-CONFIG = EpiBERTConfig(**ARGUMENTS)
-Start = tuple[Weights, Constants]
 
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    monkeypatch.setattr(epibert_convergence, "RECIPE", epibert_convergence.Recipe(epochs=2, warmup=1))
-    monkeypatch.setattr(epibert_convergence, "TRAINING_EXAMPLES", 32)
-    monkeypatch.setattr(epibert_convergence, "VALIDATION_EXAMPLES", 8)
-    epibert_convergence.examples.cache_clear()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the rung; for tensors this small, a second one is waited for
-    yield
-    torch.set_num_threads(threads)
-    epibert_convergence.examples.cache_clear()
+    yield from short_epochs(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def start() -> Start:
-    """Weights and constants of a fresh model, as the reference's process would send them."""
-    torch.manual_seed(0)
-    model = EpiBERT(CONFIG)
-    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    stored = {
-        row.path: row.layout.to_stored(
-            state[row.name], row.layout.stored_shape(state[row.name].shape, CONFIG.num_heads)
-        ).copy()
-        for row in rows(CONFIG)
-    }
-    table = model.performer.rotary_table
-    assert table is not None
-    return stored, (model.performer.projection_matrix.numpy().copy(), table.table.numpy().copy())
+    return fresh_start(EpiBERT)
 
 
 @pytest.fixture
@@ -120,8 +97,8 @@ def entry(content: str, *, passed: bool) -> str:
 
 
 def test_repetitions_are_counted_only_if_they_are_of_the_present_content(tmp_path, monkeypatch):
-    monkeypatch.setattr(epibert_convergence, "describe", lambda: iter(()))
-    monkeypatch.setattr(epibert_convergence, "run_convergence", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(epibert_convergence, "describe", lambda _: iter(()))
+    monkeypatch.setattr(epibert_convergence, "run_convergence", lambda *_, **__: pytest.fail("trained again"))
     monkeypatch.setattr(ledger, "fingerprint", lambda _: "present")
     file = tmp_path / "repetitions.jsonl"
     file.write_text(entry("present", passed=True))
@@ -134,8 +111,8 @@ def test_repetitions_are_counted_only_if_they_are_of_the_present_content(tmp_pat
 
 
 def test_sources_that_change_during_a_repetition_end_it(monkeypatch):
-    monkeypatch.setattr(epibert_convergence, "describe", lambda: iter(()))
-    monkeypatch.setattr(epibert_convergence, "run_convergence", lambda *_: ((), []))
+    monkeypatch.setattr(epibert_convergence, "describe", lambda _: iter(()))
+    monkeypatch.setattr(epibert_convergence, "run_convergence", lambda *_, **__: ((), []))
     monkeypatch.setattr(epibert_convergence, "summary", lambda *_: {"content": "later", "passed": True})
     with pytest.raises(ValueError, match="changed during the repetitions"):
         epibert_convergence.converge()

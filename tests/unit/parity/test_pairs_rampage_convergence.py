@@ -1,53 +1,32 @@
 """The port's half of the fine-tuning model's convergence rung, on two short epochs, and what its margin comes from."""
 
+import dataclasses
+import json
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from parity.convergence import Run, Side, equivalence_power
 from parity.pairs import epibert_convergence, rampage_convergence
-from parity.pairs.epibert_convergence import ARGUMENTS, PAIRS, Constants, Weights, margins, measured
-from parity.pairs.rampage_convergence import finetuning, score, train_port
+from parity.pairs.epibert_convergence import PAIRS, margins, measured
+from parity.pairs.rampage_convergence import QUANTITIES, finetuning, score, score_heads, train_port
 from tests import training_faults
 from tests.assertions import assert_same
-from torch_impl import EpiBERTConfig, EpiBERTRampage
+from tests.unit.parity.short_runs import Start, fresh_start, short_epochs
+from torch_impl import EpiBERTRampage
 from torch_impl.rampage_lightning import EpiBERTRampageLightning
-from weights.table import RAMPAGE_TABLE, rows
-
-CONFIG = EpiBERTConfig(**ARGUMENTS)
-Start = tuple[Weights, Constants]
 
 
 @pytest.fixture
 def _short(monkeypatch):
-    monkeypatch.setattr(epibert_convergence, "RECIPE", epibert_convergence.Recipe(epochs=2, warmup=1))
-    monkeypatch.setattr(epibert_convergence, "TRAINING_EXAMPLES", 32)
-    monkeypatch.setattr(epibert_convergence, "VALIDATION_EXAMPLES", 8)
-    epibert_convergence.examples.cache_clear()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-    epibert_convergence.examples.cache_clear()
+    yield from short_epochs(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def start() -> Start:
-    """Weights and constants of a fresh model, as the reference's process would send them."""
-    torch.manual_seed(0)
-    model = EpiBERTRampage(CONFIG)
-    state = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
-    stored = {
-        row.path: row.layout.to_stored(
-            state[row.name], row.layout.stored_shape(state[row.name].shape, CONFIG.num_heads)
-        ).copy()
-        for row in rows(CONFIG, RAMPAGE_TABLE)
-    }
-    table = model.performer.rotary_table
-    assert table is not None
-    return stored, (model.performer.projection_matrix.numpy().copy(), table.table.numpy().copy())
+    return fresh_start(EpiBERTRampage)
 
 
 @pytest.mark.usefixtures("_short")
@@ -64,7 +43,9 @@ def test_a_run_is_fed_scored_repeated_and_reached_by_its_hooks(start):
         module.training_step = watched
 
     right: Run = train_port(3, *start, port_training=watch)
-    assert (right.side, right.seed, len(right.losses), len(right.pearsons), right.error) == (Side.PORT, 3, 3, 3, "")
+    assert (right.side, right.seed, right.error) == (Side.PORT, 3, "")
+    assert [len(right.values(name)) for name in QUANTITIES] == [3] * 4
+    assert right.values("ATAC losses") != right.losses
     training = epibert_convergence.examples()[0]
     order = [indices for epoch in (0, 1) for indices in epibert_convergence.order(3, epoch)]
     assert len(seen) == len(order) == 4
@@ -86,8 +67,19 @@ def test_scores_are_those_of_rna_on_all_bins():
     assert np.isnan(score(np.ones_like(y))[1])
 
 
+def test_both_heads_are_scored_and_accessibility_as_in_pretraining():
+    validation = epibert_convergence.examples()[1]
+    atac, rna = 2 * validation.target + 1, 2 * validation.rna + 1
+    found = dict(zip(QUANTITIES, score_heads(atac, rna), strict=True))
+    assert (found["losses"], found["pearsons"]) == score(rna)
+    assert (found["ATAC losses"], found["ATAC pearsons"]) == epibert_convergence.score(atac)
+    wrong = dict(zip(QUANTITIES, score_heads(np.where(validation.mask == 1, 1, atac), rna), strict=True))
+    assert {name for name in QUANTITIES if wrong[name] != found[name]} == {"ATAC losses", "ATAC pearsons"}
+
+
 def test_what_was_measured_belongs_to_the_present_task_and_plans_enough_pairs(monkeypatch):
     declared = margins(experiment=finetuning())
+    assert tuple(margin.quantity for margin in declared) == QUANTITIES
     assert len(measured(finetuning())["runs"]) >= 30
     for margin in declared:
         assert equivalence_power(PAIRS, margin.margin, margin.paired_deviation) > 0.99
@@ -98,6 +90,19 @@ def test_what_was_measured_belongs_to_the_present_task_and_plans_enough_pairs(mo
         measured(finetuning())
 
 
+def test_what_was_measured_of_one_head_alone_is_measured_again(tmp_path):
+    found = measured(finetuning())
+    for pair in found["runs"]:
+        for run in pair:
+            del run["ATAC losses"]
+    (tmp_path / "short.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=r"short\.json was measured under other conditions"):
+        margins(experiment=dataclasses.replace(finetuning(), measured=tmp_path / "short.json"))
+
+
 def test_the_experiment_is_found_by_name_in_another_process():
-    for name in ("initial_weights", "constants", "train_reference", "train_port"):
-        assert getattr(finetuning(), name) is getattr(rampage_convergence, name)
+    experiment = finetuning()
+    assert pickle.loads(pickle.dumps((experiment.stack, experiment.train_port))) == (  # noqa: S301  our own
+        rampage_convergence.FinetuningStack,
+        rampage_convergence.train_port,
+    )

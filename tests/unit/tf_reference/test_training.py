@@ -34,6 +34,7 @@ from tf_reference.training import (
     pretraining_metrics,
     pretraining_step,
 )
+from torch_impl.early_stopping import EarlyStoppingCounter
 
 FUNCTIONS = h5py.File(GOLDENS / "functions.h5")
 DTYPES = {"f64": "float64", "f32": "float32"}
@@ -204,6 +205,23 @@ def test_early_stopping_counts_as_the_original(losses, counters, best_epochs):
         )
         assert (counter, best_epoch) == (counters[epoch], best_epochs[epoch])
         assert stop == (counters[epoch] >= 3)
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_the_port_counts_as_the_reference_in_epochs_with_and_without_a_validation(every):
+    """Fine-tuning asks in every epoch, whether its list of losses has grown or not (spec, section 3.5)."""
+    generator = np.random.default_rng(every)
+    for _ in range(50):
+        port, losses = EarlyStoppingCounter(patience=5, min_delta=0.25), []
+        counter, best_epoch = 0, None
+        for epoch in range(24):
+            if epoch % every == 0:
+                losses.append(float(generator.integers(0, 32)) / 8)
+                stop = port.update(losses[-1])
+            else:
+                stop = port.repeat()
+            wanted, counter, best_epoch = early_stopping(losses, counter, best_epoch, patience=5, min_delta=0.25)
+            assert (stop, port.counter, port.best_epoch) == (wanted, counter, best_epoch)
 
 
 # --- optimizers
@@ -486,6 +504,9 @@ def test_a_validation_of_fine_tuning_changes_nothing_and_sums_at_start_sites(pre
     kept = finetuning_metrics("val")
     assert {"val_loss", "val_loss_rna", "RNA_PearsonR", "ATAC_R2"} <= set(kept)
     step = finetuning_validation_step(model, loss_type="poisson", atac_scale=0.5, metrics=kept).python_function
+    second = finetuning_metrics("val_ho")
+    assert set(second) == {f"{name}_ho" for name in kept}
+    held_out = finetuning_validation_step(model, loss_type="poisson", atac_scale=0.5, metrics=second).python_function
     generator = np.random.default_rng(0)
     inputs = tuple(tf.constant(generator.random(s, np.float32)) for s in ((2, 64, 4), (2, 64, 1), (2, 1, 3)))
     rna, atac = (generator.gamma(1.0, 3.0, (2, 6, 1)).astype(np.float32) for _ in range(2))
@@ -503,6 +524,17 @@ def test_a_validation_of_fine_tuning_changes_nothing_and_sums_at_start_sites(pre
     assert_same(loss.total.numpy(), total.numpy(), "float32_only")
     assert_same(loss.rna.numpy(), np.mean(predicted - rna * np.log(predicted + 1e-7)), "float32_only")
     assert_same(np.float32(kept["val_loss"].result()), loss.total.numpy(), "float32_only")
+    # The second set has metrics of its own, by names of its own.
+    assert np.isnan(second["RNA_R2_ho"].result()["R2"])
+    for metric in kept.values():
+        metric.reset_state()
+    for each in (step, held_out):
+        each(inputs, *map(tf.constant, (rna, atac, mask, tokens)))
+    for name, metric in kept.items():
+        pair = (metric.result(), second[f"{name}_ho"].result())
+        one, other = (np.asarray(next(iter(r.values())) if isinstance(r, dict) else r) for r in pair)
+        if predict_atac or "atac" not in name.lower():
+            assert_same(other, one, "exact", what=name)
     assert np.isfinite(kept["RNA_R2"].result()["R2"])
     assert np.isnan(kept["ATAC_R2"].result()["R2"]) == (not predict_atac)
 

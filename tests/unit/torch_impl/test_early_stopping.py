@@ -1,6 +1,7 @@
 """Early stopping as the original counts, alone and as a callback beside optimizer and schedule in a Trainer."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +50,44 @@ def test_a_restored_counter_goes_on():
     second.load_state_dict(first.state_dict())
     for loss in losses[3:]:
         second.update(loss)
-    assert second.state_dict() == whole.state_dict() == {"counter": 2, "best": 1.0, "best_epoch": 3, "epochs": 6}
+    expected = {"counter": 2, "best": 1.0, "best_epoch": 3, "epochs": 6, "improved": False, "last": 1.2}
+    assert second.state_dict() == whole.state_dict() == expected
+
+
+def test_an_epoch_without_validation_counts_the_last_one_again():
+    """As the reference, which compares the last loss of an unchanged list with those before it."""
+    losses, every = [3.0, 2.0, 2.5, 1.5, 1.75, 1.875], 2
+    counter = EarlyStoppingCounter(patience=4)
+    seen: list[float] = []
+    expected, best_epoch = 0, None
+    counters = []
+    for epoch in range(every * len(losses)):
+        if epoch % every == 0:
+            seen.append(losses[epoch // every])
+            stop = counter.update(seen[-1])
+        else:
+            stop = counter.repeat()
+        wanted, expected, best_epoch = reference(seen, expected, best_epoch, patience=4)
+        assert (stop, counter.counter, counter.best_epoch) == (wanted, expected, best_epoch)
+        counters.append(counter.counter)
+    # Twice for each that brings nothing, and never for an improvement.
+    assert counters == [1, 2, 0, 0, 1, 2, 0, 0, 1, 2, 3, 4]
+
+
+def reference(
+    losses: list[float], counter: int, best_epoch: int | None, *, patience: int
+) -> tuple[bool, int, int | None]:
+    """What the original decides from the list of its losses (spec, section 3.5)."""
+    best = min(losses[:-1]) if len(losses) > 1 else losses[-1]
+    if losses[-1] >= best:
+        return counter + 1 >= patience, counter + 1, best_epoch
+    return False, 0, losses.index(min(losses))
 
 
 class Scripted(lightning.LightningModule):
-    """One weight with our optimizer, schedule and loss; its validation losses are given."""
+    """One weight with our optimizer, schedule and loss; its validation losses are given, None for no validation."""
 
-    def __init__(self, losses: list[float]) -> None:
+    def __init__(self, losses: Sequence[float | None]) -> None:
         super().__init__()
         self.losses = losses
         self.weight = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
@@ -66,7 +98,9 @@ class Scripted(lightning.LightningModule):
         return poisson(batch, self.weight.expand_as(batch))
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self.log("val_loss", self.losses[self.current_epoch])
+        loss = self.losses[self.current_epoch]
+        if loss is not None:
+            self.log("val_loss", loss)
 
     def configure_optimizers(self) -> Any:
         optimizer = KerasAdam([self.weight], eps=1e-8, global_clipnorm=0.1)
@@ -82,7 +116,11 @@ class Batches(torch.utils.data.IterableDataset):
 
 
 def fit(
-    folder: Path, losses: list[float], stopping: EpiBERTEarlyStopping, epochs: int = 9, resume: Path | None = None
+    folder: Path,
+    losses: Sequence[float | None],
+    stopping: EpiBERTEarlyStopping,
+    epochs: int = 9,
+    resume: Path | None = None,
 ) -> tuple[lightning.Trainer, Scripted]:
     module = Scripted(losses)
     data = torch.utils.data.DataLoader(Batches(), batch_size=None)
@@ -134,7 +172,7 @@ def test_a_loss_that_is_not_finite_stops_at_once_unless_told_otherwise(tmp_path)
 
 @in_lightning
 def test_optimizer_schedule_and_counter_train_and_resume_in_lightning(tmp_path):
-    losses = [3.0, 2.0, 2.5, 2.6, 2.7]
+    losses = [3.0, 2.0, 2.5, 2.625, 2.75]
     expected = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
     optimizer = KerasAdam([expected], eps=1e-8, global_clipnorm=0.1)
     rates = [cosine_warmup(step, 1e-2, 3, 10, 0.1) for step in range(10)]
@@ -150,4 +188,22 @@ def test_optimizer_schedule_and_counter_train_and_resume_in_lightning(tmp_path):
     _, second = fit(tmp_path, losses, stopping, epochs=5, resume=tmp_path / "last.ckpt")
     assert first.rates + second.rates == rates
     assert_same(second.weight, expected, "exact")
-    assert stopping.counting.state_dict() == {"counter": 3, "best": 2.0, "best_epoch": 1, "epochs": 5}
+    state = stopping.counting.state_dict()
+    assert state == {"counter": 3, "best": 2.0, "best_epoch": 1, "epochs": 5, "improved": False, "last": 2.75}
+
+
+@in_lightning
+def test_the_callback_counts_epochs_without_the_monitored_loss_and_resumes_in_one(tmp_path):
+    losses = [3.0, None, 2.0, None, 2.5, None, 2.5]
+    whole = EpiBERTEarlyStopping(patience=4, every=2)
+    trainer, _ = fit(tmp_path, losses, whole, epochs=7)
+    assert (trainer.current_epoch, whole.counting.counter, whole.counting.best) == (7, 3, 2.0)
+    interrupted, _ = fit(tmp_path, losses, EpiBERTEarlyStopping(patience=4, every=2), epochs=3)
+    interrupted.save_checkpoint(tmp_path / "third.ckpt")
+    resumed = EpiBERTEarlyStopping(patience=4, every=2)
+    fit(tmp_path, losses, resumed, epochs=7, resume=tmp_path / "third.ckpt")
+    assert resumed.counting.state_dict() == whole.counting.state_dict()
+    impatient = EpiBERTEarlyStopping(patience=2, every=2)
+    assert fit(tmp_path, losses, impatient)[0].current_epoch == 2
+    with pytest.raises(ValueError, match="every must be at least 1"):
+        EpiBERTEarlyStopping(every=0)

@@ -101,9 +101,10 @@ def recorded(folder: Path) -> tuple[EpiBERTRampageLightning, list[Tensor]]:
 
 
 def test_five_steps_are_those_of_the_original(monkeypatch):
-    """Both optimizers with weight decay, as a Trainer would drive them."""
+    """Both optimizers with weight decay, as a Trainer would drive them, and the metrics of training after them."""
     module, given = recorded(ROOT / "goldens" / "R1")
-    monkeypatch.setattr(module, "log", lambda *_, **__: None)
+    logged: dict[str, Tensor] = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.__setitem__(name, value))
     configured: Any = module.configure_optimizers()
     optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     with h5py.File(ROOT / "goldens" / "R1" / "train.h5") as file:
@@ -123,6 +124,15 @@ def test_five_steps_are_those_of_the_original(monkeypatch):
                     if "axis" not in value.attrs:
                         assert_same(state[row.name], row.layout.to_port(value[()]), "optimizer", what=row.name)
         assert_same(torch.stack(losses), expected["train_loss"][()], "state")
+        module.on_train_epoch_end()
+        metrics = {name: value[()] for name, value in expected["metrics"].items()}
+        steps = {name: expected[name][()] for name in ("train_loss", "train_loss_rna", "train_loss_atac")}
+    assert metrics.keys() == {f"{head}_{kind}_tr" for head in ("RNA", "ATAC") for kind in ("PearsonR", "R2")}
+    for name, value in metrics.items():
+        head, kind, _ = name.lower().split("_")
+        assert_same(logged[f"train_{head}_{kind.removesuffix('r')}"], value.squeeze(), "float32_metric", what=name)
+    for name, values in steps.items():
+        assert_same(logged[f"{name}_epoch"], values.mean(), "float32_only", what=name)
 
 
 # --- by itself
@@ -192,6 +202,62 @@ def test_correlations_of_accessibility_are_those_of_masked_bins(module):
     assert_same(module.logged["val_atac_pearson"], metric.compute().squeeze(), "exact")
     # Without start sites in the batches there is nothing to say about genes.
     assert not {name for name in module.logged if "gene" in name or "cell" in name}
+
+
+def test_the_second_validation_set_has_names_and_sums_of_its_own(module):
+    module.eval()
+    first, second = batch(range(8), validation=True), batch(range(4, 12), validation=True)
+    module.validation_step(first, 0, 0)
+    module.on_validation_epoch_end()
+    alone = dict(module.logged)
+    assert not {name for name in alone if name.endswith("_ho")}
+    module.logged.clear()
+    module.validation_step(second, 0, 1)
+    module.on_validation_epoch_end()
+    # An epoch in which the first set is not validated says nothing of it.
+    assert module.logged.keys() == {f"{name}_ho" for name in alone}
+    held_out = dict(module.logged)
+    module.logged.clear()
+    for number, part in enumerate((first, second)):
+        module.validation_step(part, 0, number)
+    module.on_validation_epoch_end()
+    assert module.logged.keys() == alone.keys() | held_out.keys()
+    for name, value in (alone | held_out).items():
+        assert_same(module.logged[name], value, "exact", what=name)
+
+
+def test_training_is_reported_by_epoch_and_apart_from_validation(module):
+    parts = [batch(range(4)), batch(range(4, 8))]
+    module.training_step(parts[0], 0)
+    module.validation_step(batch(range(8, 12), validation=True), 0)
+    module.on_validation_epoch_end()
+    assert not {name for name in module.logged if name.startswith("train_") and name.endswith(("pearson", "r2"))}
+    module.training_step(parts[1], 1)
+    module.on_train_epoch_end()
+    heads = ("rna", "atac")
+    names = {f"train_{head}_{name}" for head in heads for name in ("pearson", "r2")}
+    names |= {"train_loss", "train_loss_epoch"} | {
+        f"train_loss_{head}{end}" for head in heads for end in ("", "_epoch")
+    }
+    assert {name for name in module.logged if name.startswith("train_")} == names
+    assert not module.logged["train_rna_pearson"].requires_grad
+    first = module.logged["train_loss_epoch"]
+    module.training_step(parts[1], 0)  # each epoch begins anew
+    module.on_train_epoch_end()
+    assert_same(module.logged["train_loss_epoch"], module.logged["train_loss"].detach(), "float32_only")
+    assert module.logged["train_loss_epoch"] != first
+
+
+def test_the_rates_stay_after_the_warm_up_if_told_to():
+    module = EpiBERTRampageLightning(CONFIG, **SETTINGS, constant_rate=True)
+    configured: Any = module.configure_optimizers()
+    optimizer, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    for step in range(20):
+        rates = {group["lr"] for group in optimizer.param_groups}
+        assert rates == {cosine_warmup(step, peak, 4, 10, 0.2, constant=True) for peak in (0.01, 0.03)}
+        optimizer.step()
+        schedule.step()
+    assert rates == {0.01, 0.03}
 
 
 class Numbered(Dataset[tuple[Tensor, ...]]):

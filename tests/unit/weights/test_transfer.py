@@ -238,6 +238,49 @@ def test_initialisers_of_keras_are_read_and_other_keys_refused():
         assert text in message
 
 
+HEAD = {
+    *(f"final_point_BN_{letter}" for letter in "bgmv"),
+    *("final_point_k", "final_point_b", "final_dense_k", "final_dense_b"),
+}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_inits_of_a_model_without_atac_head_need_not_have_one(dtype):
+    whole = {key: array.astype(dtype) for key, array in inits().items()}
+    without = {key: array for key, array in whole.items() if key not in HEAD}
+    assert len(whole) - len(without) == 8
+    model, expected = to_fill(predict_atac=False), to_fill(predict_atac=False)
+    record = transfer(without, model, constants="philox")
+    transfer(whole, expected, allow=["atac_head"], constants="philox")
+    assert fingerprint(model) == fingerprint(expected)
+    # Nothing is dropped, so there is nothing to ask for; and nothing that was made up is said to have been read.
+    assert record.asked == record.dropped == ()
+    assert len(record.moved) == len(without)
+    assert {tensor.key for tensor in record.moved} == set(read_inits(without, atac_head=False))
+    assert {tensor.name for tensor in record.fresh} == {name for name in state(model) if "_rna." in name}
+
+
+def test_what_inits_lack_or_have_too_much_is_named():
+    without = {key: array for key, array in inits().items() if key not in HEAD}
+    message = refused(without, to_fill())
+    assert all(key in message for key in HEAD)
+    # A head in parts is none, whatever the model needs.
+    for predict_atac in (True, False):
+        message = refused({**without, "final_dense_b": inits()["final_dense_b"]}, to_fill(predict_atac=predict_atac))
+        assert all(key in message for key in HEAD - {"final_dense_b"})
+        assert "final_dense_b" not in message
+    assert "ask for it by the name 'atac_head'" in refused(inits(), to_fill(predict_atac=False))
+    for excess in ("final_dense_rna_k", "SA_q7x", "LN_m0"):
+        message = refused({**without, excess: np.zeros(1, np.float32)}, to_fill(predict_atac=False))
+        assert excess in message
+        assert "unknown keys" in message
+    with pytest.raises(MappingError, match="unknown keys"):
+        read_inits(inits(), atac_head=False)
+    # A layer of which a part is missing.
+    del without["FFN_narr_b1"]
+    assert "FFN_narr_b1" in refused(without, to_fill(predict_atac=False))
+
+
 # --- what does not fit
 
 
