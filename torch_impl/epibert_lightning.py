@@ -23,6 +23,7 @@ from torch_impl.losses import POISSON, masked_loss
 from torch_impl.metrics import R2, PearsonR
 from torch_impl.model import EpiBERT
 from torch_impl.optim import CosineWarmup, KerasAdam, KerasAdamW, decay_groups
+from torch_impl.training_settings import check_settings, choose_tf32
 
 Batch = Sequence[Tensor]
 """Sequence (B, L, 4), masked accessibility (B, A, 1), mask, unmask and target (B, N, 1 each), motif activity (B, 1, M):
@@ -55,9 +56,13 @@ class EpiBERTLightning(lightning.LightningModule):
             Trainer's precision being 32. The Trainer's own ``bf16-mixed`` rounds elsewhere.
         checkpoint_blocks: Keep only the inputs of each block for the backward pass, for windows that do not fit.
         float64_metrics: Sum up correlations in float64; the original does in float32.
+        tf32: Let a GPU round the factors of float32 products and convolutions to 11 bits; holds for the whole process.
 
     Attributes:
         model: The model that is trained.
+
+    Raises:
+        TrainingError: An option is out of range.
     """
 
     def __init__(
@@ -78,10 +83,12 @@ class EpiBERTLightning(lightning.LightningModule):
         faithful_bf16: bool = False,
         checkpoint_blocks: bool = False,
         float64_metrics: bool = False,
+        tf32: bool = False,
     ) -> None:
         super().__init__()
         # Plain values, because a checkpoint with anything else cannot be read without running code.
         self.save_hyperparameters(ignore=["config"])
+        check_settings(self.hparams)
         config = EpiBERTConfig(**config) if isinstance(config, dict) else config
         self.save_hyperparameters({"config": dataclasses.asdict(config)})
         self.model = EpiBERT(config, compute_dtype=torch.bfloat16 if faithful_bf16 else None)
@@ -98,6 +105,7 @@ class EpiBERTLightning(lightning.LightningModule):
         self.epsilon = epsilon
         self.weight_decay = weight_decay
         self.global_clipnorm = global_clipnorm
+        self.tf32 = tf32
         state_dtype = torch.float64 if float64_metrics else torch.float32
         self.pearson = PearsonR(state_dtype=state_dtype)
         self.r2 = R2(state_dtype=state_dtype)
@@ -108,11 +116,12 @@ class EpiBERTLightning(lightning.LightningModule):
         return self.model(sequence, atac, motif_activity)
 
     def setup(self, stage: str) -> None:
-        """Insists that the data are of the model's lengths.
+        """Chooses how float32 is computed, and insists that the data are of the model's lengths.
 
         Raises:
             TrainingError: They are not.
         """
+        choose_tf32(self.tf32)
         check_lengths(self.model.config, getattr(getattr(self.trainer, "datamodule", None), "config", None))
 
     def loss(self, prediction: Float[Tensor, "B N 1"], batch: Batch) -> Float[Tensor, ""]:
@@ -177,9 +186,9 @@ class EpiBERTLightning(lightning.LightningModule):
         return prediction
 
     def _log_correlations(self, stage: str) -> None:
-        # Each metric adds up the sums of all processes by itself.
+        # Each metric adds up the sums of all processes by itself; the largest of equal numbers is that number.
         for name, metric in ((f"{stage}_pearson", self.pearson), (f"{stage}_r2", self.r2)):
-            self.log(name, metric.compute().squeeze(), prog_bar=True)
+            self.log(name, metric.compute().squeeze(), prog_bar=True, sync_dist=True, reduce_fx="max")
             metric.reset()
 
 

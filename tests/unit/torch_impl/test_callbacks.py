@@ -9,8 +9,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from tests.unit.torch_impl.surroundings import environment_kept
 from tests.unit.torch_impl.training import (
-    environment_kept,
     load,
     losses,
     model_config,

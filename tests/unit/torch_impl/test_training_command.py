@@ -12,7 +12,8 @@ import yaml
 
 from parity import command
 from tests.unit.sources import ROOT
-from tests.unit.torch_impl.training import environment_kept, load, losses, quiet, steps_of, write_config
+from tests.unit.torch_impl.surroundings import environment_kept
+from tests.unit.torch_impl.training import load, losses, quiet, steps_of, write_config
 from torch_impl.config import EpiBERTConfig
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.epibert_lightning import EpiBERTLightning
@@ -86,6 +87,7 @@ def test_pretraining_is_the_published_one(capsys):
         "faithful_bf16": False,
         "checkpoint_blocks": False,
         "float64_metrics": False,
+        "tf32": False,
     }
     stopping = next(each for each in found["trainer"]["callbacks"] if "EarlyStopping" in each["class_path"])
     assert stopping["init_args"]["patience"] == 50
