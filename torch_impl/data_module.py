@@ -103,7 +103,8 @@ class ExampleSampler(DistributedSampler[Position]):
         changing: Whether epochs differ; otherwise it is always epoch 0.
 
     Raises:
-        ValueError: There is no such rank, or there are fewer files than processes that are to share them.
+        ValueError: There is no such rank.
+        DataError: There are fewer files than processes that are to share them.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class ExampleSampler(DistributedSampler[Position]):
         if not 0 <= rank < processes:
             raise ValueError(f"rank must be from 0 to {processes - 1}, not {rank}")
         if order == "files" and len(shard_sizes) < processes:
-            raise ValueError(f"{processes} processes cannot share {len(shard_sizes)} files")
+            raise DataError(f"{processes} processes cannot share {len(shard_sizes)} files (order: files)")
         self.shard_sizes = tuple(shard_sizes)
         super().__init__(range(sum(shard_sizes)), num_replicas=processes, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.order: Order = order
@@ -138,6 +139,11 @@ class ExampleSampler(DistributedSampler[Position]):
         shares = [len(self._share(rank)) for rank in range(self.num_replicas)]
         return max(shares) if self.even else shares[self.rank]
 
+    @property
+    def repeated(self) -> int:
+        """How many of the last positions of a whole epoch are other processes' or given out before."""
+        return len(self) - len(self._share(self.rank, even=False))
+
     def __iter__(self) -> Iterator[Position]:
         """The positions of the epoch after those that were given out."""
         numbers = self._share(self.rank)
@@ -145,8 +151,9 @@ class ExampleSampler(DistributedSampler[Position]):
             numbers = np.resize(numbers, len(self))
         return iter([(self.epoch, int(number)) for number in numbers[self.given :]])
 
-    def _share(self, rank: int) -> np.ndarray:
+    def _share(self, rank: int, *, even: bool | None = None) -> np.ndarray:
         """Records of one process in the present epoch."""
+        even = self.even if even is None else even
         total, processes = sum(self.shard_sizes), self.num_replicas
         generator = np.random.default_rng((self.seed, self.epoch))
         if self.order == "files":
@@ -156,7 +163,7 @@ class ExampleSampler(DistributedSampler[Position]):
             return np.concatenate([own[index] for index in generator.permutation(len(own))])
         numbers = np.arange(total) if self.order == "stored" else generator.permutation(total)
         # Who comes to the end begins again, so that all shares are of one length where they have to be.
-        numbers = np.resize(numbers, -(-total // processes) * processes) if self.even and total else numbers
+        numbers = np.resize(numbers, -(-total // processes) * processes) if even and total else numbers
         return numbers[rank::processes]
 
 
@@ -287,6 +294,9 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         for name, value in numbers.items():
             if value < 0:
                 raise ValueError(f"{name} must be at least 0, not {value}")
+        for name in ("seed", "validation_seed"):
+            if numbers[name] >= 2**64:
+                raise ValueError(f"{name} must be below 2^64, not {numbers[name]}")
         self.folder = Path(folder)
         self.config = ExampleConfig.pretraining() if config is None else config
         self.batch_size = batch_size
@@ -306,10 +316,10 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         return self._loader(TRAIN, dataclasses.replace(self.config, training=True), order=self.order)
 
     def val_dataloader(self) -> ResumableLoader:
-        return self._loader(VALID, self._evaluation(), order="stored")
+        return self._evaluation_loader(VALID)
 
     def test_dataloader(self) -> ResumableLoader:
-        return self._loader(TEST, self._evaluation(), order="stored")
+        return self._evaluation_loader(TEST)
 
     def predict_dataloader(self) -> DataLoader[Example]:
         config = dataclasses.replace(self._evaluation(), motif_scaling="min_max")
@@ -336,6 +346,17 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         scaling = "min_max" if self.motif_means is None else "z_score"
         return dataclasses.replace(self.config, training=False, motif_scaling=scaling)
 
+    def _evaluation_loader(self, subset: str) -> ResumableLoader:
+        loader = self._loader(subset, self._evaluation(), order="stored")
+        sampler: Any = loader.sampler
+        if not len(sampler):
+            # It would not take part when the others add up their losses, and these would wait for it.
+            raise DataError(
+                f"{self.folder / subset}: {sum(sampler.shard_sizes)} records cannot be shared by "
+                f"{sampler.num_replicas} processes"
+            )
+        return loader
+
     def _loader(self, subset: str, config: ExampleConfig, *, order: Order) -> ResumableLoader:
         training = config.training
         table: dict[str, np.ndarray | None] = {}
@@ -354,6 +375,11 @@ class EpiBERTDataModule(lightning.LightningDataModule):
             even=training or _together(trainer),
             changing=training or self.fresh_validation_draws,
         )
+        if training and self.drop_last and len(sampler) < self.batch_size:
+            raise DataError(
+                f"{dataset.store.folder}: drop_last leaves no batch of {self.batch_size}: a process has {len(sampler)} "
+                "records"
+            )
         return ResumableLoader(
             dataset,
             sampler,

@@ -12,6 +12,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
+from torch_impl.checkpointing import TrainingError
+
 
 class EarlyStoppingCounter:
     """Counts validations that did not improve on the best loss of all earlier ones.
@@ -28,9 +30,16 @@ class EarlyStoppingCounter:
         best: Lowest loss so far; infinity before the first.
         best_epoch: 0-based number of the validation that brought the last improvement; None before it.
         epochs: Number of validations so far.
+
+    Raises:
+        TrainingError: ``patience`` is not positive, or ``min_delta`` negative or no number.
     """
 
     def __init__(self, patience: int, min_delta: float = 0.0) -> None:
+        if patience < 1:
+            raise TrainingError(f"patience must be at least 1, not {patience}")
+        if not 0 <= min_delta < math.inf:
+            raise TrainingError(f"min_delta must be a number from 0 up, not {min_delta}")
         self.patience = patience
         self.min_delta = min_delta
         self.counter = 0

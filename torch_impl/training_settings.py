@@ -1,4 +1,4 @@
-"""What both LightningModules do with their options: ranges are checked by name, and float32 stays float32 on a GPU."""
+"""What LightningModules of ours have in common: ranges of options, float32 on a GPU, examples that count only once."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -78,3 +78,14 @@ def choose_tf32(allowed: bool) -> None:
     """
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def repeated_examples(loader: Any, batch_idx: int) -> int:
+    """How many examples at the end of a batch are there only to make all processes' steps even.
+
+    Args:
+        loader: That gave the batch out; one that is none of ours repeats nothing that is known.
+        batch_idx: Number of the batch.
+    """
+    repeated = getattr(getattr(loader, "sampler", None), "repeated", 0)
+    return repeated if repeated and batch_idx == len(loader) - 1 else 0

@@ -19,9 +19,9 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import hdf5plugin
@@ -29,6 +29,8 @@ import numpy as np
 
 from torch_impl.data.records import ARRAYS, DataError, Record
 from torch_impl.data.tfrecord import feature_hashes, joint_hash
+
+Found = TypeVar("Found")
 
 SCHEMA = 2
 MANIFEST = "manifest.json"
@@ -207,9 +209,20 @@ class Store:
         Raises:
             DataError: It cannot be read.
         """
+        return self._found(index, self._read)
+
+    def others(self, index: int) -> dict[str, bytes]:
+        """What a record has beside its sequence and arrays, by name, without reading those.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return self._found(index, lambda path, row: _others(self._file(path), row))
+
+    def _found(self, index: int, read: Callable[[Path, int], Found]) -> Found:
         path, row = self.locate(index)
         try:
-            return self._read(path, row)
+            return read(path, row)
         except DataError:
             raise
         except (OSError, KeyError, IndexError, RuntimeError, ValueError) as error:
@@ -251,10 +264,9 @@ class Store:
         number, place = (int(places[row]) for places in found.places)
         arrays: dict[str, Any] = {name: found.tables[name][row] for name in ARRAYS if name in found.tables}
         arrays = {name: np.asarray(array) for name, array in arrays.items()}
-        others = {name: table[row].tobytes() for name, table in found.others.items()}
         owner = found if not number else self._owner(found, number)
         sequence = owner.tables[SEQUENCES][place].tobytes().translate(_CODES)
-        return Record(sequence=sequence, others=others, **arrays)
+        return Record(sequence=sequence, others=_others(found, row), **arrays)
 
     def _owner(self, found: "_Opened", number: int) -> "_Opened":
         """The file in which sequences of another one lie."""
@@ -283,6 +295,10 @@ class _Opened:
         self.files = [
             ((path.parent / str(name)).resolve(), str(each)) for name, each in zip(names, contents, strict=True)
         ]
+
+
+def _others(opened: _Opened, row: int) -> dict[str, bytes]:
+    return {name: table[row].tobytes() for name, table in opened.others.items()}
 
 
 class Writer:

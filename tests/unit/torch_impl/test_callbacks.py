@@ -20,7 +20,7 @@ from tests.unit.torch_impl.training import (
     write_config,
 )
 from torch_impl.callbacks import FiniteTraining, NonFiniteError, ResumableTraining, ThroughputMonitor
-from torch_impl.checkpointing import OPTIMIZER_PARAMETERS
+from torch_impl.checkpointing import OPTIMIZER_PARAMETERS, TrainingError
 from torch_impl.epibert_lightning import EpiBERTLightning
 from torch_impl.training_command import main
 
@@ -143,6 +143,27 @@ def test_a_run_that_is_asked_to_end_within_a_validation_makes_it_again(whole, re
     assert_goes_on(whole, resumed, step)
 
 
+def test_a_run_that_begins_clears_away_what_was_left_half_written(tmp_path):
+    """In the folder of its checkpoints, and in that of the one it goes on from."""
+    folders = [tmp_path / "now", tmp_path / "before"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / ".last.ckpt-abcdefgh").touch()
+    callback = ModelCheckpoint(dirpath=folders[0], save_last=True)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[callback])
+    trainer.ckpt_path = folders[1] / "last.ckpt"
+    ResumableTraining().on_fit_start(trainer, EpiBERTLightning(model_config()))
+    assert [list(folder.iterdir()) for folder in folders] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"), [(ResumableTraining, {"seed": -1}), (ThroughputMonitor, {"window_size": 1})]
+)
+def test_options_out_of_range_are_named(kind, option):
+    with pytest.raises(TrainingError, match=f"{next(iter(option))} must be at least"):
+        kind(**option)
+
+
 # --- NaN -------------------------------------------------------------------------------------------------------------
 
 
@@ -196,6 +217,12 @@ def test_weights_that_are_not_finite_are_not_saved():
     dict(module.named_buffers())["model.conv_tower.0.block.norm.running_var"][0] = torch.inf
     with pytest.raises(NonFiniteError, match=r"1 tensors.*running_var"):
         FiniteTraining().on_save_checkpoint(trainer, module, {})
+
+
+def test_a_loss_that_nobody_logs_is_no_loss_that_is_finite():
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    with pytest.raises(TrainingError, match="no 'another' is logged"):
+        FiniteTraining("another").on_train_batch_end(trainer, EpiBERTLightning(model_config()), None, None, 0)
 
 
 # --- throughput ------------------------------------------------------------------------------------------------------

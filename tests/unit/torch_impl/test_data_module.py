@@ -159,6 +159,9 @@ def test_processes_share_the_records(order, processes):
     even = [ExampleSampler(SIZES, order=order, rank=r, processes=processes, even=True) for r in range(processes)]
     assert {len(numbers(share)) for share in even} == {-(-8 // processes)} == {len(share) for share in even}
     assert {number for share in even for number in numbers(share)} == set(range(8))
+    # Without those that are repeated, each record is given out once.
+    counted = [number for share in even for number in numbers(share)[: len(share) - share.repeated]]
+    assert sorted(counted) == list(range(8))
 
 
 def test_processes_share_the_files_when_files_are_shuffled():
