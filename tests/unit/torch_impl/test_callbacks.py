@@ -98,13 +98,15 @@ def test_a_run_that_is_asked_to_end_saves_where_it_was(whole, records, tmp_path,
     assert_goes_on(whole, resumed, 4)
 
 
-def test_only_a_request_to_end_saves(whole, records, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kept", [-1, 0], ids=["all", "the last alone"])
+def test_only_a_request_to_end_saves(whole, records, tmp_path, monkeypatch, kept):
     def fail(self: Any, batch: Any, batch_idx: int) -> None:
         if self.global_step == 3:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(EpiBERTLightning, "on_train_batch_start", fail)
-    assert fit(write_config(tmp_path, records, checkpoint={"every_n_train_steps": 2})) == 130
+    assert fit(write_config(tmp_path, records, checkpoint={"every_n_train_steps": 2, "save_top_k": kept})) == 130
+    assert set(steps_of(tmp_path)) == ({2} if kept else set())
     assert load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 2
     assert issubclass(SIGTERMException, SystemExit)
 
@@ -252,8 +254,9 @@ def test_lightnings_own_callbacks_run_beside_ours(records, tmp_path):
     assert fit(config) == 0
     lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     names = lines[0].split(",")
-    assert {"lr-KerasAdam", "train/items_per_sec", "train/samples_per_sec"} & set(names) >= {"lr-KerasAdam"}
+    assert "lr-KerasAdam" in names
     assert any(name.endswith("items_per_sec") for name in names)
+    assert any(name.endswith("samples_per_sec") for name in names)
     assert any(name.startswith("DeviceStatsMonitor") for name in names)
     # The original's counting: the very first validation brings the counter to one, and a patience of one ends the run.
     assert sum(1 for at in losses(tmp_path) if at < 0) == 1

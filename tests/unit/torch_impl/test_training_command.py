@@ -15,6 +15,7 @@ from parity import command
 from tests.unit.sources import ROOT
 from tests.unit.torch_impl.surroundings import environment_kept
 from tests.unit.torch_impl.training import load, losses, quiet, steps_of, write_config
+from torch_impl import training_command
 from torch_impl.config import EpiBERTConfig
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.epibert_lightning import EpiBERTLightning
@@ -58,6 +59,7 @@ def test_every_configuration_is_complete_and_its_parts_fit(capsys, name):
     assert any("CSVLogger" in logger["class_path"] for logger in found["trainer"]["logger"])
     (checkpoint, *_) = [each for each in found["trainer"]["callbacks"] if "ModelCheckpoint" in each["class_path"]]
     assert checkpoint["init_args"]["save_last"] is True
+    assert not any("Averaging" in each["class_path"] for each in found["trainer"]["callbacks"])
 
 
 def test_there_are_configurations():
@@ -94,6 +96,12 @@ def test_pretraining_is_the_published_one(capsys):
     assert stopping["init_args"]["patience"] == 50
     assert str(stopping["init_args"]["min_delta"]) == "5e-07"
     assert (found["trainer"]["max_epochs"], data["batch_size"], data["seed"]) == (100, 1, 94)
+    assert data["validation_seed"] == 21
+    last, best = (
+        each["init_args"] for each in found["trainer"]["callbacks"] if "ModelCheckpoint" in each["class_path"]
+    )
+    assert (last["every_n_train_steps"], last["save_last"], last["monitor"]) == (1000, True, None)
+    assert (best["monitor"], best["mode"], best["save_top_k"], best["save_last"]) == ("val_loss", "min", 1, None)
 
 
 def test_the_tiny_configuration_is_the_preset(capsys):
@@ -160,6 +168,20 @@ def test_training_starts_from_another_run(trained, records, tmp_path):
     rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
     found = dict(zip(rows[0].split(","), rows[1].split(","), strict=True))
     assert found["val_loss"] == losses(trained)[-7].split()[0]
+
+
+def test_what_may_be_left_out_goes_to_the_initializer(records, tmp_path):
+    class Seen(Exception):
+        pass
+
+    def initializer(*given: Any, **options: Any) -> Any:
+        raise Seen(given, options)
+
+    config = write_config(tmp_path, records)
+    given = ["fit", "--config", str(config), "--init_from", "a", "--init_allow", "layers, heads"]
+    with pytest.raises(Seen) as caught:
+        training_command.main(given, initializer=initializer)
+    assert caught.value.args == (("a", False), {"allow": ["layers", "heads"]})
 
 
 # --- what is wrong ---------------------------------------------------------------------------------------------------
