@@ -349,11 +349,11 @@ class EpiBERTDataModule(lightning.LightningDataModule):
     def _evaluation_loader(self, subset: str) -> ResumableLoader:
         loader = self._loader(subset, self._evaluation(), order="stored")
         sampler: Any = loader.sampler
-        if not len(sampler):
-            # It would not take part when the others add up their losses, and these would wait for it.
+        records = sum(sampler.shard_sizes)
+        if not sampler.even and records < sampler.num_replicas:
+            # A process without any would not take part when the others add up their losses, and these would wait.
             raise DataError(
-                f"{self.folder / subset}: {sum(sampler.shard_sizes)} records cannot be shared by "
-                f"{sampler.num_replicas} processes"
+                f"{self.folder / subset}: {records} records cannot be shared by {sampler.num_replicas} processes"
             )
         return loader
 

@@ -135,9 +135,8 @@ def fit(
     kind: type[EpiBERTLightning] = EpiBERTLightning,
     steps: int = STEPS,
     resumed: Path | None = None,
-    callbacks: tuple[Callback, ...] = (),
     **options: Any,
-) -> tuple[Recorder, EpiBERTLightning]:
+) -> Recorder:
     """A run from the same weights; the first prediction is made before the first step."""
     precision, changes = CHOICES[choice]
     torch.manual_seed(0)
@@ -161,14 +160,13 @@ def fit(
             FiniteTraining(),
             recorder,
             ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=1, save_top_k=-1, save_last=True),
-            *callbacks,
         ],
         plugins=[SafeCheckpointIO()],
     )
     loader: Any = DataLoader(batches(), batch_size=None)  # type: ignore[arg-type]
     assert trainer.strategy.root_device.type == device
     trainer.fit(module, loader, loader, ckpt_path=resumed)
-    return recorder, module
+    return recorder
 
 
 def weights(folder: Path, step: int = STEPS) -> dict[str, Tensor]:
@@ -184,7 +182,7 @@ def processor(tmp_path_factory) -> Any:
     @functools.cache
     def run(choice: str) -> tuple[Recorder, Path]:
         folder = tmp_path_factory.mktemp(choice)
-        return fit(choice, "cpu", folder)[0], folder
+        return fit(choice, "cpu", folder), folder
 
     return run
 
@@ -203,10 +201,9 @@ def judge(port: Any, reference: Any, same_precision: Any, *, precision: str, row
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_run_in_float64_is_that_of_the_processor(processor, tmp_path, device):
-    """Prediction, gradients, losses; then weights, statistics, what a checkpoint holds, and that it is on no device."""
+    """Prediction, gradients, losses; then weights and statistics, as a checkpoint holds them."""
     expected, folder = processor("float64")
-    found, module = fit("float64", device, tmp_path)
-    assert {parameter.device.type for parameter in module.parameters()} <= {device, "cpu"}
+    found = fit("float64", device, tmp_path)
     assert_same(found.prediction, expected.prediction)
     assert_all_same(found.gradients, expected.gradients, "gradient_live")
     assert len(found.losses) == STEPS
@@ -218,7 +215,7 @@ def test_a_run_in_float64_is_that_of_the_processor(processor, tmp_path, device):
 @pytest.mark.parametrize("choice", JUDGED)
 def test_no_precision_is_farther_from_float64_than_on_the_processor(processor, tmp_path, choice, device):
     exact, same = processor("float64")[0], processor(choice)[0]
-    found, _ = fit(choice, device, tmp_path)
+    found = fit(choice, device, tmp_path)
     precision, row, row_of_gradients = JUDGED[choice]
     assert judge(found.prediction, exact.prediction, same.prediction, precision=precision, row=row) is Status.PASS
     gradients = (together(run.gradients) for run in (found, exact, same))
@@ -230,7 +227,7 @@ def test_float32_is_float32_unless_tf32_is_asked_for(processor, tmp_path, device
     torch.backends.cudnn.allow_tf32 = True  # PyTorch's default
     fit("float32", device, tmp_path, steps=1)
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (False, False)
-    found, _ = fit("float32", device, tmp_path / "tf32", steps=1, tf32=True)
+    found = fit("float32", device, tmp_path / "tf32", steps=1, tf32=True)
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (True, True)
     exact, same = processor("float64")[0].prediction, processor("float32")[0].prediction
     # What TF32 does is far outside; a processor knows nothing of it.
@@ -253,7 +250,7 @@ def test_distributed_training_on_one_device_is_plain_training(processor, tmp_pat
     strategy: Any = DDPStrategy() if name == "ddp" else ModelParallelStrategy(1, 1, save_distributed_checkpoint=False)
     kind = EpiBERTLightning if name == "ddp" else ShardedEpiBERTLightning
     try:
-        found, _ = fit("float64", device, tmp_path, strategy=strategy, kind=kind)
+        found = fit("float64", device, tmp_path, strategy=strategy, kind=kind)
         assert torch.distributed.get_backend() == ("nccl" if device == "cuda" else "gloo")
     finally:
         if torch.distributed.is_initialized():
@@ -266,6 +263,6 @@ def test_distributed_training_on_one_device_is_plain_training(processor, tmp_pat
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_blocks_that_are_computed_again_train_alike(processor, tmp_path, device):
-    found, _ = fit("float64", device, tmp_path, checkpoint_blocks=True)
+    found = fit("float64", device, tmp_path, checkpoint_blocks=True)
     assert_all_same(found.gradients, processor("float64")[0].gradients, "gradient_live")
     assert_all_same(weights(tmp_path), weights(processor("float64")[1]), "state")
