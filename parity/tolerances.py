@@ -97,6 +97,18 @@ TABLE: dict[str, Tolerance] = {
         "and back round once each, a random walk of sqrt(120) = 11 roundings, three standard deviations wide; a "
         "reference that came closer by luck, as a bias of one element may, is no measure.",
     ),
+    "gradient_bfloat16": Tolerance(
+        limit=2.0,
+        ratio=True,
+        peak_ratio=16.0,
+        largest_own=0.5,
+        floor=_rounding_floor("bfloat16", 2),
+        reason="All gradients of a training step as one array. Rounding to 8 bits in every layer, there and back, "
+        "moves them by 5 to 20 % of the norm on either side, so single parameters decide nothing; but the norm of that "
+        "error over all of them is a stable number, and two that round as often differ by less than a factor of 2. A "
+        "wrong backward pass is off by the norm itself, five times as far. Floor: rounding the input and the exact "
+        "result once each. A reference off by half the norm decides nothing.",
+    ),
     "zero_gradient": Tolerance(
         limit=1e-12,
         peak=1e-10,

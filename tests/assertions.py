@@ -1,5 +1,6 @@
 """Assertions for numbers: every comparison of the tests goes through the comparator and the table of tolerances."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -65,3 +66,30 @@ def assert_same(port: Any, reference: Any, tolerance: str = "float64", *, what: 
 def _glance(array: np.ndarray) -> str:
     numbers = np.array2string(array.reshape(-1), threshold=8, edgeitems=4, precision=17)
     return f"{array.dtype} of shape {array.shape}: {' '.join(numbers.split())}"
+
+
+def assert_all_same(
+    port: Mapping[str, Any], reference: Mapping[str, Any], tolerance: str = "float64", *, negligible: float = 1e-5
+) -> None:
+    """Two sides have the same arrays by the same names.
+
+    An array that is zero in theory, or what is left of much larger terms, has no size of its own to be related to: it
+    is related to the largest of all.
+
+    Args:
+        port: What the port computed.
+        reference: What it should be.
+        tolerance: As for ``assert_same``.
+        negligible: Arrays whose largest value is below this share of the largest of all have no size of their own.
+
+    Raises:
+        Disagreement: An array is not the same.
+    """
+    assert port.keys() == reference.keys(), sorted(port.keys() ^ reference.keys())
+    arrays = {name: as_array(values).astype(np.float64) for name, values in reference.items()}
+    largest = max(float(np.abs(array).max()) for array in arrays.values())
+    for name, array in arrays.items():
+        found = as_array(port[name]).astype(np.float64)
+        if np.abs(array).max() < negligible * largest:
+            found, array = found / largest + 1, array / largest + 1
+        assert_same(found, array, tolerance, what=name)

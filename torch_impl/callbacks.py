@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ThroughputMonitor as LightningThroughput
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from torch_impl.checkpointing import OPTIMIZER_PARAMETERS, parameter_names
+from torch_impl.checkpointing import OPTIMIZER_PARAMETERS, TrainingError, parameter_names, remove_unfinished
 
 DEFAULT_SEED = 0
 
@@ -35,9 +35,14 @@ class ResumableTraining(Callback):
 
     Args:
         seed: Of all steps; that of ``seed_everything`` when None. A run that resumes keeps the seed it began with.
+
+    Raises:
+        TrainingError: The seed is negative.
     """
 
     def __init__(self, seed: int | None = None) -> None:
+        if seed is not None and seed < 0:
+            raise TrainingError(f"seed must be at least 0, not {seed}")
         self.seed = seed
         self._validating = False
 
@@ -46,9 +51,15 @@ class ResumableTraining(Callback):
         trainer.precision_plugin.convert_module(pl_module)
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Settles the seed."""
+        """Settles the seed, and clears away what an earlier process of the run left half written."""
         if self.seed is None:
             self.seed = int(os.environ.get("PL_GLOBAL_SEED", DEFAULT_SEED))
+        if trainer.is_global_zero:
+            folders = {c.dirpath for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)}
+            if trainer.ckpt_path is not None:
+                folders.add(Path(trainer.ckpt_path).parent)
+            for folder in sorted({Path(folder) for folder in folders if folder is not None}):
+                remove_unfinished(folder)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -107,6 +118,9 @@ class FiniteTraining(Callback):
 
     Args:
         monitor: Name of the logged training loss.
+
+    Raises:
+        TrainingError: While training: nothing of this name is logged.
     """
 
     def __init__(self, monitor: str = "train_loss") -> None:
@@ -122,7 +136,9 @@ class FiniteTraining(Callback):
     ) -> None:
         """Looks at the loss, which is that of all processes, so that all come to the same conclusion."""
         loss = trainer.callback_metrics.get(self.monitor)
-        if loss is None or bool(torch.isfinite(loss)):
+        if loss is None:
+            raise TrainingError(f"no {self.monitor!r} is logged, whose value would tell whether training has diverged")
+        if bool(torch.isfinite(loss)):
             return
         self._check(pl_module, f"the training loss is {float(loss)} at step {trainer.global_step}")
         if trainer.is_global_zero:
@@ -154,10 +170,15 @@ class ThroughputMonitor(LightningThroughputMonitor):
     each process, and without ``device/`` for all.
 
     Args:
-        window_size: Steps that a rate is the mean of.
+        window_size: Steps that a rate is the mean of, at least 2.
+
+    Raises:
+        TrainingError: They are fewer.
     """
 
     def __init__(self, window_size: int = 20) -> None:
+        if window_size < 2:
+            raise TrainingError(f"window_size must be at least 2, not {window_size}")
         super().__init__(batch_size_fn=_examples, length_fn=_base_pairs, window_size=window_size)
         # The number of operations of a step is not known to the module, and that is no reason for a warning.
         self._module_has_flops = False

@@ -5,8 +5,10 @@ numbers in ``callbacks``.
 """
 
 import contextlib
+import fcntl
 import os
 import pickle
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -22,6 +24,10 @@ from torch_impl.model import BatchNorm, Trunk
 
 OPTIMIZER_PARAMETERS = "optimizer_parameters"
 """Entry of a Lightning checkpoint: for each optimizer the names of its parameters, in the order of its state."""
+
+
+_SCRATCH = re.compile(r"\..+\.ckpt-[a-z0-9_]{8}")
+"""Names of checkpoints that are being written: what ``mkstemp`` makes of that of the checkpoint."""
 
 
 class TrainingError(ValueError):
@@ -43,14 +49,16 @@ class SafeCheckpointIO(TorchCheckpointIO):
         handle, scratch = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
         try:
             with os.fdopen(handle, "wb") as file:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            # Readable like any other new file: mkstemp's is private.
-            mask = os.umask(0)
-            os.umask(mask)
-            Path(scratch).chmod(0o666 & ~mask)
-            Path(scratch).replace(target)
+                # Readable like any other new file: mkstemp's is private.
+                mask = os.umask(0)
+                os.umask(mask)
+                Path(scratch).chmod(0o666 & ~mask)
+                Path(scratch).replace(target)
         finally:
             Path(scratch).unlink(missing_ok=True)
 
@@ -58,6 +66,18 @@ class SafeCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = None
     ) -> dict[str, Any]:
         return read_checkpoint_file(path, map_location)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what ``SafeCheckpointIO`` began to write into a folder before its process was killed.
+
+    A file that is being written is locked, and a process that ends gives up its locks.
+    """
+    for path in folder.glob(".*-*"):
+        if _SCRATCH.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+            with contextlib.suppress(OSError), path.open("r+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 def read_checkpoint_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Configuration of the port: the constructor arguments of the original, and what the original hard-codes."""
 
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 RELU_KERNEL = "relu_kernel_transformation"
 RELU_QUARTIC_KERNEL = "relu_kernel_transformation_q"
@@ -22,6 +23,11 @@ _SIZES = (
 def _check_size(name: str, value: object, *, smallest: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
         raise ValueError(f"{name} must be a whole number from {smallest} up, not {value!r}")
+
+
+def _check_number(name: str, value: object, accepts: Callable[[float], bool], what: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not accepts(value):
+        raise ValueError(f"{name} must be a {what}, not {value!r}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,6 +126,10 @@ class EpiBERTConfig:
             rate = getattr(self, name)
             if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
                 raise ValueError(f"{name} must be a number from 0 to 1, not {rate!r}")
+        for name in ("batch_norm_epsilon", "layer_norm_epsilon", "kernel_stabilizer"):
+            _check_number(name, getattr(self, name), lambda value: value >= 0, "number from 0 up")
+        _check_number("gelu_cubic_coefficient", self.gelu_cubic_coefficient, lambda _: True, "finite number")
+        _check_number("gelu_erf_scale", self.gelu_erf_scale, lambda value: value > 0, "number above 0")
         if not isinstance(self.predict_atac, bool):
             raise ValueError(f"predict_atac must be true or false, not {self.predict_atac!r}")
         if not isinstance(self.kernel_transformation, str):

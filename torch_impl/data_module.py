@@ -106,7 +106,8 @@ class ExampleSampler(DistributedSampler[Position]):
         changing: Whether epochs differ; otherwise it is always epoch 0.
 
     Raises:
-        ValueError: There is no such rank, or there are fewer files than processes that are to share them.
+        ValueError: There is no such rank.
+        DataError: There are fewer files than processes that are to share them.
     """
 
     def __init__(
@@ -123,7 +124,7 @@ class ExampleSampler(DistributedSampler[Position]):
         if not 0 <= rank < processes:
             raise ValueError(f"rank must be from 0 to {processes - 1}, not {rank}")
         if order == "files" and len(shard_sizes) < processes:
-            raise ValueError(f"{processes} processes cannot share {len(shard_sizes)} files")
+            raise DataError(f"{processes} processes cannot share {len(shard_sizes)} files (order: files)")
         self.shard_sizes = tuple(shard_sizes)
         super().__init__(range(sum(shard_sizes)), num_replicas=processes, rank=rank, seed=seed)  # type: ignore[arg-type]
         self.order: Order = order
@@ -141,6 +142,11 @@ class ExampleSampler(DistributedSampler[Position]):
         shares = [len(self.share(rank, self.epoch)) for rank in range(self.num_replicas)]
         return max(shares) if self.even else shares[self.rank]
 
+    @property
+    def repeated(self) -> int:
+        """How many of the last positions of a whole epoch are other processes' or given out before."""
+        return len(self) - len(self._numbers(self.rank, self.epoch, even=False))
+
     def __iter__(self) -> Iterator[Position]:
         """The positions of the epoch after those that were given out."""
         numbers = self.share(self.rank, self.epoch)
@@ -154,6 +160,9 @@ class ExampleSampler(DistributedSampler[Position]):
 
     def share(self, rank: int, epoch: int) -> np.ndarray:
         """Records of one process in an epoch, in their order."""
+        return self._numbers(rank, epoch, even=self.even)
+
+    def _numbers(self, rank: int, epoch: int, *, even: bool) -> np.ndarray:
         total, processes = sum(self.shard_sizes), self.num_replicas
         generator = np.random.default_rng((self.seed, epoch))
         if self.order == "files":
@@ -163,7 +172,7 @@ class ExampleSampler(DistributedSampler[Position]):
             return np.concatenate([own[index] for index in generator.permutation(len(own))])
         numbers = np.arange(total) if self.order == "stored" else generator.permutation(total)
         # Who comes to the end begins again, so that all shares are of one length where they have to be.
-        numbers = np.resize(numbers, -(-total // processes) * processes) if self.even and total else numbers
+        numbers = np.resize(numbers, -(-total // processes) * processes) if even and total else numbers
         return numbers[rank::processes]
 
 
@@ -345,6 +354,9 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         for name, value in numbers.items():
             if value < 0:
                 raise ValueError(f"{name} must be at least 0, not {value}")
+        for name in ("seed", "validation_seed"):
+            if numbers[name] >= 2**64:
+                raise ValueError(f"{name} must be below 2^64, not {numbers[name]}")
         self.folder = Path(folder)
         self.config = ExampleConfig.pretraining() if config is None else config
         self.batch_size = batch_size
@@ -364,10 +376,10 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         return self._loader(TRAIN, dataclasses.replace(self.config, training=True), order=self.order)
 
     def val_dataloader(self) -> ResumableLoader:
-        return self._loader(VALID, self._evaluation(), order="stored")
+        return self._evaluation_loader(VALID)
 
     def test_dataloader(self) -> ResumableLoader:
-        return self._loader(TEST, self._evaluation(), order="stored")
+        return self._evaluation_loader(TEST)
 
     def predict_dataloader(self) -> DataLoader[Example]:
         # RNA and start sites are what a model for fine-tuning predicts: records to predict need not have them.
@@ -394,6 +406,17 @@ class EpiBERTDataModule(lightning.LightningDataModule):
     def _evaluation(self) -> ExampleConfig:
         scaling = "min_max" if self.motif_means is None else "z_score"
         return dataclasses.replace(self.config, training=False, motif_scaling=scaling)
+
+    def _evaluation_loader(self, subset: str) -> ResumableLoader:
+        loader = self._loader(subset, self._evaluation(), order="stored")
+        sampler: Any = loader.sampler
+        records = sum(sampler.shard_sizes)
+        if not sampler.even and records < sampler.num_replicas:
+            # A process without any would not take part when the others add up their losses, and these would wait.
+            raise DataError(
+                f"{self.folder / subset}: {records} records cannot be shared by {sampler.num_replicas} processes"
+            )
+        return loader
 
     def _loader(
         self,
@@ -422,6 +445,11 @@ class EpiBERTDataModule(lightning.LightningDataModule):
             even=training or _together(trainer),
             changing=training or self.fresh_validation_draws,
         )
+        if training and self.drop_last and len(sampler) < self.batch_size:
+            raise DataError(
+                f"{dataset.store.folder}: drop_last leaves no batch of {self.batch_size}: a process has {len(sampler)} "
+                "records"
+            )
         return ResumableLoader(
             dataset,
             sampler,

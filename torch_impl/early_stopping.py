@@ -13,6 +13,8 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
+from torch_impl.checkpointing import TrainingError
+
 _STATE = ("counter", "best", "best_epoch", "epochs", "improved", "last")
 
 
@@ -33,9 +35,16 @@ class EarlyStoppingCounter:
         epochs: Number of validations so far.
         improved: Whether the last one was an improvement.
         last: Its loss.
+
+    Raises:
+        TrainingError: ``patience`` is not positive, or ``min_delta`` negative or no number.
     """
 
     def __init__(self, patience: int, min_delta: float = 0.0) -> None:
+        if patience < 1:
+            raise TrainingError(f"patience must be at least 1, not {patience}")
+        if not 0 <= min_delta < math.inf:
+            raise TrainingError(f"min_delta must be a number from 0 up, not {min_delta}")
         self.patience = patience
         self.min_delta = min_delta
         self.counter = 0

@@ -23,6 +23,7 @@ from torch_impl.losses import POISSON, masked_loss
 from torch_impl.metrics import R2, PearsonR
 from torch_impl.model import EpiBERT
 from torch_impl.optim import CosineWarmup, KerasAdam, KerasAdamW, decay_groups
+from torch_impl.training_settings import check_settings, choose_tf32, repeated_examples
 
 Batch = Sequence[Tensor]
 """Sequence (B, L, 4), masked accessibility (B, A, 1), mask, unmask and target (B, N, 1 each), motif activity (B, 1, M):
@@ -55,10 +56,17 @@ class EpiBERTLightning(lightning.LightningModule):
             Trainer's precision being 32. The Trainer's own ``bf16-mixed`` rounds elsewhere.
         checkpoint_blocks: Keep only the inputs of each block for the backward pass, for windows that do not fit.
         float64_metrics: Sum up correlations in float64; the original does in float32.
+        tf32: Let a GPU round the factors of float32 products and convolutions to 11 bits; holds for the whole process.
 
     Attributes:
+        logged_names: What is logged in ``Trainer.fit``.
         model: The model that is trained.
+
+    Raises:
+        TrainingError: An option is out of range.
     """
+
+    logged_names = ("train_loss", "val_loss", "val_pearson", "val_r2")
 
     def __init__(
         self,
@@ -78,10 +86,12 @@ class EpiBERTLightning(lightning.LightningModule):
         faithful_bf16: bool = False,
         checkpoint_blocks: bool = False,
         float64_metrics: bool = False,
+        tf32: bool = False,
     ) -> None:
         super().__init__()
         # Plain values, because a checkpoint with anything else cannot be read without running code.
         self.save_hyperparameters(ignore=["config"])
+        check_settings(self.hparams)
         config = EpiBERTConfig(**config) if isinstance(config, dict) else config
         self.save_hyperparameters({"config": dataclasses.asdict(config)})
         self.model = EpiBERT(config, compute_dtype=torch.bfloat16 if faithful_bf16 else None)
@@ -98,6 +108,8 @@ class EpiBERTLightning(lightning.LightningModule):
         self.epsilon = epsilon
         self.weight_decay = weight_decay
         self.global_clipnorm = global_clipnorm
+        self.faithful_bf16 = faithful_bf16
+        self.tf32 = tf32
         state_dtype = torch.float64 if float64_metrics else torch.float32
         self.pearson = PearsonR(state_dtype=state_dtype)
         self.r2 = R2(state_dtype=state_dtype)
@@ -108,11 +120,16 @@ class EpiBERTLightning(lightning.LightningModule):
         return self.model(sequence, atac, motif_activity)
 
     def setup(self, stage: str) -> None:
-        """Insists that the data are of the model's lengths.
+        """Chooses how float32 is computed, and insists that the data are of the model's lengths.
 
         Raises:
-            TrainingError: They are not.
+            TrainingError: They are not, or the Trainer would round as well where the model does.
         """
+        if self.faithful_bf16 and self.trainer.precision != "32-true":
+            raise TrainingError(
+                f"faithful_bf16 rounds by itself: the Trainer's precision must be 32, not {self.trainer.precision}"
+            )
+        choose_tf32(self.tf32)
         check_lengths(self.model.config, getattr(getattr(self.trainer, "datamodule", None), "config", None))
 
     def loss(self, prediction: Float[Tensor, "B N 1"], batch: Batch) -> Float[Tensor, ""]:
@@ -134,10 +151,10 @@ class EpiBERTLightning(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "B N 1"]:
-        return self._evaluate(batch, "val")
+        return self._evaluate(batch, batch_idx, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "B N 1"]:
-        return self._evaluate(batch, "test")
+        return self._evaluate(batch, batch_idx, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "B N 1"]:
         sequence, atac, _, _, _, motif_activity, *_ = batch
@@ -167,19 +184,24 @@ class EpiBERTLightning(lightning.LightningModule):
         schedule = CosineWarmup(optimizer, self.peak, self.warmup, self.decay, self.floor, constant=self.constant_rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _evaluate(self, batch: Batch, stage: str) -> Float[Tensor, "B N 1"]:
-        sequence, atac, mask, _, target, motif_activity = batch
+    def _evaluate(self, batch: Batch, batch_idx: int, stage: str) -> Float[Tensor, "B N 1"]:
+        sequence, atac, _, _, _, motif_activity = batch
         prediction = self(sequence, atac, motif_activity)
+        # Processes that share one sharded model see an example again where they must make as many steps as the others.
+        loader = self._trainer and (self.trainer.test_dataloaders if stage == "test" else self.trainer.val_dataloaders)
+        count = len(prediction) - repeated_examples(loader, batch_idx)
+        _, _, mask, _, target, _ = kept = [values[:count] for values in batch]
         masked = mask == 1
         for metric in (self.pearson, self.r2):
-            metric.update(prediction[masked].reshape(1, -1, 1), target[masked].reshape(1, -1, 1))
-        self.log(f"{stage}_loss", self.loss(prediction, batch), on_epoch=True, prog_bar=True, sync_dist=True)
+            metric.update(prediction[:count][masked].reshape(1, -1, 1), target[masked].reshape(1, -1, 1))
+        loss = self.loss(prediction[:count], kept) if count else prediction.new_zeros(())
+        self.log(f"{stage}_loss", loss, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=count)
         return prediction
 
     def _log_correlations(self, stage: str) -> None:
-        # Each metric adds up the sums of all processes by itself.
+        # Each metric adds up the sums of all processes by itself; the largest of equal numbers is that number.
         for name, metric in ((f"{stage}_pearson", self.pearson), (f"{stage}_r2", self.r2)):
-            self.log(name, metric.compute().squeeze(), prog_bar=True)
+            self.log(name, metric.compute().squeeze(), prog_bar=True, sync_dist=True, reduce_fx="max")
             metric.reset()
 
 

@@ -28,6 +28,8 @@ from torch_impl.data.store import Store
 from torch_impl.data.tfrecord import interval_number
 
 HEADS = ("atac", "rna")
+Interval = tuple[str, int, int]
+"""Chromosome, start and end."""
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -54,6 +56,8 @@ class PredictionWriter(BasePredictionWriter):
         chromosome_sizes: str | None = None,
     ) -> None:
         super().__init__(write_interval="batch")
+        if Path(output).is_dir():
+            raise TrainingError(f"{output} is a folder; predictions are written to a file")
         if bigwig and intervals is None:
             raise TrainingError("bigWig needs --intervals: records do not say where in the genome they lie")
         if bigwig:
@@ -67,9 +71,18 @@ class PredictionWriter(BasePredictionWriter):
                 if end > self.sizes.get(chromosome, 0):
                     raise TrainingError(f"{chromosome_sizes}: {chromosome} ends before {end}, where an interval ends")
         self._part: Any = None
+        self._places: list[Interval] | None = None
 
     def on_predict_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Opens the file of this process."""
+        """Opens the file of this process, once it is known where every record lies.
+
+        Raises:
+            TrainingError: The records are none of a data module of ours, or not of these intervals.
+        """
+        store = getattr(getattr(trainer.predict_dataloaders, "dataset", None), "store", None)
+        if store is None:
+            raise TrainingError("the predictions that are written are those for records of an EpiBERTDataModule")
+        self._places = self._places_of(store, trainer.datamodule.config)  # type: ignore[attr-defined]
         self.output.parent.mkdir(parents=True, exist_ok=True)
         self._part = h5py.File(self._part_path(trainer.global_rank), "w")
 
@@ -106,7 +119,7 @@ class PredictionWriter(BasePredictionWriter):
         scratch = self.output.with_name(f".{self.output.name}.whole")
         with _removed(*parts, scratch):
             rows = _joined(parts)
-            places = self._places(rows["record"], loader.dataset.store, data.config)
+            places = self._located(rows["record"])
             with h5py.File(scratch, "w") as file:
                 for name, values in (rows | places).items():
                     file[name] = values
@@ -127,14 +140,14 @@ class PredictionWriter(BasePredictionWriter):
     def _part_path(self, rank: int) -> Path:
         return self.output.with_name(f".{self.output.name}.{rank}")
 
-    def _places(self, records: np.ndarray, store: Store, config: ExampleConfig) -> dict[str, np.ndarray]:
+    def _places_of(self, store: Store, config: ExampleConfig) -> list[Interval] | None:
         """Where the bins of each record lie."""
         if self.intervals is None:
-            return {}
+            return None
         crop = config.crop_size * config.output_res
-        found = []
-        for record in records:
-            number = interval_number(store[int(record)])
+        places = []
+        for record in range(len(store)):
+            number = interval_number(store.others(record))
             if not 0 <= number < len(self.intervals):
                 raise TrainingError(
                     f"record {record} is of interval {number}, of which there are {len(self.intervals)}"
@@ -142,8 +155,14 @@ class PredictionWriter(BasePredictionWriter):
             chromosome, start, end = self.intervals[number]
             if end - start != config.input_length:
                 raise TrainingError(f"interval {number} is {end - start} bp long, the window {config.input_length}")
-            found.append((chromosome, start + crop, end - crop))
-        chromosomes, starts, ends = zip(*found, strict=True)
+            places.append((chromosome, start + crop, end - crop))
+        return places
+
+    def _located(self, records: np.ndarray) -> dict[str, np.ndarray]:
+        """The places of the predicted records, as columns of the file."""
+        if self._places is None:
+            return {}
+        chromosomes, starts, ends = zip(*(self._places[record] for record in records), strict=True)
         return {
             "chromosome": np.array(chromosomes, dtype=h5py.string_dtype()),
             "start": np.array(starts, np.int64),
@@ -177,7 +196,7 @@ class PredictionWriter(BasePredictionWriter):
                 scratch.replace(path)
 
 
-def read_intervals(path: str) -> list[tuple[str, int, int]]:
+def read_intervals(path: str) -> list[Interval]:
     """Chromosome, start and end of every line of a BED file.
 
     Raises:

@@ -11,13 +11,14 @@ steps of training, resumes.
 
 import sys
 import warnings
+from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -31,8 +32,10 @@ USER_ERRORS = (TrainingError, DataError, MisconfigurationException, OSError, Mod
 
 DESCRIPTION = "Train, validate, test and predict with EpiBERT in PyTorch Lightning."
 
-MakeInitializer = Callable[[str, bool], Callback]
-"""From a path and whether to take optimizer state and step from there as well, a callback that fills the model."""
+MakeInitializer = Callable[..., Callback]
+"""From a path, whether to take optimizer state and step from there as well, and the keyword ``allow`` (what may happen
+without a word on the way from a pretrained model to one for fine-tuning): a callback that fills the model, and whose
+``fills_model`` is true."""
 
 
 class Command(LightningCLI):
@@ -58,7 +61,7 @@ class Command(LightningCLI):
             # The modules save their hyperparameters themselves, as plain values.
             load_from_checkpoint_support=False,
             auto_configure_optimizers=False,
-            parser_kwargs={"prog": program, "description": DESCRIPTION},
+            parser_kwargs={"prog": program, "description": DESCRIPTION, "exit_on_error": False},
             args=list(arguments),
         )
 
@@ -80,6 +83,14 @@ class Command(LightningCLI):
             "go on at that step.",
         )
 
+        parser.add_argument(
+            "--init_allow",
+            type=str,
+            default="",
+            help="With --init_from a pretrained model, for fine-tuning: what `epibert weights transfer --allow` names, "
+            "separated by commas.",
+        )
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As Lightning does, without its warning that arguments of the process are not used."""
         self.config = parser.parse_args(args)
@@ -96,26 +107,82 @@ class Command(LightningCLI):
         try:
             super().instantiate_classes()
         except (TypeError, ValueError) as error:
-            raise TrainingError(str(error)) from error
+            first: BaseException = error
+            while first.__cause__ is not None:
+                first = first.__cause__
+            raise TrainingError(_condensed(str(first))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Adds what every run has."""
         always: list[Any] = [ResumableTraining(), FiniteTraining()]
-        path = self._get(self.config_init, "init_from")
-        if path is not None:
-            if self.initializer is None:
-                raise TrainingError("--init_from belongs to `epibert train`")
-            initializer = self.initializer(path, self._get(self.config_init, "init_training_state"))
+        initializer = self._initializer()
+        if initializer is not None:
             if any(isinstance(callback, type(initializer)) for callback in _listed(self._callbacks())):
                 raise TrainingError(f"--init_from and a callback {type(initializer).__name__}: one of them is too many")
             always.append(initializer)
-        elif self._get(self.config_init, "init_training_state"):
-            raise TrainingError("--init_training_state says nothing without --init_from")
         settings = self._get(self.config_init, "trainer")
         given = {type(callback) for callback in _listed(settings["callbacks"])}
         settings["callbacks"] = [*(c for c in always if type(c) not in given), *_listed(settings["callbacks"])]
         settings["plugins"] = [SafeCheckpointIO(), *_listed(settings["plugins"])]
         return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Refuses what would only come to light after hours, or never.
+
+        Raises:
+            TrainingError: A callback watches what nobody logs, or gradients are clipped twice or never summed up.
+        """
+        logged = getattr(self.model, "logged_names", None)
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            monitor = getattr(callback, "monitor", None)
+            if logged is not None and monitor is not None and monitor not in logged:
+                raise TrainingError(
+                    f"{type(callback).__name__} watches {monitor!r}; what is logged is {', '.join(sorted(logged))}"
+                )
+        if self.trainer.gradient_clip_val and getattr(self.model, "global_clipnorm", None) is not None:
+            raise TrainingError("the optimizer clips by itself (global_clipnorm): leave out trainer.gradient_clip_val")
+        if self.trainer.accumulate_grad_batches < 1:
+            raise TrainingError(
+                f"accumulate_grad_batches must be at least 1, not {self.trainer.accumulate_grad_batches}"
+            )
+
+    def before_validate(self) -> None:
+        """Refuses to evaluate a model that was not trained.
+
+        Raises:
+            TrainingError: Nothing says where its weights come from.
+        """
+        filled = any(getattr(callback, "fills_model", False) for callback in self.trainer.callbacks)  # type: ignore[attr-defined]
+        if not filled and self._get(self.config_init, "ckpt_path") is None:
+            raise TrainingError(f"{self.subcommand} needs weights: give --ckpt_path or --init_from")
+
+    before_test = before_validate
+
+    def before_predict(self) -> None:
+        """Refuses to predict with a model that was not trained, or for nobody.
+
+        Raises:
+            TrainingError: Nothing says where the weights come from, or where the predictions go.
+        """
+        self.before_validate()
+        if not any(isinstance(callback, BasePredictionWriter) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            raise TrainingError(
+                "nothing writes the predictions: add the callback torch_impl.predictions.PredictionWriter"
+            )
+
+    def _initializer(self) -> Callback | None:
+        """What ``--init_from`` and the options beside it ask for."""
+        path, training_state, allow = (
+            self._get(self.config_init, name) for name in ("init_from", "init_training_state", "init_allow")
+        )
+        if path is None:
+            for name, value in (("--init_training_state", training_state), ("--init_allow", allow)):
+                if value:
+                    raise TrainingError(f"{name} says nothing without --init_from")
+            return None
+        if self.initializer is None:
+            raise TrainingError("--init_from belongs to `epibert train`")
+        return self.initializer(path, training_state, allow=allow.replace(",", " ").split())
 
     def _callbacks(self) -> Any:
         return self._get(self.config_init, "trainer")["callbacks"]
@@ -141,7 +208,7 @@ def main(
         errors: More exceptions that are bad input.
 
     Returns:
-        The exit status; the one of a command line that cannot be parsed is raised, as by argparse.
+        The exit status.
     """
     _quieten()
     try:
@@ -156,7 +223,13 @@ def main(
         raise
     except NonFiniteError as error:
         return _fail(program, error, DIVERGED)
+    except ArgumentError as error:
+        return _fail(program, _condensed(str(error)), WRONG_USE)
     except (*USER_ERRORS, *errors) as error:
+        return _fail(program, error, WRONG_USE)
+    except (ValueError, RuntimeError) as error:
+        if not _refused_by_lightning(error):
+            raise
         return _fail(program, error, WRONG_USE)
     for callback in command.trainer.early_stopping_callbacks:
         if callback is not None and callback.stopping_reason is EarlyStoppingReason.NON_FINITE_METRIC:
@@ -165,13 +238,30 @@ def main(
 
 
 def _fail(program: str, error: object, status: int) -> int:
-    print(f"{program}: error: {error}", file=sys.stderr)
+    print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
     return status
+
+
+def _condensed(message: str) -> str:
+    """What the parser says of an argument in a tree of lines, without what it says of any argument."""
+    general = ("Does not validate against", "Subtypes:", "Errors:", "Given value", "Expected a <class 'NoneType'>")
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith(general)) or message
+
+
+def _refused_by_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself raised it, which it does about its arguments; anything else is a mistake of ours."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place is not None and place.tb_frame.f_globals.get("__name__", "").startswith("lightning.")
 
 
 def _quieten() -> None:
     """Takes out what Lightning says at every start and is no news to anyone who runs this command."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own use of PyTorch
+    # FSDP2 fears for activations that are changed in place, which none is.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor.*")
 
 
 if __name__ == "__main__":

@@ -90,8 +90,11 @@ class InitializeFrom(Callback):
         allow: of a pretrained model, as for `transfer`.
 
     Attributes:
+        fills_model: tells the training command that the model does not stay as it was drawn.
         record: of the transfer, once there was one; also written to `transfer.json` in the folder of the logs.
     """
+
+    fills_model = True
 
     def __init__(
         self, path: str, training_state: bool = False, constants: Choice = "auto", allow: Sequence[str] = ()
@@ -151,9 +154,14 @@ class InitializeFrom(Callback):
         """Fills a model for fine-tuning from a pretrained one by `transfer`, and every other from one of its kind.
 
         Raises:
-            CheckpointError: see `fill` and `transfer`; or the training state of a pretrained model is asked for.
+            CheckpointError: see `fill` and `transfer`; or the training state of a pretrained model is asked for; or
+                there is something to allow and nothing is transferred.
         """
         if not isinstance(model, EpiBERTRampage) or is_fine_tuned(self.path):
+            if self.allow:
+                raise CheckpointError(
+                    f"{self.path} fills a model of its own kind, so there is nothing to allow: {', '.join(self.allow)}"
+                )
             return fill(self.path, model, constants=self.constants)
         if self.training_state:
             raise CheckpointError(f"{self.path} is pretrained: its optimizer has no state for those of fine-tuning")

@@ -23,9 +23,9 @@ import io
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -34,6 +34,8 @@ from isal import isal_zlib
 from torch_impl.data.letters import BASES, pack, packed_length, unpack, unpack_indices
 from torch_impl.data.records import ARRAYS, DataError, Record
 from torch_impl.data.tfrecord import feature_hashes, joint_hash
+
+Found = TypeVar("Found")
 
 SCHEMA = 3
 MANIFEST = "manifest.json"
@@ -200,7 +202,7 @@ class Store:
         Raises:
             DataError: It cannot be read.
         """
-        return self._read(index, for_training=False)
+        return self._found(index, lambda path, row: self._read(path, row, for_training=False))
 
     def for_training(self, index: int) -> Record:
         """One record as ``make_example`` needs it, in less time.
@@ -210,7 +212,24 @@ class Store:
         Raises:
             DataError: It cannot be read.
         """
-        return self._read(index, for_training=True)
+        return self._found(index, lambda path, row: self._read(path, row, for_training=True))
+
+    def others(self, index: int) -> dict[str, bytes]:
+        """What a record has beside its sequence and arrays, by name, without reading those.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        return self._found(index, lambda path, row: _others(self._file(path), row))
+
+    def _found(self, index: int, read: Callable[[Path, int], Found]) -> Found:
+        path, row = self.locate(index)
+        try:
+            return read(path, row)
+        except DataError:
+            raise
+        except (OSError, KeyError, IndexError, RuntimeError, ValueError, isal_zlib.error) as error:  # pyright: ignore[reportGeneralTypeIssues]  stubs say instance, not class
+            raise DataError(f"{path}: record {row}: cannot be read: {error}") from None
 
     def locate(self, index: int) -> tuple[Path, int]:
         """File and row of a record.
@@ -243,19 +262,13 @@ class Store:
             self._open[path] = _Opened(path)
         return self._open[path]
 
-    def _read(self, index: int, *, for_training: bool) -> Record:
-        path, row = self.locate(index)
-        try:
-            found = self._file(path)
-            number, place = (int(found.small[name][row]) for name in (SEQUENCE_FILE, SEQUENCE_ROW))
-            arrays: dict[str, Any] = {name: found.row(name, row) for name in ARRAYS if name in found}
-            others = {} if for_training else {name: table[row].tobytes() for name, table in found.others.items()}
-            owner = found if not number else self._owner(found, number)
-            return Record(sequence=owner.sequence(place, letters=not for_training), others=others, **arrays)
-        except DataError:
-            raise
-        except (OSError, KeyError, IndexError, RuntimeError, ValueError, isal_zlib.error) as error:  # pyright: ignore[reportGeneralTypeIssues]  stubs say instance, not class
-            raise DataError(f"{path}: record {row}: cannot be read: {error}") from None
+    def _read(self, path: Path, row: int, *, for_training: bool) -> Record:
+        found = self._file(path)
+        number, place = (int(found.small[name][row]) for name in (SEQUENCE_FILE, SEQUENCE_ROW))
+        arrays: dict[str, Any] = {name: found.row(name, row) for name in ARRAYS if name in found}
+        others = {} if for_training else _others(found, row)
+        owner = found if not number else self._owner(found, number)
+        return Record(sequence=owner.sequence(place, letters=not for_training), others=others, **arrays)
 
     def _owner(self, found: "_Opened", number: int) -> "_Opened":
         """The file in which sequences of another one lie."""
@@ -315,6 +328,10 @@ class _Rows:
         if not unfiltered:
             data = isal_zlib.decompress(data, zlib.MAX_WBITS, self._bytes)
         return np.frombuffer(data, self._dtype).reshape(self.shape)
+
+
+def _others(opened: _Opened, row: int) -> dict[str, bytes]:
+    return {name: table[row].tobytes() for name, table in opened.others.items()}
 
 
 class Writer:

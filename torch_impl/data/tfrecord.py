@@ -357,15 +357,18 @@ def joint_hash(hashes: Mapping[str, bytes]) -> bytes:
     return digest.digest()
 
 
-def interval_number(record: Record) -> int:
+def interval_number(others: Mapping[str, bytes]) -> int:
     """Number of the interval that a record is of: its line in the sorted file of intervals, counted from 0.
+
+    Args:
+        others: What the record has beside its arrays.
 
     Raises:
         DataError: The record does not say.
     """
-    if "interval" not in record.others:
+    if "interval" not in others:
         raise DataError("the record has no interval")
-    return int(_array(record.others["interval"], "interval").reshape(()))
+    return int(_array(others["interval"], "interval").reshape(()))
 
 
 def _tensor(array: np.ndarray) -> bytes:

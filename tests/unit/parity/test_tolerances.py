@@ -31,6 +31,7 @@ def test_only_the_rows_that_judge_by_distance_exceed_one_thousandth():
         "bfloat16_flips",
         "copy_bfloat16",
         "gradient_float32",
+        "gradient_bfloat16",
         "trajectory_float64",
         "trajectory_float32",
     }

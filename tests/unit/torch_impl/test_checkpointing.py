@@ -1,5 +1,6 @@
 """Files that are whole or not there, reading that runs no code, and blocks that are computed again."""
 
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch_impl.checkpointing import (
     checkpoint_activations,
     differences,
     read_checkpoint_file,
+    remove_unfinished,
 )
 from torch_impl.model import BatchNorm
 
@@ -64,6 +66,35 @@ def test_writing_that_fails_leaves_the_earlier_file_and_nothing_else(tmp_path, m
     with pytest.raises(OSError, match="disk full"):
         SafeCheckpointIO().save_checkpoint({"state_dict": {}, "epoch": 2}, path)
     assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.ckpt"]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    """Not what is still being written, and not what others named."""
+    left, written = tmp_path / ".last.ckpt-0a_b2c3d", tmp_path / ".step=3.ckpt-abcdefgh"
+    others = [tmp_path / name for name in ("last.ckpt", ".last.ckpt-notes", ".h5-abcdefgh", ".a.ckpt-abcdefghi")]
+    for path in (left, written, *others):
+        path.touch()
+    (tmp_path / ".b.ckpt-folder00").mkdir()
+    with written.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        remove_unfinished(tmp_path)
+        kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == {written.name, ".b.ckpt-folder00", *(path.name for path in others)}
+    remove_unfinished(tmp_path)
+    assert not written.exists()
+    remove_unfinished(tmp_path / "absent")
+
+
+def test_what_is_being_written_is_not_removed(tmp_path, monkeypatch):
+    real = torch.save
+
+    def save(content: Any, file: Any) -> None:
+        remove_unfinished(tmp_path)
+        real(content, file)
+
+    monkeypatch.setattr(torch, "save", save)
+    SafeCheckpointIO().save_checkpoint({"state_dict": {}}, tmp_path / "a.ckpt")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.ckpt"]
 
 

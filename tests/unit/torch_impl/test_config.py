@@ -102,6 +102,11 @@ def test_an_odd_rest_is_kept(kept, trimmed):
         ({"output_length": 64, "final_output_length": 65}, "final_output_length=65 is longer than output_length=64"),
         ({"filter_list_seq": ()}, "at least one width"),
         ({"filter_list_atac": []}, "at least one width"),
+        ({"layer_norm_epsilon": -1e-5}, "layer_norm_epsilon must be a number from 0 up"),
+        ({"batch_norm_epsilon": float("nan")}, "batch_norm_epsilon must be a number from 0 up"),
+        ({"kernel_stabilizer": float("inf")}, "kernel_stabilizer must be a number from 0 up"),
+        ({"gelu_cubic_coefficient": float("nan")}, "gelu_cubic_coefficient must be a finite number"),
+        ({"gelu_erf_scale": 0}, "gelu_erf_scale must be a number above 0"),
     ],
 )
 def test_what_cannot_be_built_is_refused(arguments, message):

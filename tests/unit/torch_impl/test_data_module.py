@@ -175,6 +175,9 @@ def test_processes_share_the_records(order, processes):
     even = [ExampleSampler(SIZES, order=order, rank=r, processes=processes, even=True) for r in range(processes)]
     assert {len(numbers(share)) for share in even} == {-(-8 // processes)} == {len(share) for share in even}
     assert {number for share in even for number in numbers(share)} == set(range(8))
+    # Without those that are repeated, each record is given out once.
+    counted = [number for share in even for number in numbers(share)[: len(share) - share.repeated]]
+    assert sorted(counted) == list(range(8))
 
 
 def test_processes_share_the_files_when_files_are_shuffled():
@@ -405,3 +408,25 @@ def test_means_and_deviations_belong_together(folder):
     assert batch[5].abs().max() > 1.1
     (batch, *_) = list(data.train_dataloader())
     assert batch[5].max() <= 1.1
+
+
+def test_too_few_records_to_validate_are_named_by_every_process(folder, monkeypatch):
+    """A process without any would leave the others waiting for its share of their losses."""
+    data = EpiBERTDataModule(folder, CONFIG)
+    data.trainer = lightning.Trainer(accelerator="cpu", logger=False)
+    monkeypatch.setattr(lightning.Trainer, "world_size", 9)
+    for rank in (0, 8):
+        monkeypatch.setattr(lightning.Trainer, "global_rank", rank)
+        for loader in (data.val_dataloader, data.test_dataloader):
+            with pytest.raises(DataError, match="8 records cannot be shared by 9 processes"):
+                loader()
+    monkeypatch.setattr(lightning.Trainer, "world_size", 8)
+    monkeypatch.setattr(lightning.Trainer, "global_rank", 7)
+    assert len(data.val_dataloader()) == 1
+
+
+def test_a_training_without_a_batch_is_refused(folder):
+    with pytest.raises(DataError, match="drop_last leaves no batch of 9: a process has 8 records"):
+        EpiBERTDataModule(folder, CONFIG, batch_size=9, drop_last=True).train_dataloader()
+    with pytest.raises(ValueError, match=r"seed must be below 2\^64"):
+        EpiBERTDataModule(folder, CONFIG, seed=2**64)

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor, nn
 
 from tests.assertions import assert_same
+from torch_impl.checkpointing import TrainingError
 from torch_impl.early_stopping import EarlyStoppingCounter, EpiBERTEarlyStopping
 from torch_impl.losses import poisson
 from torch_impl.optim import CosineWarmup, KerasAdam, cosine_warmup
@@ -34,6 +35,16 @@ def test_counts(losses, min_delta, counters, best_epochs):
         stop = counter.update(loss)
         assert (counter.counter, counter.best_epoch) == (counters[epoch], best_epochs[epoch])
         assert stop == (counters[epoch] >= 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [((0,), "patience must be at least 1"), ((3, -1.0), "min_delta must be"), ((3, math.nan), "min_delta must be")],
+    ids=str,
+)
+def test_options_out_of_range_are_named(options, message):
+    with pytest.raises(TrainingError, match=message):
+        EarlyStoppingCounter(*options)
 
 
 def test_a_patience_of_one_stops_after_the_first_epoch():

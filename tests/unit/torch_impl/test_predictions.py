@@ -152,6 +152,8 @@ def test_where_windows_overlap_the_first_counts(folder, tmp_path):
 
 
 def test_wrong_options_and_files_are_named(folder, tmp_path, monkeypatch):
+    with pytest.raises(TrainingError, match="is a folder"):
+        PredictionWriter(str(tmp_path))
     with pytest.raises(TrainingError, match="bigWig needs --intervals"):
         PredictionWriter("a.h5", bigwig=True)
     with pytest.raises(TrainingError, match="cannot read"):
@@ -170,9 +172,29 @@ def test_wrong_options_and_files_are_named(folder, tmp_path, monkeypatch):
      ("chr1\t0\t512\n" * 2 + "chr1\t0\t500\n", "interval 2 is 500 bp long, the window 512")],
     ids=["few", "short"],
 )  # fmt: skip
-def test_intervals_of_something_else_leave_nothing_behind(folder, tmp_path, lines, message):
+def test_intervals_of_something_else_are_named_before_anything_is_predicted(
+    folder, tmp_path, monkeypatch, lines, message
+):
+    monkeypatch.setattr(EpiBERTLightning, "predict_step", lambda *_: pytest.fail("it predicts"))
     (tmp_path / "a.bed").write_text(lines)
     out = tmp_path / "out"
     with pytest.raises(TrainingError, match=message):
         predict(folder, PredictionWriter(str(out / "a.h5"), str(tmp_path / "a.bed")))
-    assert list(out.iterdir()) == []
+    assert not out.exists()
+
+
+def test_predictions_that_fail_leave_nothing_behind(folder, tmp_path, monkeypatch):
+    def fail(*_: Any) -> None:
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr(EpiBERTLightning, "predict_step", fail)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        predict(folder, PredictionWriter(str(tmp_path / "a.h5")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_records_of_another_loader_are_refused(tmp_path):
+    writer = PredictionWriter(str(tmp_path / "a.h5"))
+    trainer = lightning.Trainer(accelerator="cpu", callbacks=[writer], logger=False, enable_progress_bar=False)
+    with pytest.raises(TrainingError, match="records of an EpiBERTDataModule"):
+        trainer.predict(EpiBERTLightning(model_config()), torch.utils.data.DataLoader([1]))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import yaml
 
 from parity import command
 from tests.unit.sources import ROOT
-from tests.unit.torch_impl.training import environment_kept, load, losses, quiet, steps_of, write_config
+from tests.unit.torch_impl.surroundings import environment_kept
+from tests.unit.torch_impl.training import load, losses, quiet, steps_of, write_config
+from torch_impl import training_command
 from torch_impl.config import EpiBERTConfig
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.epibert_lightning import EpiBERTLightning
@@ -56,6 +59,7 @@ def test_every_configuration_is_complete_and_its_parts_fit(capsys, name):
     assert any("CSVLogger" in logger["class_path"] for logger in found["trainer"]["logger"])
     (checkpoint, *_) = [each for each in found["trainer"]["callbacks"] if "ModelCheckpoint" in each["class_path"]]
     assert checkpoint["init_args"]["save_last"] is True
+    assert not any("Averaging" in each["class_path"] for each in found["trainer"]["callbacks"])
 
 
 def test_there_are_configurations():
@@ -86,11 +90,18 @@ def test_pretraining_is_the_published_one(capsys):
         "faithful_bf16": False,
         "checkpoint_blocks": False,
         "float64_metrics": False,
+        "tf32": False,
     }
     stopping = next(each for each in found["trainer"]["callbacks"] if "EarlyStopping" in each["class_path"])
     assert stopping["init_args"]["patience"] == 50
     assert str(stopping["init_args"]["min_delta"]) == "5e-07"
     assert (found["trainer"]["max_epochs"], data["batch_size"], data["seed"]) == (100, 1, 94)
+    assert data["validation_seed"] == 21
+    last, best = (
+        each["init_args"] for each in found["trainer"]["callbacks"] if "ModelCheckpoint" in each["class_path"]
+    )
+    assert (last["every_n_train_steps"], last["save_last"], last["monitor"]) == (1000, True, None)
+    assert (best["monitor"], best["mode"], best["save_top_k"], best["save_last"]) == ("val_loss", "min", 1, None)
 
 
 def test_the_tiny_configuration_is_the_preset(capsys):
@@ -159,6 +170,20 @@ def test_training_starts_from_another_run(trained, records, tmp_path):
     assert found["val_loss"] == losses(trained)[-7].split()[0]
 
 
+def test_what_may_be_left_out_goes_to_the_initializer(records, tmp_path):
+    class Seen(Exception):
+        pass
+
+    def initializer(*given: Any, **options: Any) -> Any:
+        raise Seen(given, options)
+
+    config = write_config(tmp_path, records)
+    given = ["fit", "--config", str(config), "--init_from", "a", "--init_allow", "layers, heads"]
+    with pytest.raises(Seen) as caught:
+        training_command.main(given, initializer=initializer)
+    assert caught.value.args == (("a", False), {"allow": ["layers", "heads"]})
+
+
 # --- what is wrong ---------------------------------------------------------------------------------------------------
 
 
@@ -199,9 +224,30 @@ def test_help_names_the_subcommands(capsys):
         (("--ckpt_path", "absent.ckpt"), "cannot read absent.ckpt"),
         (("--init_from", "absent"), "absent"),
         (("--init_training_state", "true"), "says nothing without --init_from"),
+        (("--init_allow", "layers"), "--init_allow says nothing without --init_from"),
         (("--trainer.strategy", "nothing"), "nothing"),
+        (("--trainer.precision", "17"), "trainer.precision"),
+        (("--trainer.logger", "NoLogger"), "NoLogger"),
+        (("--trainer.accelerator", "gpu", "--trainer.devices", "99"), "gpu"),
+        (("--trainer.gradient_clip_val", "1"), "the optimizer clips by itself"),
+        (("--trainer.accumulate_grad_batches", "0"), "accumulate_grad_batches must be at least 1, not 0"),
+        (("--trainer.val_check_interval", "1000"), "`val_check_interval` (1000) must be less than"),
+        (("--seed_everything", "-1"), "-1 is not in bounds"),
+        (("--model.init_args.global_clipnorm", "-1"), "global_clipnorm must be a number above 0"),
+        (("--model.init_args.decay", "0"), "decay must be a whole number from 1 up, not 0"),
+        (("--model.init_args.peak", ".nan"), "peak must be a number from 0 up, not nan"),
+        (("--model.init_args.peak", "fast"), "Got value: fast"),
+        (("--model.init_args.faithful_bf16", "true"), "the Trainer's precision must be 32, not 64-true"),
+        (("--model.init_args.config.layer_norm_epsilon", ".nan"), "layer_norm_epsilon must be a number from 0 up"),
+        (("--data.init_args.batch_size", "100", "--data.init_args.drop_last", "true"), "drop_last leaves no batch"),
+        (("--trainer.callbacks+=torch_impl.early_stopping.EpiBERTEarlyStopping", "--trainer.callbacks.monitor=val_los"),
+         "EpiBERTEarlyStopping watches 'val_los'; what is logged is train_loss, val_loss, val_pearson, val_r2"),
+        (("--trainer.callbacks+=torch_impl.early_stopping.EpiBERTEarlyStopping", "--trainer.callbacks.patience=0"),
+         "patience must be at least 1, not 0"),
+        (("--trainer.callbacks+=torch_impl.callbacks.ThroughputMonitor", "--trainer.callbacks.window_size=1"),
+         "window_size must be at least 2, not 1"),
     ],
-    ids=lambda value: str(value[0]) if isinstance(value, tuple) else "",
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
 )  # fmt: skip
 def test_wrong_input_exits_with_2_and_one_line(capsys, records, tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
@@ -238,22 +284,51 @@ def test_a_run_goes_on_with_the_settings_that_it_began_with_or_not_at_all(capsys
 )
 def test_a_setting_out_of_range_is_named(capsys, records, tmp_path, part, changes, message):
     config = write_config(tmp_path, records, **{part: changes})
-    try:
-        status = train("fit", "--config", config)
-    except SystemExit as error:  # of the parser
-        status = error.code
-    assert status == 2
-    assert message in capsys.readouterr().err
+    assert message in failing(capsys, "fit", "--config", config)
 
 
 def test_a_validation_loss_that_is_nan_is_told_and_no_success(capsys, records, tmp_path, monkeypatch):
     monkeypatch.setattr(EpiBERTLightning, "loss", lambda self, prediction, batch: prediction.sum() * torch.nan)
-    monkeypatch.setattr(
-        EpiBERTLightning, "training_step", lambda self, batch, batch_idx: self(*batch[:2], batch[5]).sum()
-    )
+
+    def step(self: Any, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = self(*batch[:2], batch[5]).sum()
+        self.log("train_loss", loss)
+        return loss
+
+    monkeypatch.setattr(EpiBERTLightning, "training_step", step)
     stopping = "--trainer.callbacks+=torch_impl.early_stopping.EpiBERTEarlyStopping"
     assert train("fit", "--config", write_config(tmp_path, records), stopping) == 1
     assert "val_loss" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_nothing_is_evaluated_with_the_weights_that_were_drawn(capsys, records, tmp_path, command):
+    said = failing(capsys, command, "--config", write_config(tmp_path, records))
+    assert f"{command} needs weights: give --ckpt_path or --init_from" in said
+
+
+def test_nothing_is_predicted_for_nobody(capsys, trained, records, tmp_path):
+    last = trained / "run" / "checkpoints" / "last.ckpt"
+    said = failing(capsys, "predict", "--config", write_config(tmp_path, records), "--ckpt_path", last)
+    assert "nothing writes the predictions" in said
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(records, tmp_path, monkeypatch):
+    def mistaken(self: Any, batch: Any, batch_idx: int) -> None:
+        raise ValueError("ours")
+
+    monkeypatch.setattr(EpiBERTLightning, "training_step", mistaken)
+    with pytest.raises(ValueError, match="ours"):
+        command.main(["train", "fit", "--config", str(write_config(tmp_path, records))])
+
+
+def test_empty_folders_are_named(capsys, records, tmp_path):
+    shutil.copytree(records, tmp_path / "data")
+    shutil.rmtree(tmp_path / "data" / "valid")
+    config = write_config(tmp_path, tmp_path / "data")
+    assert "valid: holds no converted records" in failing(capsys, "fit", "--config", config)
+    (tmp_path / "data" / "valid").mkdir()
+    assert "valid: holds no converted records" in failing(capsys, "fit", "--config", config)
 
 
 def test_two_places_to_start_from_are_one_too_many(capsys, trained, records, tmp_path):

@@ -1,12 +1,10 @@
 """A model, records and a configuration small enough to train in a second, for the tests of training."""
 
-import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import yaml
 
 from tests.records import synthetic_records
 from tests.unit.sources import ROOT
+from tests.unit.torch_impl.surroundings import QUIET
 from torch_impl.config import EpiBERTConfig
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
 from torch_impl.data.examples import ExampleConfig
@@ -44,21 +43,7 @@ DATA: dict[str, Any] = {
 }
 WITHOUT_DROPOUT = {"dropout_rate": 0.0, "pointwise_dropout_rate": 0.0, "motif_dropout_rate": 0.0}
 RECORDS = {"train": (5, 3), "valid": (3,), "test": (3,)}
-
-# What Lightning says of small runs on a CPU, and its own use of PyTorch.
-QUIET = [
-    "ignore:.*does not have many workers.*",
-    "ignore:.*LeafSpec.*deprecated.*",
-    "ignore:Be aware that when using `ckpt_path`.*",
-    "ignore:The dirpath has changed.*",
-    "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning",
-    "ignore:.*GPU available but not used.*",
-    "ignore:Checkpoint directory .* exists and is not empty",
-    "ignore:Experiment logs directory .* exists and is not empty",
-    "ignore:.*is smaller than the logging interval.*",
-    "ignore:.*is supported for historical reasons but its usage is discouraged.*",
-]
-quiet = pytest.mark.filterwarnings(*QUIET)
+quiet = pytest.mark.filterwarnings(*QUIET, "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 
 
 def model_config(**changes: Any) -> EpiBERTConfig:
@@ -195,17 +180,6 @@ def tensors(content: dict[str, Any]) -> dict[str, torch.Tensor]:
         for index, slots in optimizer["state"].items():
             found |= {f"{number} {index} {name}": value for name, value in slots.items()}
     return found
-
-
-@contextlib.contextmanager
-def environment_kept() -> Iterator[None]:
-    """Takes back what a run says to the environment, such as its seed."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def start(*arguments: Any) -> subprocess.Popen[str]:

@@ -302,3 +302,9 @@ def test_weights_that_were_trained_or_loaded_are_not_replaced(monkeypatch, hook,
         filled.clear()
     getattr(callback, hook)(trainer, module)
     assert filled == (["somewhere"] if why == "nothing else" else [])
+
+
+def test_there_is_nothing_to_allow_where_nothing_is_transferred():
+    callback = InitializeFrom(str(prefix(AFTER)), constants="philox", allow=["layers"])
+    with pytest.raises(CheckpointError, match="so there is nothing to allow: layers"):
+        callback.fill(EpiBERT(EpiBERTConfig(**arguments(AFTER))))
