@@ -72,10 +72,14 @@ class StreamSampler(ExampleSampler):
         """The stream."""
         return dataclasses.asdict(self.stream)
 
-    def share(self, rank: int, epoch: int) -> np.ndarray:
-        """Records of one process in a pass, in their order."""
-        numbers = super().share(rank, epoch)
+    def _numbers(self, rank: int, epoch: int, *, even: bool) -> np.ndarray:
+        numbers = super()._numbers(rank, epoch, even=even)
         return numbers if self.stream.take is None else numbers[numbers < self.stream.take]
+
+    @property
+    def repeated(self) -> int:
+        """As ``ExampleSampler``; in an epoch of a fixed length none comes for want of others."""
+        return super().repeated if self.stream.length is None else 0
 
     def __len__(self) -> int:
         """Positions of an epoch that has some."""
