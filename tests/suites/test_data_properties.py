@@ -199,7 +199,7 @@ def test_a_shift_moves_the_sequence_alone(strand, shift):
     record = synthetic_record(config, 0)
     drawn = dataclasses.replace(OwnDraws(0).draw(record, config), reverse_complement=strand)
     one, other = (make_example(record, dataclasses.replace(drawn, shift=s), config) for s in (0, shift))
-    expected = base_indices(record.sequence[shift : shift + config.input_length])
+    expected = base_indices(record.letters[shift : shift + config.input_length])
     np.testing.assert_array_equal(other.sequence, reverse_complement(expected) if strand else expected)
     for a, b in zip(one[1:], other[1:], strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

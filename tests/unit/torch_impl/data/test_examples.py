@@ -135,7 +135,7 @@ def test_every_float16_number_is_widened_as_numpy_does():
 
 def test_a_sequence_may_be_letters_or_indices():
     record = synthetic_record(CONFIG, 0)
-    indexed = dataclasses.replace(record, sequence=base_indices(record.sequence))
+    indexed = dataclasses.replace(record, sequence=base_indices(record.letters))
     for strand in (False, True):
         drawn = dataclasses.replace(OwnDraws(0).draw(record, CONFIG), reverse_complement=strand)
         one, other = (make_example(each, drawn, CONFIG) for each in (record, indexed))

@@ -255,7 +255,13 @@ def test_a_folder_without_records_a_missing_file_and_a_damaged_description_are_n
     with pytest.raises(DataError, match=r"b\.h5: is missing"):
         Store(folder)
     other = "of another version of this format, .* and not 3; convert into another folder"
-    texts = {"{": "damaged", "[]": "damaged", '{"schema": 3}': "damaged", '{"schema": 99}': other, '{"schema": 2}': other}
+    texts = {
+        "{": "damaged",
+        "[]": "damaged",
+        '{"schema": 3}': "damaged",
+        '{"schema": 99}': other,
+        '{"schema": 2}': other,
+    }
     for text, message in texts.items():
         (folder / "train" / "b.json").write_text(text)
         with pytest.raises(DataError, match=rf"b\.json: {message}"):
