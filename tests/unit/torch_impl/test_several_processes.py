@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tests.assertions import assert_same
 from tests.unit.torch_impl.training import (
@@ -30,14 +31,14 @@ MODULE = {"peak": 1e-3}
 GRACE_SECONDS = 15
 
 
-def config(folder: Path, records: Path, processes: int) -> Path:
+def config(folder: Path, records: Path, processes: int, workers: int = 0) -> Path:
     """Dropout, shuffled records and fresh draws in every epoch; as many steps for one process as for two."""
     trainer = {"max_epochs": EPOCHS * processes, **(DDP if processes == 2 else {})}
-    return write_config(folder, records, trainer=trainer)
+    return write_config(folder, records, trainer=trainer, loader={"workers": workers})
 
 
-def run(folder: Path, records: Path, processes: int, *options: object) -> None:
-    status, said = finish(start("fit", "--config", config(folder, records, processes), *options))
+def run(folder: Path, records: Path, processes: int, *options: object, workers: int = 0) -> None:
+    status, said = finish(start("fit", "--config", config(folder, records, processes, workers), *options))
     assert status == 0, said
 
 
@@ -48,11 +49,11 @@ def whole(request, records, tmp_path_factory) -> tuple[Path, int]:
     return folder, request.param
 
 
-def interrupt(folder: Path, records: Path, processes: int, sent: signal.Signals, seed: int) -> int:
-    """Starts a run and sends it a signal at some time after a step that chance decides; the exit status."""
+def interrupt(folder: Path, records: Path, processes: int, sent: signal.Signals, seed: int, workers: int) -> None:
+    """Starts a run and sends it a signal at some time after a step that chance decides."""
     chance = random.Random(f"{seed} {sent} {processes}")
     after = chance.randrange(2, 14)
-    process = start("fit", "--config", config(folder, records, processes))
+    process = start("fit", "--config", config(folder, records, processes, workers))
     try:
         deadline = time.monotonic() + 200
         while max(steps_of(folder), default=0) < after:
@@ -60,36 +61,56 @@ def interrupt(folder: Path, records: Path, processes: int, sent: signal.Signals,
             assert time.monotonic() < deadline, "no such step"
             time.sleep(0.001)
         time.sleep(chance.uniform(0, 0.2))
-        if sent == signal.SIGTERM and processes == 1:
-            process.send_signal(sent)
-            return finish(process)[0]
-        os.killpg(process.pid, sent)
-        # Several processes are ended as schedulers do it, who send SIGKILL when SIGTERM has had its time: Lightning
-        # answers the latter by a collective operation in the handler, which need not end.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_SECONDS)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        return finish(process)[0]
+        end(process, processes, sent)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
 
 
+def end(process: subprocess.Popen[str], processes: int, sent: signal.Signals) -> None:
+    """Sends a signal to a run, and insists on its exit status."""
+    if sent == signal.SIGTERM and processes == 1:
+        process.send_signal(sent)
+        assert finish(process)[0] == 143
+        return
+    os.killpg(process.pid, sent)
+    # Several processes are ended as schedulers do it, who send SIGKILL when SIGTERM has had its time: Lightning
+    # answers the latter by a collective operation in the handler, which need not end.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE_SECONDS)
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    status, _ = finish(process)
+    assert status == -9 if sent == signal.SIGKILL else status != 0
+
+
 @pytest.mark.parametrize(
-    ("sent", "seed"), [(signal.SIGTERM, 1), (signal.SIGKILL, 2), (signal.SIGKILL, 3)], ids=lambda value: str(value)
+    ("sent", "seed", "workers"),
+    [
+        (signal.SIGTERM, 1, 0),
+        (signal.SIGKILL, 2, 0),
+        (signal.SIGKILL, 3, 0),
+        (signal.SIGTERM, 4, 2),
+        (signal.SIGKILL, 5, 2),
+    ],
+    ids=lambda value: str(value),
 )
-def test_a_run_that_is_killed_goes_on_to_the_bit(whole, records, tmp_path, sent, seed):
+def test_a_run_that_is_killed_goes_on_to_the_bit(whole, records, tmp_path, sent, seed, workers):
+    """With and without processes that load; the run that it is compared with has none."""
     folder, processes = whole
-    status = interrupt(tmp_path / "killed", records, processes, sent, seed)
-    if sent == signal.SIGTERM and processes == 2:
-        assert status != 0
-    else:
-        assert status == (143 if sent == signal.SIGTERM else -9)
+    interrupt(tmp_path / "killed", records, processes, sent, seed, workers)
     last = tmp_path / "killed" / "run" / "checkpoints" / "last.ckpt"
-    step, end = load(last)["global_step"], max(steps_of(folder))
-    assert 2 <= step < end
-    run(tmp_path / "resumed", records, processes, "--ckpt_path", last)
+    step = load(last)["global_step"]
+    assert 2 <= step < max(steps_of(folder))
+    (last.parent / ".last.ckpt-abcdefgh").touch()  # as a process leaves it that is killed while it writes
+    run(tmp_path / "resumed", records, processes, "--ckpt_path", last, workers=workers)
+    assert list(last.parent.glob(".*")) == []
+    assert_goes_on(folder, tmp_path, step)
+
+
+def assert_goes_on(folder: Path, tmp_path: Path, step: int) -> None:
+    """What the killed run computed, and the resumed one from a step on, is what the whole one did, to the bit."""
+    last = max(steps_of(folder))
     expected, found = losses(folder), losses(tmp_path / "resumed")
     assert found
     # A checkpoint of an epoch's last step comes before that epoch's validation, which the resumed run makes up for.
@@ -97,9 +118,35 @@ def test_a_run_that_is_killed_goes_on_to_the_bit(whole, records, tmp_path, sent,
     assert found == {at: expected[at] for at in found}
     before = losses(tmp_path / "killed")
     assert before == {at: expected[at] for at in before}
-    one, other = (tensors(load(steps_of(each)[end])) for each in (folder, tmp_path / "resumed"))
+    one, other = (tensors(load(steps_of(each)[last])) for each in (folder, tmp_path / "resumed"))
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_killed_within_a_validation_goes_on_to_the_bit(whole, records, tmp_path, sent):
+    """At the first of its batches, where a callback waits for the signal that it has asked for."""
+    folder, processes = whole
+    killed = tmp_path / "killed"
+    path = config(killed, records, processes, workers=2)
+    content = yaml.safe_load(path.read_text())
+    waiting = {"class_path": "tests.unit.torch_impl.training.WaitsInValidation", "init_args": {"folder": str(killed)}}
+    content["trainer"]["callbacks"].append(waiting)
+    path.write_text(yaml.safe_dump(content))
+    process = start("fit", "--config", path)
+    try:
+        deadline = time.monotonic() + 200
+        while not (killed / "validating").exists():
+            assert process.poll() is None, finish(process)[1]
+            assert time.monotonic() < deadline, "no validation"
+            time.sleep(0.001)
+        end(process, processes, sent)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    last = killed / "run" / "checkpoints" / "last.ckpt"
+    run(tmp_path / "resumed", records, processes, "--ckpt_path", last, workers=2)
+    assert_goes_on(folder, tmp_path, load(last)["global_step"])
 
 
 @pytest.fixture(scope="module")
@@ -146,16 +193,19 @@ def test_two_processes_train_as_one_with_the_joint_batch(joint, records, tmp_pat
     )  # fmt: skip
     status, said = finish(start("fit", "--config", path))
     assert status == 0, said
-    expected, found = losses(joint), losses(tmp_path)
+    assert_same_losses(joint, tmp_path)
+    assert_trained_alike(joint, tmp_path)
+
+
+def assert_same_losses(joint: Path, two: Path) -> None:
+    """Of every step, and loss and correlations of the validation of three records, which two cannot halve."""
+    expected, found = losses(joint), losses(two)
     assert found.keys() == expected.keys()
     assert len(found) == 5
     for at, values in expected.items():
         names = ("loss",) if at >= 0 else ("validation loss", "pearson", "r2")
         for name, value, port in zip(names, values.split(), found[at].split(), strict=True):
-            # The mean over batches of the validation: with one example in a batch there are others.
-            if name != "validation loss":
-                assert_same(number(port), number(value), what=f"{name} {at}")
-    assert_trained_alike(joint, tmp_path)
+            assert_same(number(port), number(value), what=f"{name} {at}")
 
 
 def test_two_processes_train_one_sharded_model(joint, records, tmp_path):
@@ -175,7 +225,5 @@ def test_two_processes_train_one_sharded_model(joint, records, tmp_path):
     )
     status, said = finish(start("fit", "--config", path))
     assert status == 0, said
-    expected, found = losses(joint), losses(tmp_path)
-    for step in range(4):
-        assert_same(number(found[step]), number(expected[step]), what=f"loss {step}")
+    assert_same_losses(joint, tmp_path)
     assert_trained_alike(joint, tmp_path)

@@ -5,12 +5,14 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.callbacks import Callback
 
 from tests.records import synthetic_records
 from tests.unit.sources import ROOT
@@ -225,3 +227,17 @@ class MeanOfHalves(EpiBERTLightning):
         half = len(prediction) // 2
         parts = (slice(half), slice(half, None))
         return torch.stack([super(MeanOfHalves, self).loss(prediction[p], [v[p] for v in batch]) for p in parts]).mean()
+
+
+class WaitsInValidation(Callback):
+    """Leaves a sign at the first batch of the first validation, and waits there for a signal."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_validation_batch_start(self, trainer: Any, *_: Any) -> None:
+        if not trainer.sanity_checking:
+            (self.folder / "validating").touch()
+            deadline = time.monotonic() + 60
+            while not trainer._signal_connector.received_sigterm and time.monotonic() < deadline:
+                time.sleep(0.01)
