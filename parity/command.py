@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 
 PROVEN, NOT_PROVEN, WRONG_USE = 0, 1, 2
+SCRIPTS = "repro"
+"""Folder, below that of the report, of the scripts that show one layer's difference each."""
 
 
 def parity(
@@ -31,7 +33,8 @@ def parity(
 ) -> int:
     """Climb the ladder: does the port compute what the original computes, layer by layer?
 
-    Writes parity.json, junit.xml and report.html. Exit status 0: every gate asked for is proven; 1: not; 2: bad input.
+    Writes parity.json, junit.xml and report.html, and for each layer at fault a script that shows its difference with
+    NumPy and PyTorch alone. Exit status 0: every gate asked for is proven; 1: not; 2: bad input.
 
     Args:
         checkpoint: A checkpoint of the original to verify on (prefix, directory, SavedModel or .h5); by default the
@@ -42,7 +45,7 @@ def parity(
         gates: Rungs to prove, separated by commas, of weights, constants, layers, blocks, model, data, losses,
             gradients, optimizer, state, trajectory, convergence; the ones before them are climbed as well. By default
             all up to trajectory for the recorded cases, and up to model for a checkpoint of your own.
-        out: Folder for the three files; those of an earlier run are replaced.
+        out: Folder for the three files, and for the scripts in its folder repro; those of an earlier run are replaced.
         reference: Compare with numbers recorded from the original, with the living TensorFlow reference, or with both.
             A checkpoint of your own has only a living one.
         bins: Window for a checkpoint of your own, in 128-bp bins; no weight depends on its length.
@@ -50,10 +53,12 @@ def parity(
         goldens: Folder of the recorded cases; that of the repository by default.
     """
     from parity.ledger import Ledger
-    from parity.pairs.epibert_run import GOLDENS, UsageError, run
+    from parity.pairs.epibert_repro import write_scripts
+    from parity.pairs.epibert_run import GOLDENS, UsageError, run, tensorflow_installed
     from parity.report.junit import write_junit
     from parity.report.page import check_installed, write_html
     from parity.report.terminal import print_result
+    from parity.repro import remove_repros
 
     console = Console()
     # Whether the three files can be made and written is found out before the minutes of work, not after.
@@ -75,11 +80,25 @@ def parity(
                 ledger=Ledger(goldens=Path(GOLDENS if goldens is None else goldens)),
                 say=lambda text: status.update(escape(text)),
             )
+            if result.culprit_rows and tensorflow_installed():
+                status.update("writing scripts for the culprits")
+                result = write_scripts(
+                    result,
+                    scratch / SCRIPTS,
+                    checkpoint=checkpoint,
+                    config=config,
+                    bins=bins,
+                    batch=batch,
+                    goldens=GOLDENS if goldens is None else goldens,
+                )
+        remove_repros(Path(out) / SCRIPTS)
         result.to_json(scratch / "parity.json")
         write_junit(result, scratch / "junit.xml")
         write_html(result, scratch / "report.html")
     print_result(result, console)
-    console.print(f"written to {out}: report.html, parity.json, junit.xml", soft_wrap=True, markup=False)
+    scripts = [culprit.script for culprit in result.culprit_rows if culprit.script]
+    more = f", {len(scripts)} in {SCRIPTS}/" if scripts else ""
+    console.print(f"written to {out}: report.html, parity.json, junit.xml{more}", soft_wrap=True, markup=False)
     return PROVEN if result.passed else NOT_PROVEN
 
 
@@ -97,8 +116,12 @@ def _files(out: str) -> Iterator[Path]:
     try:
         with scratch as name:
             yield Path(name)
-            for path in sorted(Path(name).iterdir()):
-                path.replace(Path(out) / path.name)
+            for path in sorted(Path(name).rglob("*")):
+                target = Path(out) / path.relative_to(name)
+                if path.is_dir():
+                    target.mkdir(exist_ok=True)
+                else:
+                    path.replace(target)
     finally:
         for folder in new:
             if any(folder.iterdir()):

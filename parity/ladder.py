@@ -54,7 +54,7 @@ def compare_live(
         for precision in reference.precisions:
             for reading, gate in GATE_OF_READING.items():
                 if gate in gates:
-                    yield from _pass(
+                    yield from compare_pass(
                         port, reference, layer_map, precision=precision, mode=mode, reading=reading, case=case
                     )
         if "model" in gates:
@@ -63,10 +63,10 @@ def compare_live(
     label = f"{case}, other inputs" if case else "other inputs"
     for reading, gate in GATE_OF_READING.items():
         if gate in gates and reading is not Reading.BLOCK:
-            yield from _pass(port, others, layer_map, precision=first, mode=modes[0], reading=reading, case=label)
+            yield from compare_pass(port, others, layer_map, precision=first, mode=modes[0], reading=reading, case=label)
 
 
-def _pass(
+def compare_pass(
     port: TorchSide,
     reference: LiveReference,
     layer_map: LayerMap,
