@@ -104,6 +104,7 @@ def compare_pass(
         truth=truth,
         own=own,
         graph=graph,
+        modules=port.modules,
     )
     for pair in pairs:
         yield from comparer.calls(pair)
@@ -313,6 +314,7 @@ class _Comparer:
         truth: Trace,
         own: Trace | None,
         graph: Sequence[np.ndarray | Sample] | None = None,
+        modules: Collection[str] | None = None,
     ) -> None:
         self.common: dict[str, Any] = {
             "gate": gate,
@@ -327,6 +329,7 @@ class _Comparer:
         self.truth = truth
         self.own = own
         self.graph = graph
+        self.modules = modules
 
     def calls(self, pair: LayerPair) -> Iterator[Comparison]:
         """Every call of a layer: how many there are, what went in, what came out."""
@@ -345,8 +348,12 @@ class _Comparer:
                 if self.observed.error:
                     detail = f"{detail}; the pass ended with {self.observed.error}"
                 order = truth.order if truth else 0
-                # Of a pass that ended early, what was not reached is nobody's fault but that of the model itself.
-                owner = "" if self.observed.error else self.layer_map.owner(pair.port)
+                if self.modules is not None and pair.port not in self.modules:
+                    # What is not there answers for itself; whoever should have called it is judged by its own output.
+                    detail, owner = f"the port has no module of this name; {detail}", pair.port
+                else:
+                    # Of a pass that ended early, what was not reached is nobody's fault but that of the model itself.
+                    owner = "" if self.observed.error else self.layer_map.owner(pair.port)
                 blamed = where | {"layer": owner if observed is None else pair.port}
                 yield compare(None, None, order=order, detail=detail, **blamed, **self.common)
                 continue
