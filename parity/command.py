@@ -173,6 +173,32 @@ def train(arguments: Sequence[str]) -> int:
     return run(arguments, initializer=InitializeFrom, program="epibert train", errors=(CheckpointError,))
 
 
+def layer(arguments: Sequence[str]) -> int:
+    """Property-test one layer: `epibert layer --help`.
+
+    Args:
+        arguments: What follows: the layer's name and options.
+    """
+    try:
+        from parity.pairs.epibert_layer import main as run
+    except ModuleNotFoundError as error:
+        if error.name != "hypothesis":
+            raise
+        from parity.pairs.epibert_run import UsageError
+
+        raise UsageError("testing a layer needs Hypothesis: install the extra 'layer'") from None
+    return run(arguments)
+
+
+def _layer(arguments: list[str]) -> int:
+    """Property-test one layer, starting in seconds; see `epibert layer --help`.
+
+    Args:
+        arguments: The layer's name and options.
+    """
+    return layer(arguments)
+
+
 def _train(arguments: list[str]) -> int:
     """Train, validate, test and predict in PyTorch Lightning; see `epibert train --help`.
 
@@ -202,7 +228,7 @@ def commands() -> dict[str, Any]:
         "inspect": data.inspect,
         "export": data.export,
     }
-    return {"parity": parity, "weights": weights, "data": records, "train": _train, "bench": bench}
+    return {"parity": parity, "layer": _layer, "weights": weights, "data": records, "train": _train, "bench": bench}
 
 
 def _call(component: Any, arguments: Namespace) -> int:
@@ -222,11 +248,14 @@ def main(arguments: Sequence[str] | None = None, components: Any = None, program
         program: Name shown in the help.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if components is None and given[:1] == ["layer"]:
+        # Who works on a layer runs this again and again, and should not wait for what the other commands need.
+        sys.exit(layer(given[1:]))
     from parity.pairs.epibert_run import UsageError
     from torch_impl.data.records import DataError
     from weights import CheckpointError
 
-    given = sys.argv[1:] if arguments is None else list(arguments)
     if components is None and given[:1] == ["train"]:
         # LightningCLI reads its own command line, and needs none of what the others do.
         sys.exit(train(given[1:]))

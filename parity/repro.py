@@ -28,7 +28,7 @@ from parity.reference import LiveReference
 from parity.sources import NotSelfContained, Sources, method_of, settings
 from parity.tolerances import TABLE
 from parity.torch_side import TorchSide
-from parity.trace import Trace, flatten, replace
+from parity.trace import Trace, describe, flatten, replace
 
 WRITTEN_OUT = 400
 """Numbers that stand in the script as text, if there are no more."""
@@ -79,6 +79,8 @@ def write_repros(result: Result, benches: Benches, folder: Path) -> Result:
             _write_one(result, culprit, benches, folder / name)
         except (NotSelfContained, LookupError) as error:
             rows.append(dataclasses.replace(culprit, no_script=" ".join(str(error).split())))
+        except Exception as exception:  # noqa: BLE001  the finding stands without its script
+            rows.append(dataclasses.replace(culprit, no_script=describe(exception)))
         else:
             taken.add(name.lower())
             rows.append(dataclasses.replace(culprit, script=f"{folder.name}/{name}"))
@@ -183,6 +185,66 @@ def write_script(layer: IsolatedLayer, path: Path, *, title: str, found: str) ->
         title=title, found=found, part=part_text, built=built, call=call, outputs=outputs, state=state,
         training=training, path=path,
     )
+    _write_failing(path, text)
+
+
+def write_example(
+    module: nn.Module,
+    call: Callable[[], Any],
+    expected: Mapping[str, np.ndarray],
+    path: Path,
+    *,
+    title: str,
+    found: str,
+    tolerance: str,
+    training: bool,
+) -> None:
+    """Writes the script of one example of one layer, with all its parts; runs it once.
+
+    Args:
+        module: The layer, in the mode and with the weights of the example.
+        call: Calls it.
+        expected: What should come of it, outputs before statistics: {name: array}.
+        path: File to write.
+        title: First line of the script.
+        found: How it was found, in words.
+        tolerance: Row of the table of tolerances.
+        training: Whether it trains.
+
+    Raises:
+        LookupError: The script does not fail, or the layer was not called.
+        NotSelfContained: The layer's code cannot be written down.
+    """
+    writer = _Writer(module)
+    built = writer.module(module, "", {})
+    seen: list[Any] = []
+    handle = module.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
+    try:
+        with torch.no_grad(), contextlib.suppress(Exception):  # what it raises, the script will raise
+            call()
+    finally:
+        handle.remove()
+    if not seen:
+        raise LookupError("the layer is not called")
+    args, kwargs = seen[0]
+    texts = [writer.structure(value, f"input {index}" if index else "input") for index, value in enumerate(args)]
+    texts += [f"{name}={writer.structure(value, name)}" for name, value in kwargs.items()]
+    row, statistics = TABLE[tolerance], dict(module.named_buffers())
+    outputs, state = [], []
+    for name, array in expected.items():
+        text = writer.check(Check(what=name, expected=array, limit=row.limit, peak=row.largest_peak))
+        if name in statistics:
+            state.append(f"({name!r}, {text})")
+        else:
+            outputs.append(text)
+    text = writer.script(
+        title=title, found=found, part="shrunk by Hypothesis", built=built, call=texts, outputs=outputs, state=state,
+        training=training, path=path,
+    )  # fmt: skip
+    _write_failing(path, text)
+
+
+def _write_failing(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     with contextlib.redirect_stdout(io.StringIO()):

@@ -28,7 +28,7 @@ from torch import nn
 import tf_reference.model as reference
 import torch_impl.model as port
 from tests.assertions import Disagreement, as_array, assert_same
-from tests.strategies import (
+from parity.pairs.samples import (
     AFFINE,
     Kind,
     Memory,
@@ -46,7 +46,7 @@ from tests.strategies import (
     seeds,
     widths,
 )
-from tests.twins import Twins, assert_twins_agree
+from parity.pairs.twins import Twins, assert_twins_agree
 from torch_impl import EpiBERTConfig
 
 FLOAT64 = Policy("float64")
