@@ -147,8 +147,7 @@ class IsolatedLayer:
         live = copy.copy(self.live)
         names = dict.fromkeys((self.live.precisions[0], self.precision))
         live.sides = {
-            name: _ReferenceLayer(self.live.sides[name], self.pair.reference, expected, self.mapped)
-            for name in names
+            name: _ReferenceLayer(self.live.sides[name], self.pair.reference, expected, self.mapped) for name in names
         }
         live.inputs = tuple(np.asarray(tensor, dtype=np.float64) for tensor in expected.tensors[: self.mapped])
         live.blocks, live._truths = frozenset(), {}
@@ -192,7 +191,9 @@ class PortLayer(TorchSide):
     ) -> None:
         super().__init__(whole.module, layer_map, whole.set_precision)
         start = f"{pair.port}." if pair.port else ""
-        self.modules = {name.removeprefix(start): part for name, part in whole.modules.items() if name.startswith(start)}
+        self.modules = {
+            name.removeprefix(start): part for name, part in whole.modules.items() if name.startswith(start)
+        }
         self.modules[""] = whole.modules[pair.port]
         self.arguments, self.mapped, self.pair = arguments, mapped, pair
 

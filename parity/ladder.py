@@ -63,7 +63,9 @@ def compare_live(
     label = f"{case}, other inputs" if case else "other inputs"
     for reading, gate in GATE_OF_READING.items():
         if gate in gates and reading is not Reading.BLOCK:
-            yield from compare_pass(port, others, layer_map, precision=first, mode=modes[0], reading=reading, case=label)
+            yield from compare_pass(
+                port, others, layer_map, precision=first, mode=modes[0], reading=reading, case=label
+            )
 
 
 def compare_pass(

@@ -168,13 +168,18 @@ def write_script(layer: IsolatedLayer, path: Path, *, title: str, found: str) ->
     writer = _Writer(layer.module)
     writer.sources.add(type(layer.module))
     with port._prepared(layer.precision, training):
-        given = {name: writer.given(pair, name, port.modules[name], truth, results[name], rows, layer)
-                 for name, pair in children.items()}
+        given = {
+            name: writer.given(pair, name, port.modules[name], truth, results[name], rows, layer)
+            for name, pair in children.items()
+        }
         built = writer.module(layer.module, "", given)
         args, kwargs = port.arguments.structure
         inputs = [layer.pair.to_port(array) for array in _inputs(truth, "", 0)[: port.mapped]]
         tensors = port.arguments.tensors
-        fed = [torch.from_numpy(np.array(array)).to(like.dtype) for array, like in zip(inputs, tensors[: len(inputs)], strict=True)]
+        fed = [
+            torch.from_numpy(np.array(array)).to(like.dtype)
+            for array, like in zip(inputs, tensors[: len(inputs)], strict=True)
+        ]
         args, kwargs = replace((args, kwargs), torch.is_tensor, [*fed, *tensors[len(inputs) :]])
         call = [writer.structure(value, f"input {index}" if index else "input") for index, value in enumerate(args)]
         call += [f"{name}={writer.structure(value, name)}" for name, value in kwargs.items()]
@@ -182,8 +187,15 @@ def write_script(layer: IsolatedLayer, path: Path, *, title: str, found: str) ->
     state = [f"({name!r}, {writer.check(check)})" for name, check in _state_checks(layer, truth, rows)]
     part_text = f"{part.examples[1] - part.examples[0]} of {part.batch} examples, positions {part.positions[0]} to {part.positions[1] - 1} of {part.length}"
     text = writer.script(
-        title=title, found=found, part=part_text, built=built, call=call, outputs=outputs, state=state,
-        training=training, path=path,
+        title=title,
+        found=found,
+        part=part_text,
+        built=built,
+        call=call,
+        outputs=outputs,
+        state=state,
+        training=training,
+        path=path,
     )
     _write_failing(path, text)
 
@@ -258,11 +270,7 @@ def _write_failing(path: Path, text: str) -> None:
 def _children(layer_map: LayerMap, modules: Mapping[str, nn.Module]) -> dict[str, LayerPair]:
     """Parts with a reading of their own that are in no other such part."""
     named = {pair.port: pair for pair in layer_map if pair.port and not pair.alias and pair.port in modules}
-    return {
-        name: pair
-        for name, pair in named.items()
-        if not any(name.startswith(f"{other}.") for other in named)
-    }
+    return {name: pair for name, pair in named.items() if not any(name.startswith(f"{other}.") for other in named)}
 
 
 @contextlib.contextmanager
@@ -363,7 +371,9 @@ class _Writer:
             texts.append(f"{key!r}: {text}")
         named = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         tensors = [f"{key!r}: {self.tensor(start + key, tensor)}" for key, tensor in named]
-        tensors += [f"{key!r}: None" for key, value in {**module._parameters, **module._buffers}.items() if value is None]
+        tensors += [
+            f"{key!r}: None" for key, value in {**module._parameters, **module._buffers}.items() if value is None
+        ]
         parts = [
             f"{key!r}: {'None' if part is None else self.module(part, start + key, given, depth + 2)}"
             for key, part in module._modules.items()
@@ -424,7 +434,9 @@ class _Writer:
             numbers = "NUMBERS = {\n" + "\n".join(rows) + "\n}"
         else:
             archive = io.BytesIO()
-            np.savez_compressed(archive, allow_pickle=False, **{f"a{i}": a for i, a in enumerate(self.numbers.values())})
+            np.savez_compressed(
+                archive, allow_pickle=False, **{f"a{i}": a for i, a in enumerate(self.numbers.values())}
+            )
             numbers = f"NAMES = {list(self.numbers)!r}\n"
             if len(archive.getvalue()) <= EMBEDDED:
                 lines = base64.encodebytes(archive.getvalue()).decode()
@@ -436,7 +448,9 @@ class _Writer:
             numbers += "with np.load(ARCHIVE, allow_pickle=False) as archive:\n"
             numbers += '    NUMBERS = {name: archive[f"a{index}"] for index, name in enumerate(NAMES)}'
         first = {"import base64", "import io", "import sys", "import types", "from pathlib import Path"}
-        imports = sorted({*first, "import numpy as np", "import torch", "from torch import nn"} | set(self.sources.imports))
+        imports = sorted(
+            {*first, "import numpy as np", "import torch", "from torch import nn"} | set(self.sources.imports)
+        )
         values = {
             "TITLE": title,
             "FOUND": found,

@@ -148,7 +148,7 @@ class Sources:
             fields = (field.name for field in dataclasses.fields(value) if field.init)
             given = ", ".join(f"{name}={self.expression(getattr(value, name))}" for name in fields)
             return f"{self.add(type(value))}({given})"
-        if isinstance(value, type) or callable(value) and hasattr(value, "__qualname__"):
+        if isinstance(value, type) or (callable(value) and hasattr(value, "__qualname__")):
             return self.add(value)
         raise NotSelfContained(f"a {type(value).__name__} is no plain data")
 

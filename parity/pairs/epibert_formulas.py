@@ -56,9 +56,7 @@ def crop(x: np.ndarray, length: int, target: int) -> np.ndarray:
     return x[:, trim : x.shape[1] - trim]
 
 
-def batch_norm(
-    weights: Weights, x: np.ndarray, *, training: bool, momentum: float
-) -> tuple[np.ndarray, Statistics]:
+def batch_norm(weights: Weights, x: np.ndarray, *, training: bool, momentum: float) -> tuple[np.ndarray, Statistics]:
     """(x - mean) / √(variance + ε) γ + β; in training with the batch's biased variance, and new moving statistics."""
     mean, variance, after = weights["moving_mean"], weights["moving_variance"], {}
     if training:
@@ -93,7 +91,7 @@ def softplus(x: np.ndarray) -> np.ndarray:
 
 
 def linear(weights: Weights, x: np.ndarray, activation: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
-    """x W + b, then the activation; b only if there is one."""
+    """X W + b, then the activation; b only if there is one."""
     result = x @ weights["kernel"] + weights.get("bias", 0.0)
     return result if activation is None else activation(result)
 

@@ -23,7 +23,6 @@ from rich.console import Console
 from torch import nn
 
 import torch_impl.model as port
-
 from parity.pairs.epibert_layers import LAYERS, Case, Layer
 from parity.pairs.twins import Side, Twins, compare_twins
 from parity.records import Comparison, Status
@@ -97,7 +96,7 @@ def find_counterexample(
     return found[-1] if found else None
 
 
-class _Differs(Exception):  # noqa: N818  it ends an example and never reaches anybody
+class _Differs(Exception):
     pass
 
 
@@ -150,7 +149,9 @@ def print_counterexample(name: str, example: Counterexample, console: Console) -
 
 
 def _glance(array: np.ndarray) -> str:
-    numbers = np.array2string(array.reshape(-1), threshold=SHOWN, edgeitems=SHOWN // 4, precision=17, floatmode="unique")
+    numbers = np.array2string(
+        array.reshape(-1), threshold=SHOWN, edgeitems=SHOWN // 4, precision=17, floatmode="unique"
+    )
     return " ".join(numbers.split())
 
 
@@ -243,7 +244,8 @@ def _write(tested: str, layer: Layer, example: Counterexample, folder: Path, con
         write_example(
             example.twins.port,
             lambda: (example.twins.call_port or (lambda module, x: module(x)))(  # type: ignore[union-attr]  see above
-                example.twins.port, example.case.inputs.tensor  # type: ignore[union-attr]  see above
+                example.twins.port,
+                example.case.inputs.tensor,  # type: ignore[union-attr]  see above
             ),
             {row.quantity: expected for row, expected in wrong},
             path,

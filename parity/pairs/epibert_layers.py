@@ -199,9 +199,7 @@ SINGLE_POSITIONS = _cases(samples(1, 1, widths, kinds=MODERATE), training=True, 
 
 # A single channel equals its own mean, so that beta is the result, and the reference computes it as x/√ε + (β - x/√ε).
 LAYER_NORMS = _cases(
-    st.one_of(
-        samples(batches, lengths, st.integers(2, 9), kinds=AFFINE), samples(batches, lengths, 1, kinds=MODERATE)
-    ),
+    st.one_of(samples(batches, lengths, st.integers(2, 9), kinds=AFFINE), samples(batches, lengths, 1, kinds=MODERATE)),
     of_channels=_channels("channels"),
 )
 
@@ -260,9 +258,7 @@ def linear(channels_in: int, channels_out: int, bias: bool = True, activation: s
 # own tests for that. With numbers of ordinary size they stay near zero, where both are well-conditioned.
 LINEARS = st.one_of(
     _cases(samples(batches, lengths, widths, kinds=AFFINE), of_channels=_channels("channels_in"), channels_out=widths),
-    _cases(
-        samples(batches, lengths, widths), of_channels=_channels("channels_in"), channels_out=widths, bias=False
-    ),
+    _cases(samples(batches, lengths, widths), of_channels=_channels("channels_in"), channels_out=widths, bias=False),
     _cases(
         samples(batches, lengths, widths, kinds=MODERATE),
         of_channels=_channels("channels_in"),
@@ -356,9 +352,7 @@ def tower_block(channels_in: int, channels_out: int, tower: str) -> Twins:
 
         block = _reference()._conv_block(channels_out, _reference().TOWER_KERNEL_SIZE, MOMENTUM, _float64())
         theirs = (
-            _reference().SoftmaxPool(dtype=_float64())
-            if softmax
-            else tf_keras.layers.MaxPool1D(4, dtype=_float64())
+            _reference().SoftmaxPool(dtype=_float64()) if softmax else tf_keras.layers.MaxPool1D(4, dtype=_float64())
         )
         return tf_keras.Sequential([block, theirs])
 

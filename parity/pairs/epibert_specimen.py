@@ -9,11 +9,11 @@ nothing else.
 """
 
 import dataclasses
+import fnmatch
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from parity.pairs.epibert_run import GOLDENS, run
+from parity.pairs import epibert
+from parity.pairs.epibert_run import CASES, GOLDENS, load_case, run
 from parity.pairs.epibert_training import PortTraining
 from parity.records import Comparison, Result, Status
 from parity.training import LOSS, SCHEDULE
-from torch_impl import EpiBERT
+from torch_impl import EpiBERT, EpiBERTConfig
 from torch_impl.losses import masked_loss
 from torch_impl.model import BatchNorm, Conv1d, ConvBlock, FavorAttention, FeedForward, LayerNorm, Linear, Residual
 
@@ -169,9 +170,7 @@ class Specimen(EpiBERT):
 def without_bias(right: Conv1d) -> Conv1d:
     """The same convolution without its bias."""
     conv = Conv1d.__new__(Conv1d)
-    nn.Conv1d.__init__(
-        conv, right.in_channels, right.out_channels, right.kernel_size[0], padding="same", bias=True
-    )
+    nn.Conv1d.__init__(conv, right.in_channels, right.out_channels, right.kernel_size[0], padding="same", bias=True)
     conv.weight, conv.bias = right.weight, None
     conv.forward = lambda x: F.conv1d(x.mT, conv.weight.to(x.dtype), padding="same").mT
     return conv
@@ -216,3 +215,175 @@ def climbing_again(step: float, peak: float, warmup: float, decay: float, floor:
 
 
 TRAINING = PortTraining(masked_loss=inverted_mask, schedule=climbing_again)
+
+
+# --- what was planted, and what it must be called --------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Planted:
+    """One mistake.
+
+    Attributes:
+        name: What is wrong.
+        named: Rung to the layers that it must name there, all of them; ``*`` and ``[..]`` as in file names.
+    """
+
+    name: str
+    named: Mapping[str, tuple[str, ...]]
+
+
+_BLOCKS = ("stem_res_conv.block", "stem_res_conv_atac.block", "conv_tower.*.block", "conv_tower_atac.*.block")
+_CONVOLUTIONS = (*(f"{block}.conv" for block in _BLOCKS), "final_pointwise_conv.conv")
+_POOLS = ("stem_pool", "conv_tower.*.pool")
+_WEIGHTLESS = tuple(f"{pool}.logits" for pool in _POOLS)
+_LAYER = "performer.layers.*"
+_FFN = (f"{_LAYER}.ffn.wide", f"{_LAYER}.ffn.narrow")
+_MOTIFS = ("motif_activity_fc1", "motif_activity_fc2", "pre_transformer_projection")
+_WIDENED = ("conv_tower.[1-5].block.norm", "conv_tower_atac.1.block.norm")
+"""Blocks of the recorded case in which another width comes out than went in."""
+
+PLANTED = (
+    Planted(
+        name="convolution, BatchNorm, GELU in this order", named={"weights": _WIDENED, "layers": (*_BLOCKS, *_WIDENED)}
+    ),
+    Planted(name="no residual in the stems", named={"layers": ("stem_res_conv", "stem_res_conv_atac")}),
+    Planted(
+        name="LayerNorm in the head",
+        named={"weights": ("final_pointwise_conv.norm",), "layers": ("final_pointwise_conv.norm",)},
+    ),
+    Planted(name="no softplus", named={"layers": ("final_dense_profile",)}),
+    Planted(
+        name="motif activity thrown away",
+        named={"weights": _MOTIFS, "layers": (*_MOTIFS, "motif_dropout1", "motif_dropout2", "")},
+    ),
+    Planted(
+        name="softmax attention",
+        named={"layers": tuple(f"{_LAYER}.attention{part}" for part in ("", ".rotary", ".features"))},
+    ),
+    Planted(name="pooling without trained weights", named={"weights": _WEIGHTLESS, "layers": (*_POOLS, *_WEIGHTLESS)}),
+    Planted(
+        name="feed-forward networks four times as wide, with GELU",
+        named={"weights": _FFN, "layers": (*_FFN, f"{_LAYER}.ffn.activation")},
+    ),
+    Planted(name="50 positions padded by 25 and 25", named={"layers": ("stem_conv_atac",)}),
+    Planted(name="convolutions without bias", named={"weights": _CONVOLUTIONS, "layers": _CONVOLUTIONS}),
+    Planted(
+        name="GELU by erf",
+        named={"layers": (*(f"{block}.activation" for block in _BLOCKS), "final_pointwise_conv.activation", "gelu")},
+    ),
+    Planted(name="mask of the loss inverted", named={"losses": (LOSS,)}),
+    Planted(name="schedule that climbs again", named={"optimizer": (SCHEDULE,)}),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What became of one planted mistake.
+
+    Attributes:
+        planted: The mistake.
+        rows: The worst failed comparison of each rung and layer that named it.
+        unnamed: Rungs and layers that should have and did not.
+    """
+
+    planted: Planted
+    rows: tuple[Comparison, ...]
+    unnamed: tuple[tuple[str, str], ...]
+
+
+def find(result: Result, config: EpiBERTConfig) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+    """Looks for every planted mistake in what the harness found.
+
+    Args:
+        result: The run on the specimen.
+        config: Configuration of the case whose layers are looked for.
+
+    Returns:
+        One finding for each mistake, and the culprits that no mistake explains.
+    """
+    layers = [pair.port for pair in epibert.layer_map(config) if not pair.alias]
+    failed: dict[tuple[str, str], Comparison] = {}
+    for row in result.comparisons:
+        key = (row.gate, row.layer)
+        if row.status is not Status.PASS and (key not in failed or _error(row) > _error(failed[key])):
+            failed[key] = row
+    findings, explained = [], set()
+    for planted in PLANTED:
+        wanted = [(gate, layer) for gate, patterns in planted.named.items() for layer in _matching(patterns, layers)]
+        explained |= {layer or "EpiBERT" for _, layer in wanted}
+        findings.append(
+            Finding(
+                planted=planted,
+                rows=tuple(failed[key] for key in wanted if key in failed),
+                unnamed=tuple(key for key in wanted if key not in failed),
+            )
+        )
+    return tuple(findings), tuple(name for name in result.culprits if name not in explained)
+
+
+def _matching(patterns: tuple[str, ...], layers: list[str]) -> list[str]:
+    found = []
+    for pattern in patterns:
+        matching = fnmatch.filter(layers, pattern) if "*" in pattern or "[" in pattern else [pattern]
+        found += [name for name in matching if name.count(".") == pattern.count(".")]
+    return found
+
+
+def _error(row: Comparison) -> float:
+    return math.inf if row.error is None else row.error
+
+
+def examine() -> tuple[Result, EpiBERTConfig]:
+    """Climbs the ladder once with the specimen, on the checkpoint of the first recorded case."""
+    folder = GOLDENS / CASES[0]
+    config, checkpoint = load_case(folder)
+    (index,) = (path for path in checkpoint.files if path.suffix == ".index")
+    result = run(
+        checkpoint=str(index.with_suffix("")),
+        config=str(folder / "config.json"),
+        gates=GATES,
+        reference="live",
+        prepare_port=plant,
+        training=TRAINING,
+    )
+    return result, config
+
+
+def main() -> int:
+    """Prints what was planted beside what was named.
+
+    Returns:
+        0: every mistake was named everywhere, and nothing else; 1: not.
+    """
+    result, config = examine()
+    findings, unexplained = find(result, config)
+    table = Table("planted", "rung", "layer", "what the harness says", title="A wild specimen", show_lines=True)
+    for found in findings:
+        shown: dict[str, list[Comparison]] = {}
+        for row in found.rows:
+            shown.setdefault(row.gate, []).append(row)
+        name = found.planted.name
+        for gate, rows in shown.items():
+            first = rows[0]
+            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+            said = first.detail if first.error is None else f"relative error {first.error:.2g}, limit {first.limit:.2g}"
+            table.add_row(name, gate, f"{first.layer or config.name}{more}", f"{first.quantity}: {said}")
+            name = ""
+        for gate, layer in found.unnamed:
+            table.add_row(name, gate, layer or config.name, "NOT NAMED")
+            name = ""
+    console = Console(width=160, markup=False, highlight=False)
+    console.print(table)
+    everywhere = sum(1 for found in findings if not found.unnamed)
+    console.print(
+        f"{everywhere} of {len(findings)} named, each in every layer that has it; {len(result.culprits)} culprits"
+    )
+    if unexplained:
+        console.print(f"named without having been planted: {', '.join(unexplained)}")
+    return 0 if everywhere == len(findings) and not unexplained else 1
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.exit(main())
