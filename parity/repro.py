@@ -185,7 +185,8 @@ def write_script(layer: IsolatedLayer, path: Path, *, title: str, found: str) ->
         call += [f"{name}={writer.structure(value, name)}" for name, value in kwargs.items()]
     outputs = [writer.check(check) for check in _output_checks(layer, truth, rows)]
     state = [f"({name!r}, {writer.check(check)})" for name, check in _state_checks(layer, truth, rows)]
-    part_text = f"{part.examples[1] - part.examples[0]} of {part.batch} examples, positions {part.positions[0]} to {part.positions[1] - 1} of {part.length}"
+    count, (start, stop) = part.examples[1] - part.examples[0], part.positions
+    part_text = f"{count} of {part.batch} examples, positions {start} to {stop - 1} of {part.length}"
     text = writer.script(
         title=title,
         found=found,
@@ -428,8 +429,8 @@ class _Writer:
         count = sum(array.size for array in self.numbers.values())
         if count <= WRITTEN_OUT:
             rows = [
-                f"    {key!r}: np.array({array.ravel().tolist()!r}, dtype={str(array.dtype)!r}).reshape({array.shape!r}),"
-                for key, array in self.numbers.items()
+                f"    {key!r}: np.array({a.ravel().tolist()!r}, dtype={str(a.dtype)!r}).reshape({a.shape!r}),"
+                for key, a in self.numbers.items()
             ]
             numbers = "NUMBERS = {\n" + "\n".join(rows) + "\n}"
         else:

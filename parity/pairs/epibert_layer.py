@@ -272,8 +272,8 @@ def main(arguments: Sequence[str], program: str = "epibert layer") -> int:
     """
     parser = argparse.ArgumentParser(
         prog=program,
-        description="Property-test one layer: geometries, weights and inputs are drawn, and the smallest example on which "
-        "the port differs is printed. Exit status 0: none differs; 1: one does; 2: wrong use.",
+        description="Property-test one layer: geometries, weights and inputs are drawn, and the smallest example on "
+        "which the port differs is printed. Exit status 0: none differs; 1: one does; 2: wrong use.",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="layer, by the name of its class: see --list")
     parser.add_argument("--list", action="store_true", help="name the layers")
@@ -282,8 +282,8 @@ def main(arguments: Sequence[str], program: str = "epibert layer") -> int:
     parser.add_argument(
         "--port",
         metavar="MODULE:CLASS",
-        help="a layer of your own in the place of the port's, as MODULE:CLASS or FILE.py:CLASS; it is made with the same "
-        "arguments and has tensors of the same names",
+        help="a layer of your own in the place of the port's, as MODULE:CLASS or FILE.py:CLASS; it is made with the "
+        "same arguments and has tensors of the same names",
     )
     parser.add_argument("--out", metavar="DIR", help="write a script there that shows a counterexample alone")
     parser.add_argument(

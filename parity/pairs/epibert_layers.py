@@ -1,5 +1,4 @@
-"""The layers of EpiBERT, one by one: how the port, the reference and the formula of each are made, and on what inputs
-the three must agree.
+"""The layers of EpiBERT one by one: how port, reference and formula of each are made, and on what they must agree.
 
 The suite of layer properties and ``epibert layer`` both take them from here.
 
@@ -227,7 +226,7 @@ def erf_gelu() -> Twins:
 
 @st.composite
 def _mirrored(draw: st.DrawFn) -> Case:
-    """Numbers of both signs: far below zero 1 + tanh and 1 + erf cancel, and what is left is exact in units of x only."""
+    """Numbers of both signs: far below zero 1 + tanh and 1 + erf cancel, and what is left is exact in units of x."""
     drawn = draw(samples(batches, lengths, widths, kinds=NORMAL))
     numbers = np.concatenate([np.abs(drawn.numbers), -np.abs(drawn.numbers)], axis=-1)
     return Case({}, Sample(numbers, torch.from_numpy(numbers), f"mirrored {drawn!r}"), draw(seeds))

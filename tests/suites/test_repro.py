@@ -1,0 +1,128 @@
+"""Scripts for culprits: they fail as long as a layer is wrong, in an environment with nothing but NumPy and PyTorch."""
+
+import contextlib
+import dataclasses
+import runpy
+
+import pytest
+
+from parity.ladder import compare_live, find_culprits
+from parity.pairs import epibert
+from parity.records import Gate, GateStatus, Result
+from parity.repro import Bench, remove_repros, write_repros
+from tests.suites.test_faults import FAULTS
+from tests.unit.sources import PACKAGES
+from tests.unit.test_layout import OUTSIDE, PYTORCH, TENSORFLOW, run_with_blocked
+
+ALONE = (TENSORFLOW | PYTORCH | OUTSIDE | {*PACKAGES, "h5py", "scipy", "jaxtyping", "rich", "google_crc32c"}) - {"torch"}
+"""What a script must do without."""
+
+BROKEN = {
+    "BatchNorm epsilon 1e-3": ("stem_res_conv.block.norm.py", "'epsilon': 0.001", "'epsilon': 1e-05"),
+    "flipped kernel": ("conv_tower.0.block.conv.py", "conv.weight.flip(-1)", "conv.weight"),
+    "GELU before BatchNorm": (
+        "conv_tower.2.block.py",
+        "block.conv(block.norm(block.activation(x)))",
+        "block.conv(block.activation(block.norm(x)))",
+    ),
+    "momentum 0.9": ("conv_tower.3.block.norm.py", "'update_rate': 0.9", "'update_rate': 0.10000000149011612"),
+}
+"""Fault to its script, what is wrong there, and what is right."""
+
+
+def found(bench, *names: str) -> tuple[Result, Bench]:
+    """What the harness says of a port with such faults, and both sides."""
+    port = bench.port()
+    for fault in FAULTS:
+        if fault.name in names:
+            fault.inject(port)
+    side = epibert.watch(port)
+    rows = tuple(compare_live(side, bench.live, bench.layer_map, gates=("layers",)))
+    culprits = find_culprits(rows, bench.layer_map, model_name="EpiBERT")
+    gates = {"layers": dataclasses.replace(_GATE, comparisons=rows)}
+    result = Result(pair="", reference="", requested=("layers",), gates=gates, culprit_rows=culprits)
+    return result, Bench(port=side, live=bench.live, layer_map=bench.layer_map)
+
+
+_GATE = Gate(name="layers", status=GateStatus.FAILED)
+
+
+@pytest.fixture(scope="module")
+def scripts(bench, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("out") / "repro"
+    result, both = found(bench, *BROKEN)
+    return folder, write_repros(result, lambda case: contextlib.nullcontext(both), folder)
+
+
+def test_every_culprit_has_its_script(scripts):
+    folder, result = scripts
+    assert [(row.script, row.no_script) for row in result.culprit_rows] == [
+        (f"repro/{row.port}.py", "") for row in result.culprit_rows
+    ]
+    assert {path.name for path in folder.iterdir()} == {name for name, _, _ in BROKEN.values()}
+
+
+def test_scripts_fail_where_only_numpy_and_pytorch_are(scripts):
+    folder, _ = scripts
+    paths = sorted(map(str, folder.glob("*.py")))
+    statement = f"""
+import runpy
+for path in {paths!r}:
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as status:
+        assert status.code == 1, (path, status.code)
+    else:
+        raise AssertionError(path)
+"""
+    result = run_with_blocked(ALONE, statement)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("WRONG") >= len(paths)
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_script_is_content_once_the_layer_is_right(scripts, fault, tmp_path, capsys):
+    folder, _ = scripts
+    name, wrong, right = BROKEN[fault]
+    text = (folder / name).read_text(encoding="utf-8")
+    assert text.count(wrong) == 1
+    mended = tmp_path / "mended.py"
+    mended.write_text(text.replace(wrong, right), encoding="utf-8")
+    assert runpy.run_path(str(folder / name))["differences"]()
+    assert runpy.run_path(str(mended))["differences"]() == []
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_the_input_is_shrunk(scripts):
+    folder, _ = scripts
+    for name, *_ in BROKEN.values():
+        assert "(1 of 2 examples, positions" in (folder / name).read_text(encoding="utf-8"), name
+    small = runpy.run_path(str(folder / "stem_res_conv.block.norm.py"))["NUMBERS"]["input"]
+    assert small.shape[:2] == (1, 1)
+
+
+def test_what_cannot_be_a_script_says_why(bench, tmp_path):
+    result, both = found(bench, "rotate-half", "BatchNorm epsilon 1e-3")
+
+    def benches(case):
+        if result.culprits and not seen:
+            seen.append(case)
+            raise LookupError("nothing can be fed from it")
+        return contextlib.nullcontext(both)
+
+    seen = []
+    written = write_repros(result, benches, tmp_path / "repro")
+    assert [row.script for row in written.culprit_rows] == ["", ""]
+    first, second = (row.no_script for row in written.culprit_rows)
+    assert first == "nothing can be fed from it"
+    assert "stands inside another definition" in second
+
+
+def test_scripts_of_an_earlier_run_are_removed_and_nothing_else(tmp_path):
+    folder = tmp_path / "repro"
+    remove_repros(folder)
+    folder.mkdir()
+    for name in ("a.py", "a.npz", "notes.txt"):
+        (folder / name).touch()
+    remove_repros(folder)
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
