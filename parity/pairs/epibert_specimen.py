@@ -26,7 +26,7 @@ from parity.pairs import epibert
 from parity.pairs.epibert_run import CASES, GOLDENS, load_case, run
 from parity.pairs.epibert_training import PortTraining
 from parity.records import Comparison, Result, Status
-from parity.training import LOSS, SCHEDULE
+from parity.training import LOSS, OPTIMIZER, SCHEDULE
 from torch_impl import EpiBERT, EpiBERTConfig
 from torch_impl.losses import masked_loss
 from torch_impl.model import BatchNorm, Conv1d, ConvBlock, FavorAttention, FeedForward, LayerNorm, Linear, Residual
@@ -206,10 +206,14 @@ def inverted_mask(y_true: Tensor, y_pred: Tensor, mask: Tensor, **arguments: Any
     return masked_loss(y_true, y_pred, 1 - mask, **arguments)
 
 
-def climbing_again(step: float, peak: float, warmup: float, decay: float, floor: float) -> float:
+def climbing_again(
+    step: float, peak: float, warmup: float, decay: float, floor: float, *, constant: bool = False
+) -> float:
     """A cosine that is not stopped when it reaches the floor."""
     if step < warmup:
         return 0.001 * peak + step / warmup * (0.999 * peak)
+    if constant:
+        return peak
     cosine = 0.5 * (1 + math.cos(math.pi * (step - warmup) / decay))
     return peak * ((1 - floor) * cosine + floor)
 
@@ -276,6 +280,12 @@ PLANTED = (
     Planted(name="schedule that climbs again", named={"optimizer": (SCHEDULE,)}),
 )
 
+CONSEQUENCES = {
+    OPTIMIZER: "parameters that are missing, or have another shape, do not move as they should",
+    "gradients": "a gradient of another shape cannot be exchanged for the reference's, so it reaches the layers around",
+}
+"""Part or rung -> why it names more than was planted."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Finding:
@@ -300,7 +310,7 @@ def find(result: Result, config: EpiBERTConfig) -> tuple[tuple[Finding, ...], tu
         config: Configuration of the case whose layers are looked for.
 
     Returns:
-        One finding for each mistake, and the culprits that no mistake explains.
+        One finding for each mistake, and the culprits that neither a mistake nor ``CONSEQUENCES`` explains.
     """
     layers = [pair.port for pair in epibert.layer_map(config) if not pair.alias]
     failed: dict[tuple[str, str], Comparison] = {}
@@ -319,7 +329,10 @@ def find(result: Result, config: EpiBERTConfig) -> tuple[tuple[Finding, ...], tu
                 unnamed=tuple(key for key in wanted if key not in failed),
             )
         )
-    return tuple(findings), tuple(name for name in result.culprits if name not in explained)
+    unexplained = (row for row in result.culprit_rows if row.port not in explained)
+    return tuple(findings), tuple(
+        row.port for row in unexplained if row.port not in CONSEQUENCES and row.gates != ("gradients",)
+    )
 
 
 def _matching(patterns: tuple[str, ...], layers: list[str]) -> list[str]:
@@ -379,6 +392,8 @@ def main() -> int:
     console.print(
         f"{everywhere} of {len(findings)} named, each in every layer that has it; {len(result.culprits)} culprits"
     )
+    for name, reason in CONSEQUENCES.items():
+        console.print(f"also named, {name}: {reason}")
     if unexplained:
         console.print(f"named without having been planted: {', '.join(unexplained)}")
     return 0 if everywhere == len(findings) and not unexplained else 1

@@ -14,7 +14,9 @@ from tests.suites.test_faults import FAULTS
 from tests.unit.sources import PACKAGES
 from tests.unit.test_layout import OUTSIDE, PYTORCH, TENSORFLOW, run_with_blocked
 
-ALONE = (TENSORFLOW | PYTORCH | OUTSIDE | {*PACKAGES, "h5py", "scipy", "jaxtyping", "rich", "google_crc32c"}) - {"torch"}
+ALONE = (TENSORFLOW | PYTORCH | OUTSIDE | {*PACKAGES, "h5py", "scipy", "jaxtyping", "rich", "google_crc32c"}) - {
+    "torch"
+}
 """What a script must do without."""
 
 BROKEN = {
