@@ -146,9 +146,10 @@ class IsolatedLayer:
         given, expected = self._port_call.cut(part), self._reference_call.cut(part)
         live = copy.copy(self.live)
         names = dict.fromkeys((self.live.precisions[0], self.precision))
-        live.sides = {
+        sides: dict[str, KerasSide] = {
             name: _ReferenceLayer(self.live.sides[name], self.pair.reference, expected, self.mapped) for name in names
         }
+        live.sides = sides
         live.inputs = tuple(np.asarray(tensor, dtype=np.float64) for tensor in expected.tensors[: self.mapped])
         live.blocks, live._truths = frozenset(), {}
         return PortLayer(self.whole, self.pair, self.layer_map, given, self.mapped), live

@@ -5,6 +5,7 @@ imports. What cannot be written so is refused with the reason; nothing is left o
 """
 
 import ast
+import copy
 import dataclasses
 import functools
 import importlib
@@ -218,7 +219,9 @@ def _only(methods: frozenset[str], statement: ast.ClassDef, text: str) -> tuple[
     if not kept:
         lines.append("    pass")
     squeezed = re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).rstrip()
-    return ast.ClassDef(**{**dict(ast.iter_fields(statement)), "body": kept}), squeezed
+    pruned = copy.copy(statement)
+    pruned.body = kept
+    return pruned, squeezed
 
 
 def _bound(statement: ast.stmt) -> Iterator[str]:

@@ -80,7 +80,7 @@ def find_counterexample(
         database=None,
         deadline=None,
         report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much),
         phases=(Phase.generate, Phase.shrink),
     )
     @given(case=layer.cases)
@@ -233,21 +233,18 @@ def _write(tested: str, layer: Layer, example: Counterexample, folder: Path, con
     from parity.repro import write_example
     from parity.sources import NotSelfContained
 
-    path = folder / f"{layer.port}.py"
-    wrong = [(row, expected) for row, _, expected in example.compared if expected is not None]
-    if example.twins is None or not wrong:
+    path, twins, inputs = folder / f"{layer.port}.py", example.twins, example.case.inputs
+    expected_of = {row.quantity: expected for row, _, expected in example.compared if expected is not None}
+    if twins is None or not expected_of:
         console.print(f"no script: {example.problem or 'nothing was expected'}")
         return
-    example.twins.fill(example.weights, reference=False)
-    example.twins.port.train(example.case.training)
+    twins.fill(example.weights, reference=False)
+    twins.port.train(example.case.training)
     try:
         write_example(
-            example.twins.port,
-            lambda: (example.twins.call_port or (lambda module, x: module(x)))(  # type: ignore[union-attr]  see above
-                example.twins.port,
-                example.case.inputs.tensor,  # type: ignore[union-attr]  see above
-            ),
-            {row.quantity: expected for row, expected in wrong},
+            twins.port,
+            lambda: twins.call(inputs),
+            expected_of,
             path,
             title=f"{tested} is not what {layer.port} should be",
             found=f"Found by epibert layer {layer.port}.",

@@ -106,9 +106,13 @@ class Twins:
         """One forward of the port: every output, then every moving statistic as the forward left it."""
         self.port.train(training)
         with torch.no_grad():
-            given = _for_port(inputs)
-            found = _flat(self.port(given) if self.call_port is None else self.call_port(self.port, given))
+            found = _flat(self.call(inputs))
         return found | {name: self.tensors[name] for name, (row, _) in self.places.items() if not row.trainable}
+
+    def call(self, inputs: Sample | ModelInputs) -> Any:
+        """Calls the port."""
+        given = _for_port(inputs)
+        return self.port(given) if self.call_port is None else self.call_port(self.port, given)
 
     def run_reference(self, inputs: Sample | ModelInputs, *, training: bool) -> dict[str, Any]:
         """The same of the Keras layer."""
