@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from parity.layer_map import LayerMap, LayerPair
 from parity.records import Comparison, Reading, Status
 from parity.reference import LiveReference
 from parity.torch_side import TorchSide
-from parity.trace import flatten, replace
+from parity.trace import attempt, flatten, replace
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024)
 """Numbers of positions that are tried."""
@@ -165,11 +166,9 @@ class IsolatedLayer:
         if not kinds:
             raise LookupError("called alone, the layer computes what it should")
         for candidate in self._candidates():
-            try:
-                found = self.compare(candidate)
-            except Exception:  # noqa: BLE001  the reference refuses such an input, so it shows nothing
-                continue
-            if _kinds(found) & kinds:
+            # An input that the reference refuses shows nothing.
+            found, _ = attempt(functools.partial(self.compare, candidate))
+            if found is not None and _kinds(found) & kinds:
                 return candidate, found
         return part, rows
 

@@ -193,6 +193,7 @@ def compare_recorded(
                 mode="evaluation",
                 tolerance=precision,
                 layer_map=layer_map,
+                modules=port.modules,
                 observed=observed,
                 truth=truth,
                 own=own,
@@ -206,6 +207,7 @@ def compare_recorded(
             mode="training",
             tolerance=precision,
             layer_map=layer_map,
+            modules=port.modules,
             observed=port.trace(inputs, precision=precision, training=True),
             truth=trained,
             own=None
@@ -315,8 +317,8 @@ class _Comparer:
         observed: Trace,
         truth: Trace,
         own: Trace | None,
+        modules: Collection[str],
         graph: Sequence[np.ndarray | Sample] | None = None,
-        modules: Collection[str] | None = None,
     ) -> None:
         self.common: dict[str, Any] = {
             "gate": gate,
@@ -350,7 +352,7 @@ class _Comparer:
                 if self.observed.error:
                     detail = f"{detail}; the pass ended with {self.observed.error}"
                 order = truth.order if truth else 0
-                if self.modules is not None and pair.port not in self.modules:
+                if pair.port not in self.modules:
                     # What is not there answers for itself; whoever should have called it is judged by its own output.
                     detail, owner = f"the port has no module of this name; {detail}", pair.port
                 else:

@@ -8,6 +8,7 @@ import pytest
 
 from parity.ladder import compare_live, find_culprits
 from parity.pairs import epibert
+from parity.pairs.epibert_repro import write_scripts
 from parity.records import Gate, GateStatus, Result
 from parity.repro import Bench, remove_repros, write_repros
 from tests.suites.test_faults import FAULTS
@@ -118,6 +119,18 @@ def test_what_cannot_be_a_script_says_why(bench, tmp_path):
     first, second = (row.no_script for row in written.culprit_rows)
     assert first == "nothing can be fed from it"
     assert "stands inside another definition" in second
+
+
+@pytest.mark.parametrize("case", ["P1 live", "P1 live, other inputs", "P1 live, drawn weights"])
+def test_a_run_on_recorded_cases_makes_its_scripts(bench, tmp_path, case):
+    name, (script, _, _) = next(iter(BROKEN.items()))
+    (fault,) = (fault for fault in FAULTS if fault.name == name)
+    result, _ = found(bench, name)
+    rows = tuple(dataclasses.replace(row, case=case) for row in result.comparisons)
+    result = dataclasses.replace(result, gates={"layers": dataclasses.replace(_GATE, comparisons=rows)})
+    written = write_scripts(result, tmp_path / "repro", prepare_port=fault.inject)
+    assert [row.script for row in written.culprit_rows] == [f"repro/{script}"]
+    assert runpy.run_path(str(tmp_path / "repro" / script))["differences"]() == ["output"]
 
 
 def test_scripts_of_an_earlier_run_are_removed_and_nothing_else(tmp_path):
