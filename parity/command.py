@@ -1,4 +1,4 @@
-"""The command line: ``epibert parity | weights ... | data ... | train ... | bench``.
+"""The command line: ``epibert parity | layer | weights ... | data ... | train ... | bench``.
 
 Exit status 0: proven, or done. 1: not proven, or different. 2: wrong use or bad input, with one line that says what.
 """
@@ -180,14 +180,17 @@ def layer(arguments: Sequence[str]) -> int:
         arguments: What follows: the layer's name and options.
     """
     try:
-        from parity.pairs.epibert_layer import main as run
+        from parity.pairs.layer_command import main as run
     except ModuleNotFoundError as error:
         if error.name != "hypothesis":
             raise
-        from parity.pairs.epibert_run import UsageError
-
-        raise UsageError("testing a layer needs Hypothesis: install the extra 'layer'") from None
-    return run(arguments)
+        reason = "testing a layer needs Hypothesis: install the extra 'layer'"
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"epibert: error: {reason}")
+        return WRONG_USE
+    try:
+        return run(arguments)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _layer(arguments: list[str]) -> int:

@@ -7,7 +7,7 @@ import torch
 
 import torch_impl.model as port
 from parity.command import main
-from parity.pairs.epibert_layer import examine, find_counterexample, find_layer
+from parity.pairs.layer_command import examine, find_counterexample, find_layer
 from parity.pairs.epibert_layers import LAYERS, Case
 from parity.pairs.samples import sample
 from parity.records import Status
@@ -134,7 +134,7 @@ def test_the_same_seed_draws_the_same_examples(monkeypatch):
     plain = examine
     for run in drawn:
         monkeypatch.setattr(
-            "parity.pairs.epibert_layer.examine",
+            "parity.pairs.layer_command.examine",
             lambda layer, case, run=run, **arguments: run.append(repr(case)) or plain(layer, case, **arguments),
         )
         assert find_counterexample(LAYERS["Crop"], examples=10, seed_=3) is None
@@ -152,6 +152,12 @@ def test_a_nan_is_a_counterexample(monkeypatch):
 
 def test_names_are_found_whatever_their_spelling():
     assert find_layer("conv_block") is find_layer("ConvBlock") is LAYERS["ConvBlock"]
+
+
+def test_without_hypothesis_the_extra_is_named():
+    result = run_with_blocked({"hypothesis"}, 'from parity.command import main\nmain(["layer", "Conv1d"])')
+    assert result.returncode == 2
+    assert result.stderr == "epibert: error: testing a layer needs Hypothesis: install the extra 'layer'\n"
 
 
 def test_neither_tensorflow_nor_lightning_is_needed():
