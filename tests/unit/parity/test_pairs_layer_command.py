@@ -7,8 +7,8 @@ import torch
 
 import torch_impl.model as port
 from parity.command import main
-from parity.pairs.layer_command import examine, find_counterexample, find_layer
 from parity.pairs.epibert_layers import LAYERS, Case
+from parity.pairs.layer_command import examine, find_counterexample, find_layer
 from parity.pairs.samples import sample
 from parity.records import Status
 from tests.unit.test_layout import PYTORCH, TENSORFLOW, run_with_blocked
