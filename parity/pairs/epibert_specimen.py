@@ -10,10 +10,13 @@ nothing else.
 
 import dataclasses
 import fnmatch
+import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,12 +41,24 @@ GATES = ("optimizer",)
 # --- the wrong parts -------------------------------------------------------------------------------------------------
 
 
+class WithoutBias(nn.Module):
+    """A convolution without its bias."""
+
+    def __init__(self, right: Conv1d) -> None:
+        super().__init__()
+        self.weight = right.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolves."""
+        return F.conv1d(x.mT, self.weight.to(x.dtype), padding="same").mT
+
+
 class ConvolutionFirst(nn.Module):
     """Convolution, BatchNorm, GELU; the BatchNorm is as wide as what comes out."""
 
     def __init__(self, right: ConvBlock) -> None:
         super().__init__()
-        self.conv = without_bias(right.conv)
+        self.conv = WithoutBias(right.conv)
         width, given = right.conv.out_channels, right.norm
         same = len(given.weight) == width
         self.norm = given if same else BatchNorm(width, given.epsilon, given.momentum)
@@ -62,7 +77,7 @@ class LayerNormHead(nn.Module):
         self.norm = LayerNorm(len(right.norm.weight), right.norm.epsilon)
         self.norm.load_state_dict({"weight": right.norm.weight, "bias": right.norm.bias})
         self.activation = nn.GELU()
-        self.conv = without_bias(right.conv)
+        self.conv = WithoutBias(right.conv)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises, activates, convolves."""
@@ -167,15 +182,6 @@ class Specimen(EpiBERT):
         return self.predict(x, self.final_pointwise_conv, self.final_dense_profile)
 
 
-def without_bias(right: Conv1d) -> Conv1d:
-    """The same convolution without its bias."""
-    conv = Conv1d.__new__(Conv1d)
-    nn.Conv1d.__init__(conv, right.in_channels, right.out_channels, right.kernel_size[0], padding="same", bias=True)
-    conv.weight, conv.bias = right.weight, None
-    conv.forward = lambda x: F.conv1d(x.mT, conv.weight.to(x.dtype), padding="same").mT
-    return conv
-
-
 def plant(port: Any) -> None:
     """Turns a port with its weights into the specimen; what still fits keeps its weights."""
     for suffix in ("", "_atac"):
@@ -244,7 +250,7 @@ _WEIGHTLESS = tuple(f"{pool}.logits" for pool in _POOLS)
 _LAYER = "performer.layers.*"
 _FFN = (f"{_LAYER}.ffn.wide", f"{_LAYER}.ffn.narrow")
 _MOTIFS = ("motif_activity_fc1", "motif_activity_fc2", "pre_transformer_projection")
-_WIDENED = ("conv_tower.[1-5].block.norm", "conv_tower_atac.1.block.norm")
+_WIDENED = ("conv_tower.[1345].block.norm", "conv_tower_atac.1.block.norm")
 """Blocks of the recorded case in which another width comes out than went in."""
 
 PLANTED = (
@@ -349,17 +355,20 @@ def _error(row: Comparison) -> float:
 
 def examine() -> tuple[Result, EpiBERTConfig]:
     """Climbs the ladder once with the specimen, on the checkpoint of the first recorded case."""
-    folder = GOLDENS / CASES[0]
-    config, checkpoint = load_case(folder)
+    config, checkpoint = load_case(GOLDENS / CASES[0])
     (index,) = (path for path in checkpoint.files if path.suffix == ".index")
-    result = run(
-        checkpoint=str(index.with_suffix("")),
-        config=str(folder / "config.json"),
-        gates=GATES,
-        reference="live",
-        prepare_port=plant,
-        training=TRAINING,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = Path(folder) / "arguments.json"
+        arguments.write_text(json.dumps(epibert.original_arguments(config)), encoding="utf-8")
+        result = run(
+            checkpoint=str(index.with_suffix("")),
+            config=str(arguments),
+            gates=GATES,
+            reference="live",
+            bins=config.output_length,
+            prepare_port=plant,
+            training=TRAINING,
+        )
     return result, config
 
 
