@@ -78,7 +78,7 @@ class Sources:
                 name = getattr(value, "__name__", name)
                 found = getattr(importlib.import_module(module), name, None)
             if found is not value:
-                raise NotSelfContained(f"{value!r} is not what {module}.{name} names")
+                raise NotSelfContained(f"a {type(value).__name__} is not what {module}.{name} names")
             if package == "builtins":
                 return name
             self.imports[f"import {module}"] = None
