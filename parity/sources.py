@@ -142,7 +142,7 @@ class Sources:
         if type(value) is list or isinstance(value, torch.Size):
             return f"[{', '.join(map(self.expression, value))}]"
         if type(value) is tuple:
-            return f"({''.join(f'{self.expression(item)}, ' for item in value)})".replace(", )", ",)")
+            return f"({', '.join(map(self.expression, value))}{',' if len(value) == 1 else ''})"
         if isinstance(value, Mapping):
             return f"{{{', '.join(f'{self.expression(key)}: {self.expression(value[key])}' for key in value)}}}"
         if dataclasses.is_dataclass(value) and not isinstance(value, type):

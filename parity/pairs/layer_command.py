@@ -167,11 +167,12 @@ def own_class(given_: str, name: str) -> type[nn.Module]:
         if place.endswith(".py"):
             if not Path(place).is_file():
                 raise UsageError(f"no file {place}")
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
+            # Under a name of its own: a file may be called as a module that is there already.
+            spec = importlib.util.spec_from_file_location(f"own_{Path(place).stem}", place)
             if spec is None or spec.loader is None:
                 raise UsageError(f"{place} cannot be imported")
             module = importlib.util.module_from_spec(spec)
-            sys.modules.setdefault(spec.name, module)
+            sys.modules[spec.name] = module
             spec.loader.exec_module(module)
         else:
             sys.path.insert(0, "")
