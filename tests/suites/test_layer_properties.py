@@ -696,10 +696,17 @@ def one_norm_left_in_evaluation(model: Any) -> None:
 def test_a_seeded_fault_is_seen(fault):
     twins = fault.build()
     assert_twins_agree(twins, fault.inputs, training=fault.training)
-    twins.fill(twins.draw(seed=2), reference=True)
+    weights = twins.draw(seed=2)
+    twins.fill(weights, reference=True)
     fault.inject(twins.port)
     with pytest.raises(Disagreement):
         assert_twins_agree(twins, fault.inputs, seed=None, training=fault.training)
+    if twins.formula is not None:
+        found = twins.run_port(fault.inputs, training=fault.training)
+        stated = twins.run_formula(fault.inputs, weights, training=fault.training)
+        with pytest.raises(Disagreement):
+            for name in stated:
+                assert_same(found[name], stated[name], what=name)
 
 
 def test_every_layer_type_of_the_port_has_a_property_and_a_fault():
