@@ -56,6 +56,13 @@ favor_attention, feed_forward = (BUILDERS[name] for name in ("FavorAttention", "
 transformer_layer, performer = (BUILDERS[name] for name in ("TransformerLayer", "Performer"))
 
 
+def assert_all_same(found: Any, expected: Any, tolerance: str = "float64", *, of: str = "the port") -> None:
+    """Everything that one side returned is what the other did."""
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert_same(found[name], expected[name], tolerance, what=f"{name} of {of}")
+
+
 def assert_twins_agree(
     twins: Twins, inputs: Sample | ModelInputs, *, seed: int | None = 1, training: bool = False,
     tolerance: str = "float64",
@@ -70,17 +77,10 @@ def assert_twins_agree(
     weights = None if seed is None else twins.draw(seed)
     if weights is not None:
         twins.fill(weights, reference=True)
-    before = {path: variable.numpy() for path, variable in twins.variables().items()}
-    found = twins.run_port(inputs, training=training)
     expected = twins.run_reference(inputs, training=training)
-    assert found.keys() == expected.keys()
-    for name in expected:
-        assert_same(found[name], expected[name], tolerance, what=name)
+    assert_all_same(twins.run_port(inputs, training=training), expected, tolerance)
     if twins.formula is not None and weights is not None:
-        stated = twins.run_formula(inputs, before, training=training)
-        assert stated.keys() == expected.keys()
-        for name in expected:
-            assert_same(stated[name], expected[name], tolerance, what=f"{name} of the formula")
+        assert_all_same(twins.run_formula(inputs, weights, training=training), expected, tolerance, of="the formula")
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -705,8 +705,7 @@ def test_a_seeded_fault_is_seen(fault):
         found = twins.run_port(fault.inputs, training=fault.training)
         stated = twins.run_formula(fault.inputs, weights, training=fault.training)
         with pytest.raises(Disagreement):
-            for name in stated:
-                assert_same(found[name], stated[name], what=name)
+            assert_all_same(found, stated)
 
 
 def test_every_layer_type_of_the_port_has_a_property_and_a_fault():
