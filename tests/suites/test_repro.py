@@ -121,16 +121,24 @@ def test_what_cannot_be_a_script_says_why(bench, tmp_path):
     assert "stands inside another definition" in second
 
 
-@pytest.mark.parametrize("case", ["P1 live", "P1 live, other inputs", "P1 live, drawn weights"])
-def test_a_run_on_recorded_cases_makes_its_scripts(bench, tmp_path, case):
-    name, (script, _, _) = next(iter(BROKEN.items()))
-    (fault,) = (fault for fault in FAULTS if fault.name == name)
-    result, _ = found(bench, name)
-    rows = tuple(dataclasses.replace(row, case=case) for row in result.comparisons)
+def test_a_run_on_recorded_cases_makes_its_scripts_from_whatever_case_showed_the_fault(bench, tmp_path):
+    cases = ("P1 live", "P1 live, other inputs", "P1 live, drawn weights", "P1 recorded")
+    faults = [fault for name in BROKEN for fault in FAULTS if fault.name == name]
+    case_of = {fault.culprits[0]: case for fault, case in zip(faults, cases, strict=True)}
+    result, _ = found(bench, *BROKEN)
+    rows = tuple(dataclasses.replace(row, case=case_of.get(row.layer, "")) for row in result.comparisons)
     result = dataclasses.replace(result, gates={"layers": dataclasses.replace(_GATE, comparisons=rows)})
-    written = write_scripts(result, tmp_path / "repro", prepare_port=fault.inject)
-    assert [row.script for row in written.culprit_rows] == [f"repro/{script}"]
-    assert runpy.run_path(str(tmp_path / "repro" / script))["differences"]() == ["output"]
+
+    def prepare(port):
+        for fault in faults:
+            fault.inject(port)
+
+    written = write_scripts(result, tmp_path / "repro", prepare_port=prepare)
+    assert {row.port: row.no_script for row in written.culprit_rows} == {
+        name: "nothing can be fed from P1 recorded" if case == "P1 recorded" else "" for name, case in case_of.items()
+    }
+    for row in written.culprit_rows:
+        assert row.no_script or runpy.run_path(str(tmp_path / row.script))["differences"]()
 
 
 def test_scripts_of_an_earlier_run_are_removed_and_nothing_else(tmp_path):
