@@ -3,42 +3,89 @@
 import contextlib
 import dataclasses
 import runpy
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
+import torch.nn.functional as F
+from torch import Tensor
 
 from parity.ladder import compare_live, find_culprits
 from parity.pairs import epibert
 from parity.pairs.epibert_repro import write_scripts
 from parity.records import Gate, GateStatus, Result
 from parity.repro import Bench, remove_repros, write_repros
-from tests.suites.test_faults import FAULTS
 from tests.unit.sources import PACKAGES
 from tests.unit.test_layout import OUTSIDE, PYTORCH, TENSORFLOW, run_with_blocked
+from torch_impl import EpiBERT
 
 ALONE = (TENSORFLOW | PYTORCH | OUTSIDE | {*PACKAGES, "h5py", "scipy", "jaxtyping", "rich", "google_crc32c"}) - {
     "torch"
 }
 """What a script must do without."""
 
-BROKEN = {
-    "BatchNorm epsilon 1e-3": ("stem_res_conv.block.norm.py", "'epsilon': 0.001", "'epsilon': 1e-05"),
-    "flipped kernel": ("conv_tower.0.block.conv.py", "conv.weight.flip(-1)", "conv.weight"),
-    "GELU before BatchNorm": (
-        "conv_tower.2.block.py",
+
+def flipped_kernel(conv: Any, x: Tensor) -> Tensor:
+    return F.conv1d(x.transpose(1, 2), conv.weight.flip(-1), conv.bias, padding=2).transpose(1, 2)
+
+
+def activation_first(block: Any, x: Tensor) -> Tensor:
+    return block.conv(block.norm(block.activation(x)))
+
+
+def without_rotation(rotary: Any) -> None:
+    rotary.forward = lambda x, table: x
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """A layer, what is done to it, what is wrong in its script, and what is right."""
+
+    layer: str
+    inject: Callable[[Any], object]
+    wrong: str = ""
+    right: str = ""
+
+
+def put(function: Callable[..., Tensor]) -> Callable[[Any], object]:
+    return lambda module: setattr(module, "forward", types.MethodType(function, module))
+
+
+FAULTS = (
+    Fault(
+        "stem_res_conv.block.norm",
+        lambda norm: setattr(norm, "epsilon", 1e-3),
+        "'epsilon': 0.001",
+        "'epsilon': 1e-05",
+    ),
+    Fault("conv_tower.0.block.conv", put(flipped_kernel), "conv.weight.flip(-1)", "conv.weight"),
+    Fault(
+        "conv_tower.2.block",
+        put(activation_first),
         "block.conv(block.norm(block.activation(x)))",
         "block.conv(block.activation(block.norm(x)))",
     ),
-    "momentum 0.9": ("conv_tower.3.block.norm.py", "'update_rate': 0.9", "'update_rate': 0.10000000149011612"),
-}
-"""Fault to its script, what is wrong there, and what is right."""
+    Fault(
+        "conv_tower.3.block.norm",
+        lambda norm: setattr(norm, "update_rate", 0.9),
+        "'update_rate': 0.9",
+        "'update_rate': 0.10000000149011612",
+    ),
+)
+NOT_WRITTEN = Fault("performer.layers.0.attention.rotary", without_rotation)
+"""A function within another, which no script can hold."""
 
 
-def found(bench, *names: str) -> tuple[Result, Bench]:
+def inject(port: EpiBERT, faults: Iterable[Fault]) -> None:
+    for fault in faults:
+        fault.inject(port.get_submodule(fault.layer))
+
+
+def found(bench, *faults: Fault) -> tuple[Result, Bench]:
     """What the harness says of a port with such faults, and both sides."""
     port = bench.port()
-    for fault in FAULTS:
-        if fault.name in names:
-            fault.inject(port)
+    inject(port, faults)
     side = epibert.watch(port)
     rows = tuple(compare_live(side, bench.live, bench.layer_map, gates=("layers",)))
     culprits = find_culprits(rows, bench.layer_map, model_name="EpiBERT")
@@ -53,7 +100,7 @@ _GATE = Gate(name="layers", status=GateStatus.FAILED)
 @pytest.fixture(scope="module")
 def scripts(bench, tmp_path_factory):
     folder = tmp_path_factory.mktemp("out") / "repro"
-    result, both = found(bench, *BROKEN)
+    result, both = found(bench, *FAULTS)
     return folder, write_repros(result, lambda case: contextlib.nullcontext(both), folder)
 
 
@@ -62,7 +109,7 @@ def test_every_culprit_has_its_script(scripts):
     assert [(row.script, row.no_script) for row in result.culprit_rows] == [
         (f"repro/{row.port}.py", "") for row in result.culprit_rows
     ]
-    assert {path.name for path in folder.iterdir()} == {name for name, _, _ in BROKEN.values()}
+    assert {path.name for path in folder.iterdir()} == {f"{fault.layer}.py" for fault in FAULTS}
 
 
 def test_scripts_fail_where_only_numpy_and_pytorch_are(scripts):
@@ -83,29 +130,30 @@ for path in {paths!r}:
     assert result.stdout.count("WRONG") >= len(paths)
 
 
-@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.layer)
 def test_a_script_is_content_once_the_layer_is_right(scripts, fault, tmp_path, capsys):
     folder, _ = scripts
-    name, wrong, right = BROKEN[fault]
-    text = (folder / name).read_text(encoding="utf-8")
-    assert text.count(wrong) == 1
+    script = folder / f"{fault.layer}.py"
+    text = script.read_text(encoding="utf-8")
+    assert text.count(fault.wrong) == 1
     mended = tmp_path / "mended.py"
-    mended.write_text(text.replace(wrong, right), encoding="utf-8")
-    assert runpy.run_path(str(folder / name))["differences"]()
+    mended.write_text(text.replace(fault.wrong, fault.right), encoding="utf-8")
+    assert runpy.run_path(str(script))["differences"]()
     assert runpy.run_path(str(mended))["differences"]() == []
     assert "WRONG" in capsys.readouterr().out
 
 
 def test_the_input_is_shrunk(scripts):
     folder, _ = scripts
-    for name, *_ in BROKEN.values():
-        assert "(1 of 2 examples, positions" in (folder / name).read_text(encoding="utf-8"), name
+    for fault in FAULTS:
+        text = (folder / f"{fault.layer}.py").read_text(encoding="utf-8")
+        assert "(1 of 2 examples, positions" in text, fault.layer
     small = runpy.run_path(str(folder / "stem_res_conv.block.norm.py"))["NUMBERS"]["input"]
     assert small.shape[:2] == (1, 1)
 
 
 def test_what_cannot_be_a_script_says_why(bench, tmp_path):
-    result, both = found(bench, "rotate-half", "BatchNorm epsilon 1e-3")
+    result, both = found(bench, FAULTS[0], NOT_WRITTEN)
 
     def benches(case):
         if result.culprits and not seen:
@@ -123,17 +171,12 @@ def test_what_cannot_be_a_script_says_why(bench, tmp_path):
 
 def test_a_run_on_recorded_cases_makes_its_scripts_from_whatever_case_showed_the_fault(bench, tmp_path):
     cases = ("P1 live", "P1 live, other inputs", "P1 live, drawn weights", "P1 recorded")
-    faults = [fault for name in BROKEN for fault in FAULTS if fault.name == name]
-    case_of = {fault.culprits[0]: case for fault, case in zip(faults, cases, strict=True)}
-    result, _ = found(bench, *BROKEN)
+    case_of = {fault.layer: case for fault, case in zip(FAULTS, cases, strict=True)}
+    result, _ = found(bench, *FAULTS)
     rows = tuple(dataclasses.replace(row, case=case_of.get(row.layer, "")) for row in result.comparisons)
     result = dataclasses.replace(result, gates={"layers": dataclasses.replace(_GATE, comparisons=rows)})
 
-    def prepare(port):
-        for fault in faults:
-            fault.inject(port)
-
-    written = write_scripts(result, tmp_path / "repro", prepare_port=prepare)
+    written = write_scripts(result, tmp_path / "repro", prepare_port=lambda port: inject(port, FAULTS))
     assert {row.port: row.no_script for row in written.culprit_rows} == {
         name: "nothing can be fed from P1 recorded" if case == "P1 recorded" else "" for name, case in case_of.items()
     }
