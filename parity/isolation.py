@@ -202,7 +202,7 @@ class PortLayer(TorchSide):
         rest = self.arguments.tensors[self.mapped :]
         return replace(self.arguments.structure, torch.is_tensor, [*tensors, *rest])
 
-    def _call(self, tensors: list[torch.Tensor]) -> Any:
+    def _call(self, module: nn.Module, tensors: list[torch.Tensor]) -> Any:
         args, kwargs = self.structure(tensors)
         return self.modules[""](*args, **kwargs)
 
