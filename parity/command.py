@@ -1,4 +1,4 @@
-"""The command line: ``epibert parity | weights ... | data ... | train ... | bench``.
+"""The command line: ``epibert parity | layer | weights ... | data ... | train ... | bench``.
 
 Exit status 0: proven, or done. 1: not proven, or different. 2: wrong use or bad input, with one line that says what.
 """
@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.markup import escape
 
 PROVEN, NOT_PROVEN, WRONG_USE = 0, 1, 2
+SCRIPTS = "repro"
+"""Folder, below that of the report, of the scripts that show one layer's difference each."""
 
 
 def parity(
@@ -33,7 +35,8 @@ def parity(
 ) -> int:
     """Climb the ladder: does the port compute what the original computes, layer by layer?
 
-    Writes parity.json, junit.xml and report.html. Exit status 0: every gate asked for is proven; 1: not; 2: bad input.
+    Writes parity.json, junit.xml and report.html, and for each layer at fault a script that shows its difference with
+    NumPy and PyTorch alone. Exit status 0: every gate asked for is proven; 1: not; 2: bad input.
 
     Args:
         checkpoint: A checkpoint of the original to verify on (prefix, directory, SavedModel or .h5); by default the
@@ -44,7 +47,7 @@ def parity(
         gates: Rungs to prove, separated by commas, of weights, constants, layers, blocks, model, data, losses,
             gradients, optimizer, state, trajectory, convergence; the ones before them are climbed as well. By default
             all up to trajectory for the recorded cases, and up to model for a checkpoint of your own.
-        out: Folder for the three files; those of an earlier run are replaced.
+        out: Folder for the three files, and for the scripts in its folder repro; those of an earlier run are replaced.
         reference: Compare with numbers recorded from the original, with the living TensorFlow reference, or with both.
             A checkpoint of your own has only a living one.
         bins: Window for a checkpoint of your own, in 128-bp bins; no weight depends on its length.
@@ -57,10 +60,12 @@ def parity(
     """
     from parity.drift import NotAResult, compare_results, read_result
     from parity.ledger import Ledger
-    from parity.pairs.epibert_run import GOLDENS, UsageError, run
+    from parity.pairs.epibert_repro import write_scripts
+    from parity.pairs.epibert_run import GOLDENS, UsageError, run, tensorflow_installed
     from parity.report.junit import write_junit
     from parity.report.page import check_installed, write_html
     from parity.report.terminal import print_result
+    from parity.repro import remove_repros
 
     console = Console()
     # Whether the three files can be made and written is found out before the minutes of work, not after.
@@ -87,6 +92,18 @@ def parity(
                 ledger=Ledger(goldens=Path(GOLDENS if goldens is None else goldens)),
                 say=lambda text: status.update(escape(text)),
             )
+            if result.culprit_rows and tensorflow_installed():
+                status.update("writing scripts for the culprits")
+                result = write_scripts(
+                    result,
+                    scratch / SCRIPTS,
+                    checkpoint=checkpoint,
+                    config=config,
+                    bins=bins,
+                    batch=batch,
+                    goldens=GOLDENS if goldens is None else goldens,
+                )
+        remove_repros(Path(out) / SCRIPTS)
         result.to_json(scratch / "parity.json")
         write_junit(result, scratch / "junit.xml")
         write_html(result, scratch / "report.html")
@@ -94,7 +111,9 @@ def parity(
     drift = None if earlier is None else compare_results(earlier, result.to_dict())
     if drift is not None:
         console.print(f"Against {against}: {drift}", soft_wrap=True, markup=False, highlight=False)
-    console.print(f"written to {out}: report.html, parity.json, junit.xml", soft_wrap=True, markup=False)
+    scripts = [culprit.script for culprit in result.culprit_rows if culprit.script]
+    more = f", {len(scripts)} in {SCRIPTS}/" if scripts else ""
+    console.print(f"written to {out}: report.html, parity.json, junit.xml{more}", soft_wrap=True, markup=False)
     return PROVEN if result.passed and (drift is None or not drift.loosened) else NOT_PROVEN
 
 
@@ -112,8 +131,12 @@ def _files(out: str) -> Iterator[Path]:
     try:
         with scratch as name:
             yield Path(name)
-            for path in sorted(Path(name).iterdir()):
-                path.replace(Path(out) / path.name)
+            for path in sorted(Path(name).rglob("*")):
+                target = Path(out) / path.relative_to(name)
+                if path.is_dir():
+                    target.mkdir(exist_ok=True)
+                else:
+                    path.replace(target)
     finally:
         for folder in new:
             if any(folder.iterdir()):
@@ -165,6 +188,35 @@ def train(arguments: Sequence[str]) -> int:
     return run(arguments, initializer=InitializeFrom, program="epibert train", errors=(CheckpointError,))
 
 
+def layer(arguments: Sequence[str]) -> int:
+    """Property-test one layer: `epibert layer --help`.
+
+    Args:
+        arguments: What follows: the layer's name and options.
+    """
+    try:
+        from parity.pairs.layer_command import main as run
+    except ModuleNotFoundError as error:
+        if error.name != "hypothesis":
+            raise
+        reason = "testing a layer needs Hypothesis: install the extra 'layer'"
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"epibert: error: {reason}")
+        return WRONG_USE
+    try:
+        return run(arguments)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _layer(arguments: list[str]) -> int:
+    """Property-test one layer, starting in seconds; see `epibert layer --help`.
+
+    Args:
+        arguments: The layer's name and options.
+    """
+    return layer(arguments)
+
+
 def _train(arguments: list[str]) -> int:
     """Train, validate, test and predict in PyTorch Lightning; see `epibert train --help`.
 
@@ -194,7 +246,7 @@ def commands() -> dict[str, Any]:
         "inspect": data.inspect,
         "export": data.export,
     }
-    return {"parity": parity, "weights": weights, "data": records, "train": _train, "bench": bench}
+    return {"parity": parity, "layer": _layer, "weights": weights, "data": records, "train": _train, "bench": bench}
 
 
 def _call(component: Any, arguments: Namespace) -> int:
@@ -214,11 +266,14 @@ def main(arguments: Sequence[str] | None = None, components: Any = None, program
         program: Name shown in the help.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if components is None and given[:1] == ["layer"]:
+        # Who works on a layer runs this again and again, and should not wait for what the other commands need.
+        sys.exit(layer(given[1:]))
     from parity.pairs.epibert_run import UsageError
     from torch_impl.data.records import DataError
     from weights import CheckpointError
 
-    given = sys.argv[1:] if arguments is None else list(arguments)
     if components is None and given[:1] == ["train"]:
         # LightningCLI reads its own command line, and needs none of what the others do.
         sys.exit(train(given[1:]))

@@ -30,6 +30,7 @@ class KerasSide:
 
     def __init__(self, model: Any, ignored: Mapping[str, str] | None = None, split: Collection[str] = ()) -> None:
         self.model = model
+        self.dtype = model.compute_dtype
         self.layers = layers_by_path(model)
         self.split = frozenset(split)
         self.ignored = frozenset(ignored or {})
@@ -59,16 +60,15 @@ class KerasSide:
         """
         import tensorflow as tf
 
-        dtype = self.model.compute_dtype
         tensors = [tf.constant(array) for array in inputs]
-        tensors = [tf.cast(tensor, dtype) if tensor.dtype.is_floating else tensor for tensor in tensors]
-        arguments = tensors[0] if len(tensors) == 1 else tuple(tensors)
+        tensors = [tf.cast(tensor, self.dtype) if tensor.dtype.is_floating else tensor for tensor in tensors]
         recorder = Recorder()
         with contextlib.ExitStack() as stack:
             stack.enter_context(_kept_variables(self.model))
             stack.enter_context(_no_dropout(self.layers))
             if graph:
                 key = recorder.begin("")
+                arguments = tensors[0] if len(tensors) == 1 else tuple(tensors)
                 output = as_graph(self.model)(arguments, training=training)
                 recorder.end(key, (), _arrays(flatten(output, tf.is_tensor)))
             else:
@@ -78,8 +78,11 @@ class KerasSide:
                         stack.enter_context(_watched_activation(path, layer, recorder, feed, self.ignored))
                     else:
                         stack.enter_context(_watched(path, layer, recorder, feed))
-                self.model(arguments, training=training)
+                self._call(tensors, training)
             return recorder.trace(self._state())
+
+    def _call(self, tensors: list[Any], training: bool) -> Any:
+        return self.model(tensors[0] if len(tensors) == 1 else tuple(tensors), training=training)
 
     def _state(self) -> dict[str, dict[str, np.ndarray]]:
         states = {}

@@ -54,7 +54,7 @@ def compare_live(
         for precision in reference.precisions:
             for reading, gate in GATE_OF_READING.items():
                 if gate in gates:
-                    yield from _pass(
+                    yield from compare_pass(
                         port, reference, layer_map, precision=precision, mode=mode, reading=reading, case=case
                     )
         if "model" in gates:
@@ -63,10 +63,12 @@ def compare_live(
     label = f"{case}, other inputs" if case else "other inputs"
     for reading, gate in GATE_OF_READING.items():
         if gate in gates and reading is not Reading.BLOCK:
-            yield from _pass(port, others, layer_map, precision=first, mode=modes[0], reading=reading, case=label)
+            yield from compare_pass(
+                port, others, layer_map, precision=first, mode=modes[0], reading=reading, case=label
+            )
 
 
-def _pass(
+def compare_pass(
     port: TorchSide,
     reference: LiveReference,
     layer_map: LayerMap,
@@ -104,6 +106,7 @@ def _pass(
         truth=truth,
         own=own,
         graph=graph,
+        modules=port.modules,
     )
     for pair in pairs:
         yield from comparer.calls(pair)
@@ -190,6 +193,7 @@ def compare_recorded(
                 mode="evaluation",
                 tolerance=precision,
                 layer_map=layer_map,
+                modules=port.modules,
                 observed=observed,
                 truth=truth,
                 own=own,
@@ -203,6 +207,7 @@ def compare_recorded(
             mode="training",
             tolerance=precision,
             layer_map=layer_map,
+            modules=port.modules,
             observed=port.trace(inputs, precision=precision, training=True),
             truth=trained,
             own=None
@@ -312,6 +317,7 @@ class _Comparer:
         observed: Trace,
         truth: Trace,
         own: Trace | None,
+        modules: Collection[str],
         graph: Sequence[np.ndarray | Sample] | None = None,
     ) -> None:
         self.common: dict[str, Any] = {
@@ -327,6 +333,7 @@ class _Comparer:
         self.truth = truth
         self.own = own
         self.graph = graph
+        self.modules = modules
 
     def calls(self, pair: LayerPair) -> Iterator[Comparison]:
         """Every call of a layer: how many there are, what went in, what came out."""
@@ -345,8 +352,12 @@ class _Comparer:
                 if self.observed.error:
                     detail = f"{detail}; the pass ended with {self.observed.error}"
                 order = truth.order if truth else 0
-                # Of a pass that ended early, what was not reached is nobody's fault but that of the model itself.
-                owner = "" if self.observed.error else self.layer_map.owner(pair.port)
+                if pair.port not in self.modules:
+                    # What is not there answers for itself; whoever should have called it is judged by its own output.
+                    detail, owner = f"the port has no module of this name; {detail}", pair.port
+                else:
+                    # Of a pass that ended early, what was not reached is nobody's fault but that of the model itself.
+                    owner = "" if self.observed.error else self.layer_map.owner(pair.port)
                 blamed = where | {"layer": owner if observed is None else pair.port}
                 yield compare(None, None, order=order, detail=detail, **blamed, **self.common)
                 continue

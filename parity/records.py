@@ -130,6 +130,8 @@ class Culprit:
         gates: Rungs on which it fails.
         worst: Its comparison with the largest excess over the limit.
         certain: False when only end-to-end readings exist (recorded reference) and this is where they first diverge.
+        script: Path, relative to the report, of a script that shows the difference alone (``parity.repro``).
+        no_script: Why there is none, where scripts were asked for.
     """
 
     port: str
@@ -137,6 +139,8 @@ class Culprit:
     gates: tuple[str, ...]
     worst: Comparison
     certain: bool = True
+    script: str = ""
+    no_script: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -97,9 +97,12 @@ class TorchSide:
         tensors = [torch.from_numpy(np.array(array)).to(device) for array in inputs]
         tensors = [tensor.to(DTYPES[precision]) if tensor.is_floating_point() else tensor for tensor in tensors]
         try:
-            return module(*tensors), ""
+            return self._call(module, tensors), ""
         except Exception as exception:  # noqa: BLE001  whatever the port raises is a finding, not our failure
             return None, describe(exception)
+
+    def _call(self, module: nn.Module, tensors: list[Tensor]) -> Any:
+        return module(*tensors)
 
     def _state(self) -> dict[str, dict[str, np.ndarray]]:
         return {

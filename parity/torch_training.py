@@ -133,8 +133,12 @@ class TorchTraining:
         with self._prepared(precision):
             parameters = dict(self.module.named_parameters())
             for step, given in enumerate(gradients):
-                for name, array in given.items():
-                    parameters[name].grad = torch.from_numpy(np.array(array)).to(parameters[name])
+                for name, parameter in parameters.items():
+                    array = given.get(name)
+                    # A parameter too many, too few or of another shape is what the comparison then finds.
+                    fits = array is not None and array.shape == tuple(parameter.shape)
+                    gradient = torch.from_numpy(np.array(array)) if fits else torch.zeros_like(parameter)
+                    parameter.grad = gradient.to(parameter)
                 try:
                     if not snapshots:
                         optimizers = self.recipe.optimizers(self.module)

@@ -215,7 +215,7 @@ def parameter_gradients(
     for order, pair in enumerate(tensor for tensor in tensors if tensor.trainable):
         truth = expected[pair.reference]
         shape = truth.full_shape if isinstance(truth, Sample) else truth.shape
-        gradient = _in_reference_layout(found.get(pair.port), pair, tuple(shape))
+        gradient = in_reference_layout(found.get(pair.port), pair, tuple(shape))
         where: dict[str, Any] = {
             "reference_path": pair.reference,
             "port_path": pair.port,
@@ -258,7 +258,7 @@ def root_mean_square(arrays: Iterable[np.ndarray]) -> float:
     return float(np.sqrt(np.mean(np.square(everything))))
 
 
-def _in_reference_layout(array: np.ndarray | None, pair: TensorPair, shape: tuple[int, ...]) -> np.ndarray | None:
+def in_reference_layout(array: np.ndarray | None, pair: TensorPair, shape: tuple[int, ...]) -> np.ndarray | None:
     """The port's array as the reference would hold it; as it is where its size does not allow that."""
     if array is None or array.shape != pair.to_port(np.empty(shape, dtype=bool)).shape:
         return array
@@ -399,7 +399,8 @@ def compare_steps(
             found, expected = port.weights.get(pair.port), reference.weights[pair.port]
             start = before[pair.port]
             yield compare(
-                None if found is None else found - start,
+                # Of another shape it has not moved from there, and the comparison of shapes says so.
+                found if found is None or found.shape != start.shape else found - start,
                 expected - start,
                 tolerance="optimizer_update",
                 quantity=f"change after step {step}",

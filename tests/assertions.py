@@ -4,26 +4,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from parity.compare import compare
+from parity.pairs.twins import as_array
 from parity.records import Reading, Status
 from parity.tolerances import TABLE, UNIT_ROUNDOFF
 
 
 class Disagreement(AssertionError):
     """The port's numbers are not the reference's."""
-
-
-def as_array(values: Any) -> np.ndarray:
-    """NumPy array of a torch tensor, a TensorFlow tensor or variable, or anything that NumPy understands.
-
-    bfloat16, which NumPy lacks, is widened to float32; that loses nothing.
-    """
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    return np.asarray(values)
 
 
 def assert_same(port: Any, reference: Any, tolerance: str = "float64", *, what: str = "output") -> None:

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from torch_impl import EpiBERT, EpiBERTConfig, EpiBERTRampage
-from torch_impl.checkpointing import OPTIMIZER_PARAMETERS, TrainingError, read_checkpoint_file
 from torch_impl.model import Trunk
 from weights.errors import ConfigurationError, CorruptCheckpointError, MappingError, listing
 from weights.table import MOMENTS, kind_of, rows
@@ -41,6 +40,9 @@ def load_lightning(path: str | os.PathLike[str]) -> tuple[Trunk, dict[str, np.nd
     Raises:
         CheckpointError: the file is missing, damaged, holds more than plain values, or is of another module.
     """
+    # Lightning takes a second to import, and who needs the weight table alone needs none of it.
+    from torch_impl.checkpointing import TrainingError, read_checkpoint_file
+
     try:
         content = read_checkpoint_file(path)
     except TrainingError as error:
@@ -63,6 +65,8 @@ def _training_state(path: str | os.PathLike[str], content: Mapping[str, Any], mo
     states = content.get("optimizer_states", [])
     if not any(each["state"] for each in states):
         return {}
+    from torch_impl.checkpointing import OPTIMIZER_PARAMETERS
+
     names = content.get(OPTIMIZER_PARAMETERS)
     optimizers = kind_of(model).optimizers
     if names is None:

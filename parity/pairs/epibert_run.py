@@ -476,6 +476,25 @@ def _training_case(findings: Findings, wanted: Sequence[str], case: _Case, train
     _live_training(findings, gates, f"{case.name} live", case.config, case.stored, case.port, training, say)
 
 
+def open_checkpoint(
+    path: str, config_file: str | None, bins: int, batch: int
+) -> tuple[Checkpoint, EpiBERTConfig, EpiBERTConfig]:
+    """A checkpoint of the user's own, its configuration, and that of a window of so many bins.
+
+    Raises:
+        UsageError: The window or the number of examples is none that the model takes.
+    """
+    checkpoint = read_checkpoint(path)
+    config = choose_configuration(checkpoint, config_file)
+    trimmed = config.output_length - config.final_output_length
+    if batch < 1 or not trimmed < bins <= config.output_length:
+        raise UsageError(
+            f"--batch must be at least 1 and --bins more than the {trimmed} that are cropped and at most "
+            f"{config.output_length}"
+        )
+    return checkpoint, config, dataclasses.replace(config, output_length=bins, final_output_length=bins - trimmed)
+
+
 def _own_checkpoint(
     findings: Findings,
     wanted: Sequence[str],
@@ -490,15 +509,8 @@ def _own_checkpoint(
 ) -> bool:
     """Climbs with a checkpoint of the user's own; returns whether it is one of the fine-tuning model."""
     say("reading the checkpoint")
-    checkpoint = read_checkpoint(path)
-    config = choose_configuration(checkpoint, config_file)
+    checkpoint, whole, config = open_checkpoint(path, config_file, bins, batch)
     finetuning = is_fine_tuning(checkpoint, config)
-    trimmed = config.output_length - config.final_output_length
-    if batch < 1 or not trimmed < bins <= config.output_length:
-        raise UsageError(
-            f"--batch must be at least 1 and --bins more than the {trimmed} that are cropped and at most "
-            f"{config.output_length}"
-        )
     if config_file is None:
         findings.not_compared.append(
             NotCompared(
@@ -507,16 +519,15 @@ def _own_checkpoint(
                 reason="no --config was given; reference and port both have the original's defaults",
             )
         )
-    if bins < config.output_length:
+    if bins < whole.output_length:
         findings.not_compared.append(
             NotCompared(
                 side="both",
                 name=f"windows longer than {bins} bins",
-                reason=f"the model takes {config.output_length}; no weight depends on the length, and the rotary table "
+                reason=f"the model takes {whole.output_length}; no weight depends on the length, and the rotary table "
                 "is compared whole",
             )
         )
-        config = dataclasses.replace(config, output_length=bins, final_output_length=bins - trimmed)
     findings.configuration["checkpoint"] = dataclasses.asdict(config)
     findings.sources |= {file.name: hash_file(file) for file in checkpoint.files}
 

@@ -42,6 +42,7 @@ from parity.training import (
     compare_state,
     compare_steps,
     compare_trajectory,
+    in_reference_layout,
     parameter_gradients,
     root_mean_square,
 )
@@ -1000,7 +1001,7 @@ def _recorded_array(found: np.ndarray | None, dataset: Any, pair: TensorPair, **
     array = read_array(dataset)
     shape = tuple(array.shape) if isinstance(array, np.ndarray) else array.full_shape
     yield from compare_array(
-        None if found is None else pair.to_reference(found, shape),
+        in_reference_layout(found, pair, shape),
         array,
         None,
         reading=Reading.ACCUMULATED,

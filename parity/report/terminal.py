@@ -170,6 +170,9 @@ def _culprits(result: Result, console: Console) -> None:
         body = f"{setting(row)}: {got(row)}, expected {expected(row)}; gates {gates}{note}"
         console.print(title)
         console.print(Padding(Text(body), (0, 0, 0, 2)))
+        if culprit.script or culprit.no_script:
+            script = culprit.script or f"no script: {culprit.no_script}"
+            console.print(Padding(Text(printable(script), style="dim"), (0, 0, 0, 2)))
     _more(console, len(result.culprit_rows) - SHOWN_CULPRITS, "culprit")
     console.print()
 

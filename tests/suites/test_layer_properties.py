@@ -1,10 +1,10 @@
 """Every layer type, reference against port in float64, on whatever is legal: shapes, numbers, memory layouts, weights.
 
-Beside each property stand seeded faults: mistakes that ports make. Each is put into the port's layer, and the very same
-comparison must then fail, so that no property here is one that cannot.
+What is drawn, and how the layer is made on both sides, stands in one table (parity/pairs/epibert_layers.py), which
+``epibert layer`` takes as well; its formulas in NumPy are held against the reference here on every example.
 
-Where numbers are kept from a layer, the reason stands at its test. It is always of one kind: the layer's formula
-cancels there, so that rounding, in which two correct implementations differ, is all that is left of the result.
+Beside each layer stand seeded faults: mistakes that ports make. Each is put into the port's layer, and the very same
+comparison must then fail, so that no property here is one that cannot.
 """
 
 import functools
@@ -17,27 +17,22 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-import tf_keras
 import torch
 import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tf_keras.mixed_precision import Policy
 from torch import nn
 
 import tf_reference.model as reference
 import torch_impl.model as port
-from tests.assertions import Disagreement, as_array, assert_same
-from tests.strategies import (
-    AFFINE,
-    Kind,
+from parity.pairs import epibert_layers as layers
+from parity.pairs.epibert_layers import CONFIG, KERNELS, LAYERS, NO_DROPOUT, Case
+from parity.pairs.samples import (
     Memory,
     ModelInputs,
     Sample,
     batches,
-    even_lengths,
     examples,
-    kernel_sizes,
     lengths,
     model_inputs,
     odd_lengths,
@@ -46,17 +41,59 @@ from tests.strategies import (
     seeds,
     widths,
 )
-from tests.twins import Twins, assert_twins_agree
+from parity.pairs.twins import Twins
+from tests.assertions import Disagreement, as_array, assert_same
 from torch_impl import EpiBERTConfig
 
-FLOAT64 = Policy("float64")
-NO_DROPOUT: dict[str, Any] = {"dropout_rate": 0.0, "pointwise_dropout_rate": 0.0, "motif_dropout_rate": 0.0}
-CONFIG = EpiBERTConfig.tiny()
-EPSILON, MOMENTUM = CONFIG.batch_norm_epsilon, CONFIG.BN_momentum
-KERNELS = ("relu_kernel_transformation", "relu_kernel_transformation_q", "softmax_kernel_transformation")
+BUILDERS = {name: functools.cache(layer.make) for name, layer in LAYERS.items()}
+conv1d, softmax_pool, max_pool, crop = (BUILDERS[name] for name in ("Conv1d", "SoftmaxPool", "MaxPool", "Crop"))
+batch_norm, layer_norm, linear = (BUILDERS[name] for name in ("BatchNorm", "LayerNorm", "Linear"))
+tanh_gelu, erf_gelu = (BUILDERS[name] for name in ("TanhGELU", "ErfGELU"))
+heads_in, heads_out, feature_map = (BUILDERS[name] for name in ("HeadsIn", "HeadsOut", "FeatureMap"))
+conv_block, residual, tower_block = (BUILDERS[name] for name in ("ConvBlock", "Residual", "TowerBlock"))
+rotary, rotary_table = (BUILDERS[name] for name in ("Rotary", "RotaryTable"))
+favor_attention, feed_forward = (BUILDERS[name] for name in ("FavorAttention", "FeedForward"))
+transformer_layer, performer = (BUILDERS[name] for name in ("TransformerLayer", "Performer"))
 
-# Every kind of numbers but those next to which a bias of one is lost altogether.
-MODERATE = tuple(kind for kind in AFFINE if kind not in {Kind.HUGE, Kind.MIXED})
+
+def assert_all_same(found: Any, expected: Any, tolerance: str = "float64", *, of: str = "the port") -> None:
+    """Everything that one side returned is what the other did."""
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert_same(found[name], expected[name], tolerance, what=f"{name} of {of}")
+
+
+def assert_twins_agree(
+    twins: Twins, inputs: Sample | ModelInputs, *, seed: int | None = 1, training: bool = False,
+    tolerance: str = "float64",
+) -> None:  # fmt: skip
+    """With weights drawn from ``seed``, or as they are when it is None, all outputs and moving statistics are the same.
+
+    Raises:
+        Disagreement: They are not.
+    """
+    twins.build(inputs)
+    assert not twins.unmatched() or seed is None, f"{twins.unmatched()} are not in the weight table"
+    weights = None if seed is None else twins.draw(seed)
+    if weights is not None:
+        twins.fill(weights, reference=True)
+    expected = twins.run_reference(inputs, training=training)
+    assert_all_same(twins.run_port(inputs, training=training), expected, tolerance)
+    if twins.formula is not None and weights is not None:
+        assert_all_same(twins.run_formula(inputs, weights, training=training), expected, tolerance, of="the formula")
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_and_formula_are_the_reference(name):
+    layer = LAYERS[name]
+
+    @examples(layer.share)
+    @given(case=layer.cases)
+    def agree(case: Case) -> None:
+        twins = BUILDERS[name](**case.geometry)
+        assert_twins_agree(twins, case.inputs, seed=case.seed, training=case.training, tolerance=layer.tolerance)
+
+    agree()
 
 
 @dataclass(frozen=True)
@@ -89,20 +126,6 @@ def seeded_fault(
 
 
 # --- convolution ------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def conv1d(channels_in: int, channels_out: int, kernel_size: int) -> Twins:
-    return Twins(
-        reference=reference._conv(channels_out, kernel_size, FLOAT64),
-        port=port.Conv1d(channels_in, channels_out, kernel_size).double(),
-        alike=("model/stem_conv", "stem_conv"),
-    )
-
-
-@given(x=samples(batches, lengths, widths, kinds=AFFINE), width=widths, kernel_size=kernel_sizes, seed=seeds)
-def test_conv1d(x, width, kernel_size, seed):
-    assert_twins_agree(conv1d(x.numbers.shape[-1], width, kernel_size), x, seed=seed)
 
 
 @pytest.mark.parametrize("kernel_size", [1, 5, 15, 50])
@@ -140,20 +163,6 @@ def convolution_without_bias(conv: Any) -> None:
 # --- pooling and cropping ---------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def softmax_pool(channels: int) -> Twins:
-    return Twins(
-        reference=reference.SoftmaxPool(dtype=FLOAT64),
-        port=port.SoftmaxPool(channels).double(),
-        alike=("model/stem_pool", "stem_pool"),
-    )
-
-
-@given(x=samples(batches, even_lengths, widths), seed=seeds)
-def test_softmax_pool(x, seed):
-    assert_twins_agree(softmax_pool(x.numbers.shape[-1]), x, seed=seed)
-
-
 @given(x=samples(batches, odd_lengths, widths))
 @examples(0.3)
 def test_softmax_pool_refuses_an_odd_length_on_both_sides(x):
@@ -179,17 +188,6 @@ def pairs_half_the_length_apart(pool: Any) -> None:
     pool.forward = lambda x: plain(x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2))
 
 
-@functools.cache
-def max_pool(size: int) -> Twins:
-    return Twins(reference=tf_keras.layers.MaxPool1D(size, dtype=FLOAT64), port=port.MaxPool(size))
-
-
-# Pooling needs one complete window; the model's lengths are multiples of the size. A maximum is one of the inputs.
-@given(size=st.sampled_from([2, 4]), x=samples(batches, st.integers(4, 24), widths))
-def test_max_pool(size, x):
-    assert_twins_agree(max_pool(size), x, tolerance="exact")
-
-
 @seeded_fault(max_pool, 4, inputs=sample(2, 10, 3))
 def incomplete_window_kept(pool: Any) -> None:
     pool.forward = lambda x: F.max_pool1d(x.mT, pool.size, ceil_mode=True).mT
@@ -198,19 +196,6 @@ def incomplete_window_kept(pool: Any) -> None:
 @seeded_fault(max_pool, 2, inputs=sample(2, 10, 3))
 def overlapping_windows(pool: Any) -> None:
     pool.forward = lambda x: F.max_pool1d(x.mT, pool.size, stride=1).mT
-
-
-@functools.cache
-def crop(length: int, target: int) -> Twins:
-    bins = (length - target) // 2
-    return Twins(reference=reference.Crop(length, target, dtype=FLOAT64), port=port.Crop(bins))
-
-
-@given(x=samples(batches, lengths, widths), data=st.data())
-def test_crop(x, data):
-    length = x.numbers.shape[1]
-    target = data.draw(st.integers(1, length), label="target")
-    assert_twins_agree(crop(length, target), x, tolerance="exact")
 
 
 @seeded_fault(crop, 9, 4, inputs=sample(2, 9, 3))
@@ -224,38 +209,6 @@ def one_end_only(layer: Any) -> None:
 
 
 # --- normalisation ----------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def batch_norm(channels: int) -> Twins:
-    layer = tf_keras.layers.BatchNormalization(
-        momentum=MOMENTUM, epsilon=reference.BATCH_NORM_EPSILON, synchronized=True, dtype=FLOAT64
-    )
-    return Twins(
-        reference=layer,
-        port=port.BatchNorm(channels, EPSILON, MOMENTUM).double(),
-        alike=("model/stem_res_conv/_layer/layer_with_weights-0", "stem_res_conv.block.norm"),
-    )
-
-
-@given(x=samples(batches, lengths, widths, kinds=AFFINE), seed=seeds)
-def test_batch_norm_in_evaluation(x, seed):
-    assert_twins_agree(batch_norm(x.numbers.shape[-1]), x, seed=seed)
-
-
-# The reference's variance is E[x²] - E[x]², which loses digits where a channel's mean exceeds its deviation by far: two
-# or three numbers may do that by chance, eight do not. Channels of one number throughout stay in, at ordinary size,
-# where epsilon outweighs what is lost.
-@given(x=samples(batches, st.integers(8, 24), widths, kinds=AFFINE), seed=seeds)
-def test_batch_norm_in_training(x, seed):
-    assert_twins_agree(batch_norm(x.numbers.shape[-1]), x, seed=seed, training=True)
-
-
-# The variance of one number is 0, and the reference computes x/√ε + (β - x/√ε): a larger x leaves rounding where β was.
-@given(x=samples(1, 1, widths, kinds=MODERATE), seed=seeds)
-@examples(0.5)
-def test_batch_norm_in_training_on_a_single_position(x, seed):
-    assert_twins_agree(batch_norm(x.numbers.shape[-1]), x, seed=seed, training=True)
 
 
 @seeded_fault(batch_norm, 3, inputs=sample(2, 9, 3))
@@ -286,22 +239,6 @@ def momentum_of_the_new_statistics(norm: Any) -> None:
 @seeded_fault(batch_norm, 3, inputs=sample(2, 9, 3), training=True)
 def update_rate_not_rounded_to_float32(norm: Any) -> None:
     norm.update_rate = 1 - norm.momentum
-
-
-@functools.cache
-def layer_norm(channels: int) -> Twins:
-    return Twins(
-        reference=reference._layer_norm(FLOAT64),
-        port=port.LayerNorm(channels, CONFIG.layer_norm_epsilon).double(),
-        alike=("model/performer/layer_norm", "performer.norm"),
-    )
-
-
-# A single channel equals its own mean, so that beta is the result, and the reference computes it as x/√ε + (β - x/√ε).
-@given(x=st.one_of(samples(batches, lengths, st.integers(2, 9), kinds=AFFINE),
-                   samples(batches, lengths, 1, kinds=MODERATE)), seed=seeds)  # fmt: skip
-def test_layer_norm(x, seed):
-    assert_twins_agree(layer_norm(x.numbers.shape[-1]), x, seed=seed)
 
 
 @seeded_fault(layer_norm, 4, inputs=sample(2, 9, 4))
@@ -380,16 +317,6 @@ def test_softplus_with_a_threshold_is_seen():
         assert_activations_agree(F.softplus, tf.nn.softplus, x, x)
 
 
-@functools.cache
-def tanh_gelu() -> Twins:
-    return Twins(reference=reference.TanhGELU(dtype=FLOAT64), port=port.TanhGELU(CONFIG.gelu_cubic_coefficient))
-
-
-@functools.cache
-def erf_gelu() -> Twins:
-    return Twins(reference=reference.gelu_erf, port=port.ErfGELU(CONFIG.gelu_erf_scale))
-
-
 @seeded_fault(tanh_gelu, inputs=sample(2, 9, 3))
 def erf_form(gelu: Any) -> None:
     gelu.forward = F.gelu
@@ -411,41 +338,6 @@ def exact_square_root(gelu: Any) -> None:
 
 
 # --- dense layers -----------------------------------------------------------------------------------------------------
-
-ACTIVATIONS = {
-    None: (None, None),
-    "softplus": ("softplus", port.softplus),
-    "gelu": (reference.gelu_erf, port.ErfGELU(CONFIG.gelu_erf_scale)),
-}
-
-
-@functools.cache
-def linear(channels_in: int, channels_out: int, bias: bool = True, activation: str | None = None) -> Twins:
-    theirs, ours = ACTIVATIONS[activation]
-    place = "motif_activity_fc2" if bias else "pre_transformer_projection"
-    return Twins(
-        reference=reference._dense(channels_out, FLOAT64, use_bias=bias, activation=theirs),
-        port=port.Linear(channels_in, channels_out, bias=bias, activation=ours).double(),
-        alike=(f"model/{place}", place),
-    )
-
-
-@given(x=samples(batches, lengths, widths, kinds=AFFINE), width=widths, seed=seeds)
-def test_linear(x, width, seed):
-    assert_twins_agree(linear(x.numbers.shape[-1], width), x, seed=seed)
-
-
-@given(x=samples(batches, lengths, widths), width=widths, seed=seeds)
-def test_linear_without_bias(x, width, seed):
-    assert_twins_agree(linear(x.numbers.shape[-1], width, bias=False), x, seed=seed)
-
-
-# Deeply negative sums leave rounding (GELU) or nothing (softplus) when all outputs are such; the activations have their
-# own tests for that. With numbers of ordinary size they stay near zero, where both are well-conditioned.
-@given(x=samples(batches, lengths, widths, kinds=MODERATE), width=widths, seed=seeds,
-       activation=st.sampled_from(["softplus", "gelu"]))  # fmt: skip
-def test_linear_with_activation(x, width, seed, activation):
-    assert_twins_agree(linear(x.numbers.shape[-1], width, activation=activation), x, seed=seed)
 
 
 @seeded_fault(linear, 4, 4, inputs=sample(2, 9, 4))
@@ -469,43 +361,6 @@ def exponential_activation(layer: Any) -> None:
     layer.activation = torch.exp
 
 
-def heads(side: str, hidden: int, number: int) -> Twins:
-    attention = reference.LinearAttention(
-        num_heads=number, hidden_size=hidden, kernel_transformation="", projection=np.zeros((1, 1)), dtype=FLOAT64
-    )
-    layer = port.HeadsIn if side == "query" else port.HeadsOut
-    return Twins(
-        reference=getattr(attention, f"{side}_dense_layer"),
-        port=layer(hidden, number, identical_init=False).double(),
-        alike=(f"model/performer/layers/0/self_attention/{side}_dense_layer", f"performer.layers.0.attention.{side}"),
-    )
-
-
-@functools.cache
-def heads_in(number: int, head_size: int) -> Twins:
-    return heads("query", number * head_size, number)
-
-
-@functools.cache
-def heads_out(number: int, head_size: int) -> Twins:
-    return heads("output", number * head_size, number)
-
-
-head_numbers, head_sizes = st.integers(1, 4), st.integers(1, 5)
-
-
-@given(number=head_numbers, head_size=head_sizes, seed=seeds, data=st.data())
-def test_heads_in(number, head_size, seed, data):
-    x = data.draw(samples(batches, lengths, number * head_size))
-    assert_twins_agree(heads_in(number, head_size), x, seed=seed)
-
-
-@given(number=head_numbers, head_size=head_sizes, seed=seeds, data=st.data())
-def test_heads_out(number, head_size, seed, data):
-    x = data.draw(samples(batches, lengths, number, head_size))
-    assert_twins_agree(heads_out(number, head_size), x, seed=seed)
-
-
 @seeded_fault(heads_in, 2, 3, inputs=sample(2, 9, 6))
 def heads_interleaved(layer: Any) -> None:
     layer.forward = lambda x: F.linear(x, layer.weight).unflatten(-1, (-1, layer.heads)).mT
@@ -517,61 +372,6 @@ def heads_joined_the_other_way(layer: Any) -> None:
 
 
 # --- blocks of convolutions -------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def conv_block(channels_in: int, channels_out: int, kernel_size: int) -> Twins:
-    return Twins(
-        reference=reference._conv_block(channels_out, kernel_size, MOMENTUM, FLOAT64),
-        port=port.ConvBlock(CONFIG, channels_in, channels_out, kernel_size).double(),
-        alike=("model/final_pointwise_conv", "final_pointwise_conv"),
-    )
-
-
-@functools.cache
-def residual(channels: int) -> Twins:
-    block = reference._conv_block(channels, 1, MOMENTUM, FLOAT64)
-    return Twins(
-        reference=reference.Residual(block, dtype=FLOAT64),
-        port=port.Residual(port.ConvBlock(CONFIG, channels, channels, 1)).double(),
-        alike=("model/stem_res_conv", "stem_res_conv"),
-    )
-
-
-@functools.cache
-def tower_block(channels_in: int, channels_out: int, tower: str) -> Twins:
-    block = reference._conv_block(channels_out, reference.TOWER_KERNEL_SIZE, MOMENTUM, FLOAT64)
-    if tower == "conv_tower":
-        theirs, ours = reference.SoftmaxPool(dtype=FLOAT64), port.SoftmaxPool(channels_out)
-    else:
-        theirs, ours = tf_keras.layers.MaxPool1D(4, dtype=FLOAT64), port.MaxPool(4)
-    return Twins(
-        reference=tf_keras.Sequential([block, theirs]),
-        port=port.TowerBlock(port.ConvBlock(CONFIG, channels_in, channels_out, port.TOWER_KERNEL_SIZE), ours).double(),
-        alike=(f"model/{tower}/layer_with_weights-0", f"{tower}.0"),
-    )
-
-
-# For training, eight positions: see test_batch_norm_in_training.
-long_enough = st.integers(8, 24)
-modes = st.booleans()
-
-
-@given(x=samples(batches, long_enough, widths, kinds=AFFINE), width=widths, kernel_size=kernel_sizes, training=modes,
-       seed=seeds)  # fmt: skip
-def test_conv_block(x, width, kernel_size, training, seed):
-    assert_twins_agree(conv_block(x.numbers.shape[-1], width, kernel_size), x, seed=seed, training=training)
-
-
-@given(x=samples(batches, long_enough, widths, kinds=AFFINE), training=modes, seed=seeds)
-def test_residual(x, training, seed):
-    assert_twins_agree(residual(x.numbers.shape[-1]), x, seed=seed, training=training)
-
-
-@given(x=samples(batches, st.integers(4, 12).map(lambda half: 2 * half), widths, kinds=AFFINE), width=widths,
-       tower=st.sampled_from(["conv_tower", "conv_tower_atac"]), training=modes, seed=seeds)  # fmt: skip
-def test_tower_block(x, width, tower, training, seed):
-    assert_twins_agree(tower_block(x.numbers.shape[-1], width, tower), x, seed=seed, training=training)
 
 
 @seeded_fault(conv_block, 3, 4, 5, inputs=sample(2, 9, 3))
@@ -603,41 +403,7 @@ def pooling_first(layer: Any) -> None:
 # --- rotary positions -------------------------------------------------------------------------------------------------
 
 
-def rotary_numbers(rows: int, head_size: int) -> np.ndarray:
-    return port.rotary_table(rows, head_size)
-
-
-@functools.cache
-def rotary(rows: int, head_size: int) -> Twins:
-    table = rotary_numbers(rows, head_size)[None].astype(np.float64)
-    ours, theirs = port.Rotary(), reference.Rotary(dtype=FLOAT64)
-    return Twins(
-        reference=theirs,
-        port=ours,
-        call_reference=lambda x, training: theirs(x, table=tf.constant(table)),
-        call_port=lambda x: ours(x, torch.from_numpy(table)),
-    )
-
-
-@functools.cache
-def rotary_table(max_seq_length: int, head_size: int) -> Twins:
-    config = EpiBERTConfig(
-        filter_list_seq=(head_size,), num_heads=1, max_seq_length=max_seq_length, final_point_scale=1
-    )
-    theirs = reference.RotaryTable(rotary_numbers(max_seq_length + 1, head_size), dtype=FLOAT64)
-    return Twins(reference=theirs, port=port.RotaryTable(config).double())
-
-
-even_head_sizes = st.integers(1, 4).map(lambda half: 2 * half)
-
-
-@given(x=samples(batches, lengths, st.integers(1, 3), even_head_sizes))
-def test_rotary(x):
-    _, length, _, head_size = x.numbers.shape
-    assert_twins_agree(rotary(length, head_size), x)
-
-
-@given(x=samples(batches, lengths, widths), max_seq_length=st.integers(1, 24), head_size=even_head_sizes)
+@given(x=samples(batches, lengths, widths), max_seq_length=st.integers(1, 24), head_size=layers.even_head_sizes)
 def test_rotary_table_is_cut_to_the_length_or_refuses_it(x, max_seq_length, head_size):
     twins = rotary_table(max_seq_length, head_size)
     if x.numbers.shape[1] <= max_seq_length + 1:
@@ -686,43 +452,6 @@ def table_without_bfloat16(layer: Any) -> None:
 # --- attention --------------------------------------------------------------------------------------------------------
 
 
-def attention_config(hidden: int, number: int, kernel: str = KERNELS[0], **changes: Any) -> EpiBERTConfig:
-    arguments = {
-        "filter_list_seq": (hidden,),
-        "filter_list_atac": (1,),
-        "num_heads": number,
-        "kernel_transformation": kernel,
-        "num_transformer_layers": 1,
-        "max_seq_length": 24,
-        "final_point_scale": 1,
-    }
-    return EpiBERTConfig(**{**arguments, **NO_DROPOUT, **changes})
-
-
-def projection_numbers(features: int, head_size: int) -> np.ndarray:
-    return np.random.default_rng(features).standard_normal((features, head_size)).astype(np.float32)
-
-
-@functools.cache
-def feature_map(kernel: str, is_query: bool, features: int, head_size: int) -> Twins:
-    projection = projection_numbers(features, head_size)
-    ours = port.FeatureMap(attention_config(2 * head_size, 2, kernel, use_rot_emb=False))
-    theirs = reference.FeatureMap(kernel, projection, dtype=FLOAT64)
-    return Twins(
-        reference=theirs,
-        port=ours,
-        call_reference=lambda x, training: theirs(x, is_query=is_query),
-        call_port=lambda x: ours(x, torch.from_numpy(projection).double(), is_query=is_query),
-    )
-
-
-# The fourth power of 1e70 is a float64 number still.
-@given(x=samples(batches, lengths, st.integers(1, 3), st.integers(1, 8), huge=1e70), kernel=st.sampled_from(KERNELS),
-       is_query=st.booleans(), features=st.sampled_from([1, 8, 256]))  # fmt: skip
-def test_feature_map(x, kernel, is_query, features):
-    assert_twins_agree(feature_map(kernel, is_query, features, x.numbers.shape[-1]), x)
-
-
 @seeded_fault(feature_map, KERNELS[0], True, 8, 4, inputs=sample(2, 9, 3, 4))
 @seeded_fault(feature_map, KERNELS[1], True, 8, 4, inputs=sample(2, 9, 3, 4))
 def stabilizer_of_the_dead_argument(layer: Any) -> None:
@@ -746,49 +475,6 @@ def keys_shifted_one_by_one(layer: Any) -> None:
     layer.forward = lambda x, projection, is_query: plain(x, projection, is_query=True)
 
 
-@functools.cache
-def favor_attention(hidden: int, number: int, kernel: str = KERNELS[0], rotated: bool = True) -> Twins:
-    config = attention_config(hidden, number, kernel, use_rot_emb=rotated)
-    projection = projection_numbers(256, config.head_size)
-    table = rotary_numbers(config.max_seq_length, config.head_size)[None].astype(np.float64) if rotated else None
-    ours = port.FavorAttention(config).double()
-    theirs = reference.LinearAttention(
-        num_heads=number, hidden_size=hidden, kernel_transformation=kernel, projection=projection, dtype=FLOAT64
-    )
-
-    def call_reference(x: tf.Tensor, training: bool) -> Any:
-        return theirs(x, table=None if table is None else tf.constant(table[:, : x.shape[1]]))
-
-    def call_port(x: torch.Tensor) -> Any:
-        rows = None if table is None else torch.from_numpy(table[:, : x.shape[1]])
-        return ours(x, torch.from_numpy(projection).double(), rows)
-
-    return Twins(
-        reference=theirs,
-        port=ours,
-        call_reference=call_reference,
-        call_port=call_port,
-        alike=("model/performer/layers/0/self_attention", "performer.layers.0.attention"),
-    )
-
-
-attention_sizes = st.sampled_from([(2, 1), (4, 2), (12, 3), (10, 1)])
-
-
-@st.composite
-def attention_cases(draw: st.DrawFn, **keywords: Any) -> tuple[Sample, tuple[int, int, str, bool]]:
-    hidden, number = draw(attention_sizes)
-    x = draw(samples(batches, lengths, hidden, **keywords))
-    return x, (hidden, number, draw(st.sampled_from(KERNELS)), draw(st.booleans()))
-
-
-# Features grow with the fourth power at most, and two of them are multiplied with a value: 1e30 to the ninth is 1e270.
-@given(case=attention_cases(huge=1e30), seed=seeds)
-def test_favor_attention(case, seed):
-    x, arguments = case
-    assert_twins_agree(favor_attention(*arguments), x, seed=seed)
-
-
 ATTENTION_INPUTS = sample(2, 9, 12)
 
 
@@ -799,7 +485,7 @@ def queries_scaled(layer: Any) -> None:
 
 @seeded_fault(favor_attention, 12, 3, inputs=ATTENTION_INPUTS)
 def values_rotated(layer: Any) -> None:
-    table = torch.from_numpy(rotary_numbers(9, 4)[None]).double()
+    table = torch.from_numpy(layers.rotary_numbers(9, 4)[None]).double()
     layer.value.register_forward_hook(lambda module, inputs, output: port.Rotary()(output, table))
 
 
@@ -829,21 +515,6 @@ def key_and_query_weights_exchanged(layer: Any) -> None:
     layer.query, layer.key = layer.key, layer.query
 
 
-@functools.cache
-def feed_forward(hidden: int) -> Twins:
-    return Twins(
-        reference=reference.FeedForward(hidden, 0.0, dtype=FLOAT64),
-        port=port.FeedForward(attention_config(hidden, 1, use_rot_emb=False)).double(),
-        alike=("model/performer/layers/0/FFN", "performer.layers.0.ffn"),
-    )
-
-
-# What begins with a LayerNorm takes what a LayerNorm takes: anything, if there is more than one channel.
-@given(x=samples(batches, lengths, st.integers(2, 9), kinds=AFFINE), seed=seeds)
-def test_feed_forward(x, seed):
-    assert_twins_agree(feed_forward(x.numbers.shape[-1]), x, seed=seed)
-
-
 @seeded_fault(feed_forward, 6, inputs=sample(2, 9, 6))
 def another_activation(layer: Any) -> None:
     layer.activation = nn.GELU()
@@ -852,40 +523,6 @@ def another_activation(layer: Any) -> None:
 @seeded_fault(feed_forward, 6, inputs=sample(2, 9, 6))
 def residual_inside(layer: Any) -> None:
     layer.register_forward_hook(lambda module, inputs, output: inputs[0] + output)
-
-
-@functools.cache
-def transformer_layer(hidden: int, number: int, kernel: str = KERNELS[0], rotated: bool = True) -> Twins:
-    config = attention_config(hidden, number, kernel, use_rot_emb=rotated)
-    projection = projection_numbers(256, config.head_size)
-    table = rotary_numbers(config.max_seq_length, config.head_size)[None].astype(np.float64) if rotated else None
-    ours = port.TransformerLayer(config).double()
-    theirs = reference.TransformerLayer(
-        num_heads=number, hidden_size=hidden, dropout_rate=0.0, kernel_transformation=kernel, projection=projection,
-        dtype=FLOAT64,
-    )  # fmt: skip
-
-    def call_reference(x: tf.Tensor, training: bool) -> Any:
-        return theirs(x, table=None if table is None else tf.constant(table[:, : x.shape[1]]), training=training)
-
-    def call_port(x: torch.Tensor) -> Any:
-        rows = None if table is None else torch.from_numpy(table[:, : x.shape[1]])
-        return ours(x, torch.from_numpy(projection).double(), rows)
-
-    return Twins(
-        reference=theirs,
-        port=ours,
-        call_reference=call_reference,
-        call_port=call_port,
-        alike=("model/performer/layers/0", "performer.layers.0"),
-    )
-
-
-@given(case=attention_cases(kinds=AFFINE), training=modes, seed=seeds)
-@examples(0.6)
-def test_transformer_layer(case, training, seed):
-    x, arguments = case
-    assert_twins_agree(transformer_layer(*arguments), x, seed=seed, training=training)
 
 
 @seeded_fault(transformer_layer, 12, 3, inputs=ATTENTION_INPUTS)
@@ -906,27 +543,6 @@ def feed_forward_beside_attention(layer: Any) -> None:
 @seeded_fault(transformer_layer, 12, 3, inputs=ATTENTION_INPUTS)
 def features_exchanged(layer: Any) -> None:
     layer.register_forward_hook(lambda module, inputs, output: (output[0], output[2], output[1]))
-
-
-@functools.cache
-def performer(hidden: int, number: int, kernel: str = KERNELS[0], rotated: bool = True, norm: bool = True) -> Twins:
-    config = attention_config(hidden, number, kernel, use_rot_emb=rotated, norm=norm, num_transformer_layers=2)
-    theirs = reference.Performer(
-        num_layers=2, num_heads=number, hidden_size=hidden, dropout_rate=0.0, kernel_transformation=kernel, seed=19,
-        norm=norm, use_rot_emb=rotated, max_seq_length=config.max_seq_length, dtype=FLOAT64,
-    )  # fmt: skip
-    ours = port.Performer(config).double()
-    projection, table = theirs.get_constants()
-    tables = None if table is None else torch.from_numpy(table)
-    ours.set_constants(torch.from_numpy(projection), tables, origin=f"tensorflow {tf.__version__}")
-    return Twins(reference=theirs, port=ours, alike=("model/performer", "performer"), config=config)
-
-
-@given(case=attention_cases(kinds=AFFINE), norm=st.booleans(), training=modes, seed=seeds)
-@examples(0.4)
-def test_performer(case, norm, training, seed):
-    x, arguments = case
-    assert_twins_agree(performer(*arguments, norm), x, seed=seed, training=training)
 
 
 @seeded_fault(performer, 12, 3, inputs=ATTENTION_INPUTS)
@@ -1012,11 +628,12 @@ def epibert(name: str) -> Twins:
     tables = None if table is None else torch.from_numpy(table)
     ours.set_constants(torch.from_numpy(projection), tables, origin=f"tensorflow {tf.__version__}")
     return Twins(
-        reference=theirs,
+        make_reference=lambda: theirs,
         port=ours,
         alike=("model", ""),
         config=config,
-        call_port=lambda inputs: ours(*inputs),
+        heads=config.num_heads,
+        call_port=lambda model, inputs: model(*inputs),
     )
 
 
@@ -1079,22 +696,28 @@ def one_norm_left_in_evaluation(model: Any) -> None:
 def test_a_seeded_fault_is_seen(fault):
     twins = fault.build()
     assert_twins_agree(twins, fault.inputs, training=fault.training)
-    twins.draw(seed=2)
+    weights = twins.draw(seed=2)
+    twins.fill(weights, reference=True)
     fault.inject(twins.port)
     with pytest.raises(Disagreement):
         assert_twins_agree(twins, fault.inputs, seed=None, training=fault.training)
+    if twins.formula is not None:
+        found = twins.run_port(fault.inputs, training=fault.training)
+        stated = twins.run_formula(fault.inputs, weights, training=fault.training)
+        with pytest.raises(Disagreement):
+            assert_all_same(found, stated)
 
 
 def test_every_layer_type_of_the_port_has_a_property_and_a_fault():
-    layers = {
+    types = {
         name.lower()
         for name, value in vars(port).items()
         if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__ == port.__name__
         # What has no forward of its own is a base of models, not a layer.
         if not name.startswith("_") and value.forward is not nn.Module.forward
     }
-    assert len(layers) > 15
+    assert len(types) > 15
     builders = {inspect.unwrap(fault.build.func).__name__ for fault in SEEDED_FAULTS}
-    assert {name.replace("_", "") for name in builders} == layers
-    properties = " ".join(name for name in globals() if name.startswith("test_")).replace("whole_model", "epibert")
-    assert not [name for name in builders if name not in properties]
+    assert {name.replace("_", "") for name in builders} == types
+    assert {layer.port.lower() for layer in LAYERS.values()} | {"epibert"} == types
+    assert all(name == layer.port for name, layer in LAYERS.items())

@@ -62,7 +62,7 @@ def imported_distributions(package: str) -> set[str]:
         ("torch_impl", ["", "report", "cluster", "tracks"]),
         ("weights", ["", "reference"]),
         ("tf_reference", ["", "reference"]),
-        ("parity", ["", "reference", "report", "development"]),
+        ("parity", ["", "reference", "report", "layer", "development"]),
     ],
 )
 def test_a_package_imports_only_what_its_installation_declares(package, extras):

@@ -399,6 +399,16 @@ def test_a_layer_that_the_port_lacks_is_missing_and_the_one_around_it_is_blamed(
     assert "called 0 times in the port and 1 times in the reference" in found[0].detail
 
 
+def test_a_layer_that_is_no_module_of_the_port_answers_for_itself():
+    port: Any = Net()
+    port.block.other = port.block.wide
+    del port.block.wide
+    port.block.forward = lambda x: x + port.block.narrow(torch.tanh(port.block.other(x)))
+    found = failures(compared(port))
+    assert {(c.port, c.status, c.layer) for c in found} == {("block.wide", Status.MISSING, "block.wide")}
+    assert "the port has no module of this name" in found[0].detail
+
+
 def test_a_layer_called_more_often_in_the_port_than_in_the_reference_fails():
     port: Any = Net()
     port.block.forward = lambda x: x + port.block.narrow(torch.tanh(port.block.wide(x))) + 0 * port.block.wide(x).sum()

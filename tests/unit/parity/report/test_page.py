@@ -140,6 +140,17 @@ def test_failing_page_names_the_first_culprit_before_the_ladder(pages):
         assert 0 < text.index(words) < ladder
 
 
+def test_a_culprits_script_is_linked_or_why_there_is_none():
+    first, second, *_ = results.failing().culprit_rows
+    rows = (
+        dataclasses.replace(first, script="repro/first.py"),
+        dataclasses.replace(second, no_script="it has <hooks>"),
+    )
+    page = render(dataclasses.replace(results.failing(), culprit_rows=rows))
+    assert '<a href="repro/first.py">repro/first.py</a>' in page
+    assert "no script: it has &lt;hooks&gt;" in page
+
+
 def test_page_holds_every_section(pages):
     text = pages["passing"].text
     for words in (

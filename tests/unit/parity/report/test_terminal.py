@@ -117,6 +117,19 @@ def test_uncertain_culprit_says_so():
     assert "is where the two first part" in text
 
 
+def test_a_culprits_script_is_named_or_why_there_is_none():
+    first, second, *_ = results.failing().culprit_rows
+    rows = (
+        dataclasses.replace(first, script="repro/first.py"),
+        dataclasses.replace(second, no_script="it has hooks \x1b[31m"),
+    )
+    text = printed(dataclasses.replace(results.failing(), culprit_rows=rows))
+    lines = [line.strip() for line in text.splitlines()]
+    assert "repro/first.py" in lines
+    assert "no script: it has hooks \\x1b[31m" in lines
+    assert "no script" not in printed(results.failing())
+
+
 def test_hostile_names_do_not_reach_the_terminal():
     text = printed(results.failing(), force_terminal=True, color_system=None)
     assert "\x1b[31m" not in text

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.strategies import Kind, Memory, laid_out, model_inputs, numbers, sample
+from parity.pairs.samples import Kind, Memory, laid_out, model_inputs, numbers, sample
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 3), (1, 1, 1), (3, 5, 2, 4)])
