@@ -207,7 +207,8 @@ def _truncated(found: Arrays, expected: Arrays) -> list[tuple[str, np.ndarray, n
 
 
 def _means_differ(found: np.ndarray, expected: np.ndarray) -> bool:
-    return not np.allclose(found.mean(), expected.mean(), rtol=1e-7, atol=0.0, equal_nan=True)
+    first, second = found.mean(), expected.mean()
+    return not (np.allclose(first, second, rtol=1e-7, atol=0.0) or np.all(np.isnan([first, second])))
 
 
 def _follow(found: Arrays, expected: Arrays, parent: str) -> str:
