@@ -113,4 +113,4 @@ def launch(attack: Attack) -> None:
         text = plain(self, *arguments, **options)
         return attack.apply(text) if self.resolve() == attack.path else text
 
-    Path.read_text = read_text  # type: ignore[method-assign]
+    Path.read_text = read_text

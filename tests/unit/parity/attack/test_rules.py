@@ -141,6 +141,9 @@ def test_hugging_face_takes_nan_for_equal():
     spoiled = OUTPUT.copy()
     spoiled[:] = NAN
     assert not found("HF", with_array("outputs", "output", spoiled))
+    spoiled = OUTPUT.copy()
+    spoiled[0, 0], spoiled[1, 1] = NAN, spoiled[1, 1] + 1
+    assert found("HF", with_array("outputs", "output", spoiled))
 
 
 def test_hugging_face_sees_a_missing_output_and_no_gradient():
@@ -269,6 +272,14 @@ def test_same_measures_by_the_references_own_distance_from_float64():
 def test_same_does_not_see_what_allclose_at_1e_4_lets_pass():
     assert not same_verdict(0.9e-4, 0.0)
     assert same_verdict(3e-4, 0.0)
+
+
+def test_same_lets_a_single_number_be_wrong_by_as_much_as_the_mean_hides():
+    output = OUTPUT.copy()
+    output[1, 2] += 3e-4  # of 1200 numbers: 8.7e-6 in the root mean square
+    assert not found("PT", with_array("outputs", "output", output))
+    output[1, 2] += 3e-4
+    assert found("PT", with_array("outputs", "output", output))
 
 
 def test_same_names_the_first_gradient_or_weight():
