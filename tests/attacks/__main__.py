@@ -39,7 +39,7 @@ def main(attacks: str = "", workers: int = 2) -> int:
         outcomes = list(pool.map(lambda attack: run_tests(attack.tests, attack), chosen))
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in ("Attack", "Hole", "Seconds", "Tests that turned red"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "Attack")
     for attack, outcome in zip(chosen, outcomes, strict=True):
         table.add_row(attack.name, attack.hole, f"{outcome.seconds:.1f}", told(outcome, attack))
     console = Console()
