@@ -280,6 +280,13 @@ OF_LAYERS = (
         tests=(TEST_LADDER,),
     ),
     Attack(
+        name="exception_forgotten",
+        hole="what a port raises is caught and forgotten, and what was computed before it is compared",
+        file="parity/torch_side.py",
+        edits=(("            return None, describe(exception)\n", '            return None, ""\n'),),
+        tests=("tests/unit/parity/test_torch_side.py",),
+    ),
+    Attack(
         name="evaluation_in_place_of_training",
         hole="one mode is checked twice and the other never (PaDiff: a backward check that calls the forward check)",
         file=LADDER,
