@@ -17,6 +17,8 @@ from torch_impl import EpiBERT
 from torch_impl.optim import KerasAdam
 from weights import transplant
 
+pytestmark = pytest.mark.slow  # both sides are trained in two precisions
+
 FIELDS = ("outputs", "layers", "isolated", "gradients", "weights")
 
 
