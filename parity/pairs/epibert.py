@@ -30,6 +30,7 @@ from weights.table import TABLE as PRETRAIN_TABLE
 from weights.table import rows as weight_rows
 
 NAME = "EpiBERT"
+SOFTPLUS_THRESHOLD = 20.0
 NO_DROPOUT = {"dropout_rate": 0.0, "pointwise_dropout_rate": 0.0, "motif_dropout_rate": 0.0}
 
 
@@ -450,7 +451,9 @@ def _draw(key: str, shape: tuple[int, ...], generator: np.random.Generator) -> n
         return (generator.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32)
     if name in ("gamma", "moving_variance"):
         return generator.uniform(0.5, 1.5, shape).astype(np.float32)
-    return generator.normal(0.0, 0.2, shape).astype(np.float32)
+    # Softplus is told from its linear branch only where that begins, at 20 in PyTorch.
+    center = SOFTPLUS_THRESHOLD if "/final_dense_profile" in key else 0.0
+    return generator.normal(center, 0.2, shape).astype(np.float32)
 
 
 def lift(reference: Any, stored: Mapping[str, np.ndarray], precisions: Sequence[str]) -> dict[str, Any]:
