@@ -308,7 +308,7 @@ FAULTS = [
         "regions kept at a draw above the rate only",
         "kept_regions",
         "greater where the original has greater or equal",
-        named=IN_DRAWS,
+        named=(DRAWS,),
         source=drawing(stateless_uniform=lambda *a: original_uniform(*a) - np.float32(2**-23)),
     ),
     of_data(
