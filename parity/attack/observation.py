@@ -61,10 +61,12 @@ class Observation:
     Attributes:
         reference: What the reference computed, by precision.
         port: What the port computed, by precision.
+        blocks: Layers whose outputs a user sees as hidden states, by the port's names.
     """
 
     reference: Mapping[str, Computed]
     port: Mapping[str, Computed]
+    blocks: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Raises ValueError where a side lacks a precision."""
