@@ -43,7 +43,7 @@ class Trial:
     def is_near(self, named: str) -> bool:
         """Whether a name is right, contains what is right, or is a part of it."""
         around = any(f"{right}.".startswith(f"{named}.") or named.startswith(f"{right}.") for right in self.expected)
-        return bool(named) and (self.blames(named) or around)
+        return self.blames(named) or around
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

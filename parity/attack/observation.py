@@ -6,11 +6,12 @@ The rules of ``parity.attack.rules`` read nothing else, so all of them judge the
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
 PRECISIONS = ("float32", "float64")
+REFERENCE, PORT = "reference", "port"
 
 
 class Pass(enum.StrEnum):
@@ -18,7 +19,7 @@ class Pass(enum.StrEnum):
 
     FORWARD = "forward"  # outputs and layers
     ISOLATED = "isolated"  # isolated
-    BACKWARD = "backward"  # gradients
+    BACKWARD = "backward"  # loss and gradients
     STEPS = "steps"  # losses and weights
 
 
@@ -37,7 +38,8 @@ class Computed:
             on.
         layers: Output of every layer, end to end from the model's inputs, in evaluation mode.
         isolated: Output of every layer that was fed with the reference's own input.
-        gradients: Gradient of the loss by every parameter in training mode, dropout on, both sides with the same masks.
+        loss: Loss in training mode, dropout on, both sides with the same masks; None when the pass was not made.
+        gradients: Gradient of that loss by every parameter.
         losses: Loss of each of the training steps that were taken, before its update.
         weights: Parameters and BatchNorm statistics after the last of these steps.
         seconds: Wall time of each pass that was made.
@@ -47,6 +49,7 @@ class Computed:
     outputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     layers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     isolated: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    loss: float | None = None
     gradients: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     losses: tuple[float, ...] = ()
     weights: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -70,12 +73,11 @@ class Observation:
 
     def __post_init__(self) -> None:
         """Raises ValueError where a side lacks a precision."""
-        for side, computed in (("reference", self.reference), ("port", self.port)):
+        for side, computed in ((REFERENCE, self.reference), (PORT, self.port)):
             if set(computed) != set(PRECISIONS):
                 raise ValueError(f"the {side} was run in {sorted(computed)}: rules read {list(PRECISIONS)}")
 
-    def seconds(self, *passes: tuple[str, Pass]) -> float:
-        """Wall time of these passes, each given as (precision, pass), on both sides together."""
-        return sum(
-            side[precision].seconds.get(kind, 0.0) for side in (self.reference, self.port) for precision, kind in passes
-        )
+    def seconds(self, passes: Iterable[tuple[str, str, Pass]]) -> float:
+        """Wall time of these passes, each given as (side, precision, pass)."""
+        sides = {REFERENCE: self.reference, PORT: self.port}
+        return sum(sides[side][precision].seconds.get(kind, 0.0) for side, precision, kind in passes)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from parity.attack.observation import Computed, Observation, Pass
+from parity.attack.observation import PORT, REFERENCE, Computed, Observation, Pass
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -44,14 +44,14 @@ class Rule:
         name: Short name.
         project: Repository that decides so.
         says: The rule in one line.
-        needs: Passes that it needs: (precision, pass).
+        needs: Passes that it needs: (side, precision, pass).
         decide: The verdict, without seconds.
     """
 
     name: str
     project: str
     says: str
-    needs: tuple[tuple[str, Pass], ...]
+    needs: tuple[tuple[str, str, Pass], ...]
     decide: Callable[[Observation], Verdict]
 
     def judge(self, observation: Observation) -> Verdict:
@@ -59,7 +59,7 @@ class Rule:
         started = time.perf_counter()
         verdict = self.decide(observation)
         spent = time.perf_counter() - started
-        return dataclasses.replace(verdict, seconds=spent + observation.seconds(*self.needs))
+        return dataclasses.replace(verdict, seconds=spent + observation.seconds(self.needs))
 
 
 def judge(observation: Observation) -> dict[str, Verdict]:
@@ -281,7 +281,7 @@ def same(run: Observation) -> Verdict:
 
 
 def _everything(side: Computed) -> dict[tuple[str, str], np.ndarray]:
-    losses = {"": np.asarray(side.losses[:1])} if side.losses else {}
+    losses = {} if side.loss is None else {"": np.asarray([side.loss])}
     parts = {"output": side.outputs, "loss": losses, "gradient": side.gradients, "weight": side.weights}
     return {(what, name): array for what, arrays in parts.items() for name, array in arrays.items()}
 
@@ -307,8 +307,9 @@ def product_of_coefficients(run: Observation) -> Verdict:
     if port.error:
         return Verdict(found=True, detail=port.error)
     parts = [(layer_of(name), array, truth, 1) for name, array, truth in _named(port.isolated, reference.isolated)]
-    if reference.losses:
-        parts.append(("loss", np.asarray(port.losses[:1]), np.asarray(reference.losses[:1]), 1))
+    if reference.loss is not None:
+        loss = None if port.loss is None else np.asarray([port.loss])
+        parts.append(("loss", loss, np.asarray([reference.loss]), 1))
     parts += [("", array, truth, 5) for _, array, truth in _named(port.outputs, reference.outputs)]
     for named, array, truth, composition in parts:
         if array is None or array.shape != truth.shape or not _within(array, truth, 1e-7 * composition):
@@ -355,42 +356,44 @@ def correlation(run: Observation) -> Verdict:
     return Verdict(found=False, compared=compared)
 
 
-SINGLE, DOUBLE = "float32", "float64"
+def _both(precision: str, *kinds: Pass) -> tuple[tuple[str, str, Pass], ...]:
+    return tuple((side, precision, kind) for kind in kinds for side in (REFERENCE, PORT))
+
 
 RULES = (
     Rule(
         name="HF",
         project="huggingface/transformers v4",
         says="no difference of outputs or hidden states above 1e-5",
-        needs=((SINGLE, Pass.FORWARD),),
+        needs=_both("float32", Pass.FORWARD),
         decide=hugging_face,
     ),
     Rule(
         name="OF",
         project="aqlaboratory/openfold",
         says="modules: no difference above 5e-4; model: mean difference up to 5e-4",
-        needs=((SINGLE, Pass.ISOLATED), (SINGLE, Pass.FORWARD)),
+        needs=_both("float32", Pass.ISOLATED, Pass.FORWARD),
         decide=openfold,
     ),
     Rule(
         name="GX",
         project="genomicsxai/alphagenome-pytorch",
         says="gradients by 95 % of the parameters: cosine 0.99, relative L2 8 %",
-        needs=((SINGLE, Pass.BACKWARD),),
+        needs=_both("float32", Pass.BACKWARD),
         decide=gradient_share,
     ),
     Rule(
         name="PD",
         project="PaddlePaddle/PaDiff",
         says="means of outputs, layers, gradients and weights equal to 1e-7",
-        needs=((SINGLE, Pass.FORWARD), (SINGLE, Pass.BACKWARD), (SINGLE, Pass.STEPS)),
+        needs=_both("float32", Pass.FORWARD, Pass.BACKWARD, Pass.STEPS),
         decide=padiff,
     ),
     Rule(
         name="AP",
         project="mlcommons/algorithmic-efficiency",
         says="last training step: loss and gradient norm within a factor of 2",
-        needs=((SINGLE, Pass.BACKWARD), (SINGLE, Pass.STEPS)),
+        needs=_both("float32", Pass.BACKWARD, Pass.STEPS),
         decide=last_step,
     ),
     Rule(
@@ -398,8 +401,8 @@ RULES = (
         project="pytorch/pytorch, same()",
         says="outputs, loss, gradients, weights: allclose 1e-4, or at most twice as far from float64",
         needs=(
-            *((SINGLE, kind) for kind in (Pass.FORWARD, Pass.BACKWARD, Pass.STEPS)),
-            *((DOUBLE, kind) for kind in (Pass.FORWARD, Pass.BACKWARD, Pass.STEPS)),
+            *_both("float32", Pass.FORWARD, Pass.BACKWARD, Pass.STEPS),
+            *((REFERENCE, "float64", kind) for kind in (Pass.FORWARD, Pass.BACKWARD, Pass.STEPS)),
         ),
         decide=same,
     ),
@@ -407,14 +410,14 @@ RULES = (
         name="RW",
         project="RylieWeaver/AlphaGenome_PyTorch",
         says="float64: modules and losses 1e-7, model 5e-7 (relative L2; maximum twice that)",
-        needs=((DOUBLE, Pass.ISOLATED), (DOUBLE, Pass.FORWARD), (DOUBLE, Pass.STEPS)),
+        needs=_both("float64", Pass.ISOLATED, Pass.FORWARD, Pass.BACKWARD),
         decide=product_of_coefficients,
     ),
     Rule(
         name="correlation",
         project="lucidrains/enformer-pytorch",
         says="correlation of the output above 0.1",
-        needs=((SINGLE, Pass.FORWARD),),
+        needs=_both("float32", Pass.FORWARD),
         decide=correlation,
     ),
 )

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from rich.console import Console
 from rich.table import Table
 
+from tests.attacks.attack import Attack
 from tests.attacks.catalogue import ATTACKS
 from tests.attacks.run import Outcome, run_tests
 
@@ -40,20 +41,20 @@ def main(attacks: str = "", workers: int = 2) -> int:
     for column in ("Attack", "Hole", "Seconds", "Tests that turned red"):
         table.add_column(column, overflow="fold")
     for attack, outcome in zip(chosen, outcomes, strict=True):
-        table.add_row(attack.name, attack.hole, f"{outcome.seconds:.1f}", told(outcome))
+        table.add_row(attack.name, attack.hole, f"{outcome.seconds:.1f}", told(outcome, attack))
     console = Console()
     console.print(table)
-    without, noticed = sound.result(), sum(outcome.noticed for outcome in outcomes)
+    without, noticed = sound.result(), sum(o.noticed(attack) for attack, o in zip(chosen, outcomes, strict=True))
     console.print(f"without an attack: {'green' if without.status == 0 else without.output}, {without.passed} tests")
     console.print(f"attacks noticed: {noticed} of {len(chosen)}")
     return 0 if noticed == len(chosen) and without.status == 0 else 1
 
 
-def told(outcome: Outcome) -> str:
+def told(outcome: Outcome, attack: Attack) -> str:
     """What the tests said, in a cell."""
-    if not outcome.noticed:
+    if not outcome.noticed(attack):
         return f"NOT NOTICED: exit status {outcome.status}, errors {outcome.errors}"
-    names = list(dict.fromkeys(map(short, outcome.red)))
+    names = list(dict.fromkeys(map(short, (*outcome.red, *outcome.errors))))
     return "\n".join([*names[:3], f"and {len(names) - 3} more"] if len(names) > 4 else names)
 
 

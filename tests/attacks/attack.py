@@ -34,6 +34,7 @@ class Attack:
         edits: Pieces of the source and what stands in their place; each occurs exactly once.
         more: Text appended to the file.
         tests: Test files that must turn red.
+        by_skip: What turns them red is that nothing may be skipped, which pytest reports as an error of set-up.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Attack:
     edits: tuple[tuple[str, str], ...]
     more: str = ""
     tests: tuple[str, ...]
+    by_skip: bool = False
 
     @property
     def path(self) -> Path:
@@ -113,4 +115,4 @@ def launch(attack: Attack) -> None:
         text = plain(self, *arguments, **options)
         return attack.apply(text) if self.resolve() == attack.path else text
 
-    Path.read_text = read_text  # type: ignore[method-assign]
+    Path.read_text = read_text

@@ -638,6 +638,7 @@ OF_TESTS = (
         file=TEST_COMPARE,
         edits=(('RATIOS = ["float32", "bfloat16"]\n', "RATIOS = []\n"),),
         tests=(TEST_COMPARE,),
+        by_skip=True,
     ),
     Attack(
         name="everything_skipped",
@@ -651,6 +652,7 @@ OF_TESTS = (
             ),
         ),
         tests=(TEST_COMPARE,),
+        by_skip=True,
     ),
     Attack(
         name="control_that_cannot_fail",

@@ -46,8 +46,12 @@ def test_a_module_that_was_imported_can_no_longer_be_attacked():
 
 
 def outcome(**changes: object) -> Outcome:
-    values = {"status": 1, "red": ("a",), "errors": (), "passed": 3, "seconds": 1.0, "output": ""}
+    values = {"status": 1, "red": ("a",), "errors": (), "passed": 3, "skips": 0, "seconds": 1.0, "output": ""}
     return Outcome(**values | changes)  # type: ignore[arg-type]
+
+
+ATTACK = ATTACKS[0]
+BY_SKIP = next(attack for attack in ATTACKS if attack.by_skip)
 
 
 @pytest.mark.parametrize(
@@ -56,20 +60,26 @@ def outcome(**changes: object) -> Outcome:
     ids=str,
 )
 def test_only_tests_that_failed_by_themselves_notice_an_attack(changes):
-    assert outcome().noticed
-    assert not outcome(**changes).noticed
-    assert told(outcome(**changes)).startswith("NOT NOTICED")
+    assert outcome().noticed(ATTACK)
+    assert not outcome(**changes).noticed(ATTACK)
+    assert told(outcome(**changes), ATTACK).startswith("NOT NOTICED")
+
+
+def test_an_error_notices_an_attack_only_where_it_is_a_forbidden_skip():
+    assert outcome(red=(), errors=("a", "b"), skips=2).noticed(BY_SKIP)
+    for changes in ({"errors": ("a", "b"), "skips": 1}, {"errors": ()}, {"errors": ("a",), "skips": 1, "status": 2}):
+        assert not outcome(red=(), **changes).noticed(BY_SKIP)
 
 
 def test_tests_are_told_by_file_and_name():
     assert short("tests/unit/test_a.py::test_one[x]") == "a: test_one"
     many = outcome(red=tuple(f"tests/test_a.py::test_{number}" for number in range(9)))
-    assert told(many).splitlines() == ["a: test_0", "a: test_1", "a: test_2", "and 6 more"]
+    assert told(many, ATTACK).splitlines() == ["a: test_0", "a: test_1", "a: test_2", "and 6 more"]
 
 
 def assert_noticed(attack: Attack) -> None:
     seen = run_tests(attack.tests, attack)
-    assert seen.noticed, f"nobody noticed {attack.name}: {attack.hole}\n{seen.output}"
+    assert seen.noticed(attack), f"nobody noticed {attack.name}: {attack.hole}\n{seen.output}"
 
 
 @pytest.mark.parametrize("name", QUICK)
@@ -84,7 +94,7 @@ def test_an_attack_that_does_not_exist_or_does_not_fit_is_no_red_test():
     unknown = Attack(name="unknown", hole="", file="conftest.py", edits=(), tests=("tests/unit/test_assertions.py",))
     seen = run_tests(unknown.tests, unknown)
     assert seen.status == pytest.ExitCode.USAGE_ERROR
-    assert not seen.noticed
+    assert not seen.noticed(unknown)
     assert "no attack 'unknown'" in seen.output
 
 

@@ -43,6 +43,10 @@ def test_the_limits_that_were_promised():
     assert (TABLE["float32"].limit, TABLE["bfloat16"].limit) == (2.0, 1.5)
     assert TABLE["own_constants"].limit == 10.0**-5
     assert TABLE["rounded_constant"].limit <= 5 * 10.0**-9
+    assert {TABLE[name].limit for name in ("gradient", "optimizer", "state")} == {10.0**-10}
+    assert TABLE["gradient_live"].limit == 10.0**-11
+    assert {TABLE[f"trajectory_{precision}"].limit for precision in ("float64", "float32")} == {2.0}
+    assert (TABLE["convergence"].limit, TABLE["convergence_power"].limit) == (1.0, 0.1)
 
 
 @pytest.mark.parametrize(("precision", "roundings"), [("float32", 2), ("bfloat16", 1)])

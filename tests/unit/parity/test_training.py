@@ -175,7 +175,9 @@ def test_a_wrong_gradient_by_an_activation_fails_though_the_activations_are_righ
 
 def test_wrong_activations_are_no_wrong_gradients():
     turned = Trace(
-        calls={key: dataclasses.replace(c, outputs=(-c.outputs[0],)) for key, c in PORT.forward.calls.items()}
+        calls={
+            key: dataclasses.replace(c, outputs=(-np.asarray(c.outputs[0]),)) for key, c in PORT.forward.calls.items()
+        }
     )
     assert failing(gradients(dataclasses.replace(PORT, forward=turned))) == []
 
