@@ -65,9 +65,7 @@ QUICK = (
 
 def faults(case: str) -> list[Any]:
     return [
-        pytest.param(
-            fault, id=name, marks=() if fault.source.startswith("trap") or name in QUICK else pytest.mark.slow
-        )
+        pytest.param(fault, id=name, marks=() if fault.source.startswith("trap") or name in QUICK else pytest.mark.slow)
         for name, fault in CHOSEN.items()
         if fault.case == case
     ]

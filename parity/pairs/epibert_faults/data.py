@@ -294,6 +294,14 @@ FAULTS = [
         changed(scale_motifs=unscaled_motifs),
         source="trap 52",
     ),
+    of_data(
+        "trap 53",
+        "inputs that are not rounded",
+        "on_after_batch_transfer",
+        "accessibility and motifs in float32 where the original hands out bfloat16",
+        named=IN_EXAMPLES,
+        hand_out=lambda example: example,
+    ),
     of_data("data", "a boost of two", "BOOST", "twice the rate of masking", named=IN_DRAWS, source=BoostedLess),
     of_data(
         "data",
