@@ -1,4 +1,4 @@
-"""The command line: ``epibert parity | weights ... | data ... | train ... | bench``.
+"""The command line: ``epibert parity | attack | weights ... | data ... | train ... | bench``.
 
 Exit status 0: proven, or done. 1: not proven, or different. 2: wrong use or bad input, with one line that says what.
 """
@@ -106,6 +106,75 @@ def _files(out: str) -> Iterator[Path]:
             folder.rmdir()
 
 
+def attack(
+    only: Sequence[str] = (),
+    kind: Literal["model", "constants", "mapping", "training", "data"] | None = None,
+    clean: int | None = None,
+    jobs: int | None = None,
+    rules: bool = False,
+    out: str = "out/attack",
+    list: bool = False,
+) -> int:
+    """Does the harness catch faults? Break the port on purpose, one fault at a time, and see what the ladder says.
+
+    Writes attack.json and attack.svg. What was judged is kept beside them: a run that was ended goes on, and one of the
+    same sources, recordings and versions has nothing to do. Exit status 0: every fault whose effect exceeds the
+    rounding of float64 is caught, at least 95 % of those caught on the right rung and with the right layer named first,
+    and no port without a fault is accused; 1: not; 2: bad input.
+
+    Args:
+        only: Names of faults, as a list in brackets or one at a time with --only+. The smallest perturbations of layers
+            are then left out, and so are clean runs unless --clean is given.
+        kind: Faults of one kind alone; the rest as for --only.
+        clean: Ports without a fault to judge: fresh configurations, weights and inputs. 200 by default.
+        jobs: Processes; as many as there are processors by default.
+        rules: Let the decision rules of other projects judge every run as well, and write head_to_head.json, .md, .svg.
+        out: Folder for the files.
+        list: Print the catalogue and do nothing else.
+    """
+    from parity.attack.campaign import run_campaign
+    from parity.attack.report import list_faults, print_campaign, write
+    from parity.pairs.epibert_faults.catalogue import CATALOGUE
+    from parity.pairs.epibert_faults.target import TARGET
+    from parity.pairs.epibert_run import UsageError, tensorflow_installed
+
+    console = Console()
+    unknown = [name for name in only if name not in CATALOGUE]
+    if unknown:
+        raise UsageError(f"no fault of the name {unknown[0]!r}; epibert attack --list prints them all")
+    clean = (200 if not only and kind is None else 0) if clean is None else clean
+    if clean < 0 or (jobs is not None and jobs < 1):
+        raise UsageError("--clean must be at least 0 and --jobs at least 1")
+    chosen = [f for f in CATALOGUE.values() if (not only or f.name in only) and kind in (None, f.kind)]
+    if list:
+        list_faults(chosen, console)
+        return PROVEN
+    if not chosen:
+        raise UsageError(f"none of these faults is of the kind {kind}")
+    if not tensorflow_installed():
+        raise UsageError("the reference needs TensorFlow: install the extra 'reference'")
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {error.strerror}") from None
+    with console.status("starting") as status:
+        campaign = run_campaign(
+            TARGET,
+            names=[fault.name for fault in chosen],
+            clean=clean,
+            sensitivity=not only and kind is None,
+            folder=Path(out) / "results",
+            jobs=jobs or os.cpu_count() or 1,
+            rules=rules,
+            say=lambda text: status.update(escape(text)),
+        )
+    print_campaign(campaign, console)
+    with _files(out) as scratch:
+        names = write(campaign, scratch)
+    console.print(f"written to {out}: {', '.join(names)}", soft_wrap=True, markup=False)
+    return PROVEN if campaign.passed else NOT_PROVEN
+
+
 def bench(
     config: Literal["full", "tiny"] = "full",
     repeats: int = 3,
@@ -179,7 +248,7 @@ def commands() -> dict[str, Any]:
         "inspect": data.inspect,
         "export": data.export,
     }
-    return {"parity": parity, "weights": weights, "data": records, "train": _train, "bench": bench}
+    return {"parity": parity, "attack": attack, "weights": weights, "data": records, "train": _train, "bench": bench}
 
 
 def _call(component: Any, arguments: Namespace) -> int:

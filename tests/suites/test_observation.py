@@ -8,11 +8,11 @@ import pytest
 
 from parity.attack.observation import PRECISIONS, Observation, Pass
 from parity.attack.rules import judge
+from parity.pairs.epibert_faults.bench import Bench as FaultBench
 from parity.pairs.epibert_observation import STEPS, Observer
 from parity.pairs.epibert_training import LivePair, training_config
 from parity.reference import LiveReference
 from tests.assertions import assert_same
-from tests.suites.conftest import FaultBench
 from torch_impl import EpiBERT
 from torch_impl.optim import KerasAdam
 from weights import transplant

@@ -12,10 +12,10 @@ from parity.convergence import Run, Side, find_equivalences
 from parity.ladder import CONVERGENCE, GATES
 from parity.ledger import Ledger, NotProven
 from parity.pairs.epibert_convergence import FIRST_SEED, PAIRS, margins, run_convergence
+from parity.pairs.epibert_faults import trained
 from parity.pairs.epibert_run import FINETUNING
 from parity.pairs.rampage_convergence import finetuning
 from parity.tolerances import TABLE
-from tests import training_faults
 
 pytestmark = pytest.mark.slow
 
@@ -63,7 +63,7 @@ def test_the_two_sides_start_alike_and_go_their_own_ways(outcome):
 def test_a_fault_of_training_is_rejected(outcome):
     reference_runs = [run for run in outcome[0] if run.side is Side.REFERENCE]
     runs, rows = run_convergence(
-        port_training=training_faults.decay_without_learning_rate,
+        port_training=trained.decay_without_learning_rate,
         reference_runs=reference_runs,
         experiment=finetuning(),
     )

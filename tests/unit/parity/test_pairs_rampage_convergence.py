@@ -9,8 +9,8 @@ import torch
 from parity.convergence import Run, Side, equivalence_power
 from parity.pairs import epibert_convergence, rampage_convergence
 from parity.pairs.epibert_convergence import ARGUMENTS, PAIRS, Constants, Weights, margins, measured
+from parity.pairs.epibert_faults import trained
 from parity.pairs.rampage_convergence import finetuning, score, train_port
-from tests import training_faults
 from tests.assertions import assert_same
 from torch_impl import EpiBERTConfig, EpiBERTRampage
 from torch_impl.rampage_lightning import EpiBERTRampageLightning
@@ -72,7 +72,7 @@ def test_a_run_is_fed_scored_repeated_and_reached_by_its_hooks(start):
         assert np.array_equal(target, training.target[indices])
         assert np.array_equal(rna, training.rna[indices])
     assert train_port(3, *start) == right
-    fault: Any = training_faults.decay_without_learning_rate  # of any module with such an optimizer
+    fault: Any = trained.decay_without_learning_rate  # of any module with such an optimizer
     wrong = train_port(3, *start, port_training=fault)
     assert wrong.losses[0] == right.losses[0]
     assert wrong.losses != right.losses

@@ -33,6 +33,7 @@ def test_only_the_rows_that_judge_by_distance_exceed_one_thousandth():
         "gradient_float32",
         "trajectory_float64",
         "trajectory_float32",
+        "fault_location",
     }
 
 
@@ -68,6 +69,14 @@ def test_unit_roundoffs_are_those_of_the_formats():
 
 def test_a_bound_without_the_references_error_is_the_limit():
     assert Tolerance(limit=0.5, reason="").bound() == 0.5
+
+
+def test_chance_widens_a_ratio_of_few_numbers_and_hardly_one_of_many():
+    row = TABLE["bfloat16"]
+    assert row.bound(1.0) < row.bound(1.0, 10_000) < row.bound(1.0, 9) == 2 * row.limit
+    assert row.bound(1.0, 10_000) / row.limit < 1.04
+    assert TABLE["float64"].bound(None, 1) == TABLE["float64"].limit
+    assert TABLE["gradient_float32"].bound(1.0, 1) == TABLE["gradient_float32"].limit
 
 
 def test_a_ratio_grows_with_the_references_error_and_never_falls_below_the_floor():

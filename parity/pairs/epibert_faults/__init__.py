@@ -1,0 +1,1 @@
+"""Faults of EpiBERT as data, and where they are judged."""
