@@ -5,6 +5,7 @@ Exit status 0: proven, or done. 1: not proven, or different. 2: wrong use or bad
 
 import contextlib
 import inspect
+import json
 import os
 import sys
 import tempfile
@@ -123,8 +124,8 @@ def attack(
     and no port without a fault is accused; 1: not; 2: bad input.
 
     Args:
-        only: Names of faults, as a list in brackets or one at a time with --only+. The smallest perturbations of layers
-            are then left out, and so are clean runs unless --clean is given.
+        only: Names of faults, one or several. The smallest perturbations of layers are then left out, and so are clean
+            runs unless --clean is given.
         kind: Faults of one kind alone; the rest as for --only.
         clean: Ports without a fault to judge: fresh configurations, weights and inputs. 200 by default.
         jobs: Processes; as many as there are processors by default.
@@ -173,6 +174,22 @@ def attack(
         names = write(campaign, scratch)
     console.print(f"written to {out}: {', '.join(names)}", soft_wrap=True, markup=False)
     return PROVEN if campaign.passed else NOT_PROVEN
+
+
+def _attack_arguments(given: Sequence[str]) -> list[str]:
+    """Names after --only as one list, and flags that need no value, in the form that the parser understands."""
+    arguments, waiting = [], [*given]
+    while waiting:
+        argument = waiting.pop(0)
+        if argument == "--only":
+            names = []
+            while waiting and not waiting[0].startswith("--"):
+                names.append(waiting.pop(0))
+            argument = f"--only={json.dumps(names)}"
+        elif argument in ("--list", "--rules") and waiting[:1] not in (["true"], ["false"]):
+            argument = f"{argument}=true"
+        arguments.append(argument)
+    return arguments
 
 
 def bench(
@@ -276,6 +293,8 @@ def main(arguments: Sequence[str] | None = None, components: Any = None, program
     if components is None and given[:1] == ["train"]:
         # LightningCLI reads its own command line, and needs none of what the others do.
         sys.exit(train(given[1:]))
+    if components is None and given[:1] == ["attack"]:
+        given = _attack_arguments(given)
     try:
         components = commands() if components is None else components
         parser = auto_parser(

@@ -29,6 +29,9 @@ from parity.environment import describe_environment
 from parity.ledger import content, fingerprint
 from parity.records import _plain as plain
 
+TASKS_OF_A_PROCESS = 120
+"""Then another one takes over: TensorFlow keeps something of every model that was built."""
+
 FAULT, CLEAN, SENSITIVITY = "fault", "clean", "sensitivity"
 Say = Callable[[str], None]
 
@@ -189,7 +192,10 @@ def _do(target: str, parts: Sequence[Part], jobs: int) -> Iterable[tuple[Part, d
     # TensorFlow must not be forked, and it counts threads when it is first imported: even one job has its process.
     context = multiprocessing.get_context("spawn")
     failed: BaseException | None = None
-    with ProcessPoolExecutor(min(jobs, len(parts)), context, initializer=_start, initargs=(target,)) as pool:
+    workers = min(jobs, len(parts))
+    with ProcessPoolExecutor(
+        workers, context, initializer=_start, initargs=(target,), max_tasks_per_child=TASKS_OF_A_PROCESS
+    ) as pool:
         futures = {pool.submit(_work, part): part for part in parts}
         for future in as_completed(futures):
             if (error := future.exception()) is not None:

@@ -19,7 +19,7 @@ from parity.records import Status
 from parity.reference import LiveReference
 from parity.torch_side import PrecisionSetter, TorchSide
 
-EXPONENTS = range(8, 52)
+EXPONENTS = range(16, 52)
 """Relative sizes 2^-k that are tried."""
 
 WEIGHTS, OUTPUT = "weights", "output"

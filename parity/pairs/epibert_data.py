@@ -5,6 +5,7 @@ tolerance. Inputs of the model are compared after the original's rounding to bfl
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -53,11 +54,19 @@ OUTPUTS = {
 """Recorded output: field of an example, and what answers for it."""
 
 
+@functools.cache
+def _data_module() -> Any:
+    # Lightning takes seconds to import, which not everybody who compares data needs.
+    from torch_impl.data_module import EpiBERTDataModule
+
+    return EpiBERTDataModule("")
+
+
 def as_handed_out(example: Example) -> Example:
     """What the model is given: inputs as the port's data module rounds them."""
-    from torch_impl.data_module import EpiBERTDataModule, collate
+    from torch_impl.data_module import collate
 
-    module = EpiBERTDataModule("")
+    module = _data_module()
     _, atac, _, _, _, motif_activity, *_ = module.on_after_batch_transfer(collate([example]), 0)
     return example._replace(atac=atac[0].numpy(), motif_activity=motif_activity[0].numpy())
 

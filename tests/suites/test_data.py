@@ -63,7 +63,23 @@ def test_every_draw_of_every_recorded_example_comes_from_its_seed(ladder):
 FAULTS = {name: fault for name, fault in CATALOGUE.items() if fault.kind is Kind.DATA}
 
 
-@pytest.mark.parametrize("name", FAULTS)
+SLOW = (
+    "a window one base to the right",
+    "a window without its shift",
+    "accessibility of the other strand",
+    "an unmask of the other strand",
+    "an inverted mask",
+    "bases in another order",
+    "a clip of twice the height",
+    "means for sums",
+    "motifs without noise",
+    "motifs as stored",
+    "unknown bases as A",
+)
+"""Others stand for these in the quick tests; ``epibert attack`` runs them all."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in FAULTS])
 def test_a_fault_turns_the_rung_red_and_is_named(goldens, name):
     subject = Subject(pytest.fail)
     FAULTS[name].inject(subject)
@@ -71,6 +87,10 @@ def test_a_fault_turns_the_rung_red_and_is_named(goldens, name):
     failing = {row.layer for row in rows if row.status is not Status.PASS}
     # Wrong draws and wrong parts both show in examples from the seed.
     assert failing == set(FAULTS[name].named)
+
+
+def test_names_of_slow_faults_are_names_of_faults():
+    assert set(SLOW) < set(FAULTS)
 
 
 def test_a_port_without_a_fault_passes(goldens):

@@ -1,6 +1,7 @@
 """EpiBERT as the target of ``epibert attack``."""
 
 import functools
+import gc
 import time
 from collections.abc import Mapping, Sequence
 
@@ -104,9 +105,12 @@ class EpiBERTTarget:
             ours = Verdict(found=bool(alarms), compared=count, seconds=seconds, detail=alarms[0] if alarms else "")
             observed = Observer(clean.live, clean.training_pair).observe(clean.port, clean.training_pair)
             verdicts = {**judge(observed), OURS: ours}
+        described = clean.described
+        del clean
+        _forget_models()
         return CleanRun(
             seed=seed,
-            configuration=clean.described,
+            configuration=described,
             comparisons=comparisons,
             alarms=alarms,
             seconds=seconds,
@@ -117,6 +121,14 @@ class EpiBERTTarget:
         """The smallest perturbation of each layer that is seen, on the smallest case of pre-training."""
         bench = self.bench(PRETRAINING)
         return list(measure(bench.port(), bench.live, bench.layer_map, epibert.set_precision))
+
+
+def _forget_models() -> None:
+    """Models of a clean run are needed no more; layers and watchers refer to each other in circles."""
+    import tf_keras
+
+    tf_keras.backend.clear_session()
+    gc.collect()
 
 
 def _observed_data(subject: Subject) -> Observation:
