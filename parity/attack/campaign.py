@@ -27,7 +27,7 @@ from parity.attack.records import Campaign, CleanRun, Outcome, Sensitivity
 from parity.attack.rules import Verdict
 from parity.environment import describe_environment
 from parity.ledger import content, fingerprint
-from parity.records import _plain as plain
+from parity.records import plain
 
 TASKS_OF_A_PROCESS = 120
 """Then another one takes over: TensorFlow keeps something of every model that was built."""

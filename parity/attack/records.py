@@ -103,7 +103,6 @@ class Sensitivity:
         precision: Precision of the reading.
         exponent: Smallest relative size is 2^-exponent; None when not even the largest is seen.
         monotone: Whether every larger one is seen as well.
-        detail: What was looked at.
     """
 
     layer: str
@@ -111,7 +110,6 @@ class Sensitivity:
     precision: str
     exponent: int | None
     monotone: bool
-    detail: str = ""
 
     @property
     def size(self) -> float:

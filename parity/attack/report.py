@@ -14,7 +14,7 @@ from rich.table import Table
 from parity.attack import head_to_head
 from parity.attack.head_to_head import Trial
 from parity.attack.records import Campaign, Outcome
-from parity.records import _plain as plain
+from parity.records import plain
 
 LONGEST = 60
 """Characters of a list of names on the terminal; the file holds all."""
@@ -40,7 +40,7 @@ def print_campaign(campaign: Campaign, console: Console) -> None:
         for alarm in run.alarms[:3]:
             console.print(f"  {literal(alarm)}")
     for line in summary(campaign):
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, soft_wrap=True)
     verdict = "[bold green]PROVEN[/]" if campaign.passed else "[bold red]NOT PROVEN[/]"
     console.print(f"{verdict} in {campaign.seconds:.0f} s, {campaign.reused} parts from an earlier run")
 
