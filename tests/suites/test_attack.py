@@ -1,5 +1,6 @@
 """The catalogue of faults, and the harness's answer to it: what ``epibert attack`` claims."""
 
+import functools
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from parity.pairs import epibert
 from parity.pairs.epibert_faults.catalogue import CATALOGUE
 from parity.pairs.epibert_faults.clean import Clean, draw_config, judge
 from parity.pairs.epibert_faults.effects import Effects
+from parity.pairs.epibert_faults.subject import FINETUNING
 from parity.pairs.epibert_faults.target import TARGET
 from parity.pairs.epibert_run import GOLDENS, load_case
 from parity.tolerances import TABLE
@@ -35,14 +37,18 @@ def test_there_are_enough_faults_of_every_kind():
     assert min(counts.values()) >= 10
 
 
+@functools.cache
+def layers_of(case: str) -> set[str]:
+    config, _ = load_case(GOLDENS / case)
+    return {pair.port for pair in epibert.layer_map(config, rampage=case == FINETUNING)}
+
+
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_a_fault_names_rungs_and_layers_that_there_are(name):
     fault = CATALOGUE[name]
     assert fault.rung in GATES
     assert fault.what
-    config, _ = load_case(GOLDENS / fault.case)
-    layers = {pair.port for pair in epibert.layer_map(config, rampage=fault.case == "R1")}
-    answers = layers | {LOSS, METRIC, OPTIMIZER, SCHEDULE, "EpiBERT", "EpiBERTRampage"}
+    answers = layers_of(fault.case) | {LOSS, METRIC, OPTIMIZER, SCHEDULE, "EpiBERT", "EpiBERTRampage"}
     if fault.kind is not Kind.DATA:
         assert [named for named in fault.named if "*" not in named and named not in answers] == []
 

@@ -14,8 +14,8 @@ from parity.ladder import compare_live, find_culprits
 from parity.pairs import epibert
 from parity.pairs.epibert_faults.bench import Bench
 from parity.pairs.epibert_faults.catalogue import CATALOGUE
-from parity.pairs.epibert_faults.model import ATTENTION
-from parity.pairs.epibert_faults.subject import FINETUNING, PRETRAINING, Subject
+from parity.pairs.epibert_faults.model import ATTENTION, norm_in_its_inputs_precision
+from parity.pairs.epibert_faults.subject import FINETUNING, PRETRAINING, Subject, set_forward
 from parity.pairs.epibert_run import load_case
 from parity.reference import LiveReference, read_recording
 from torch_impl import EpiBERTRampage
@@ -28,6 +28,7 @@ FORWARD_STAGES = (
 )
 """Of float64; roundings are looked at by tests of their own."""
 
+SECOND_NORM = "performer.layers.1.norm"
 SEEN_BY_ROUNDING = "LayerNorm in the precision of its input"
 WITHOUT_EFFECT = ("rotary table of another library",)
 """What changes no number of a table as short as this, and so cannot be found; ``epibert attack`` measures it."""
@@ -129,10 +130,12 @@ def test_a_layer_norm_that_computes_in_bfloat16_is_seen_by_its_rounding(bench, b
     models = {precision: bench.reference(precision) for precision in ("float64", "bfloat16")}
     live = LiveReference(models, bench.inputs, bench.layer_map, "living reference")
     with injected(fault if broken else None, bench.subject()) as subject:
+        if broken:
+            set_forward(SECOND_NORM, norm_in_its_inputs_precision)(subject.port)
         side = epibert.watch(subject.port)
         rows = list(compare_live(side, live, bench.layer_map, gates=("layers",), modes=("evaluation",)))
     failed = {(row.precision, row.layer) for row in rows if row.status is not Status.PASS}
-    assert failed == ({("bfloat16", fault.where)} if broken else set())
+    assert failed == ({("bfloat16", fault.where), ("bfloat16", SECOND_NORM)} if broken else set())
 
 
 FIRST_RECORDED_TRACE = {
