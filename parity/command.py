@@ -1,10 +1,11 @@
-"""The command line: ``epibert parity | layer | weights ... | data ... | train ... | bench``.
+"""The command line: ``epibert parity | layer | attack | weights ... | data ... | train ... | bench``.
 
 Exit status 0: proven, or done. 1: not proven, or different. 2: wrong use or bad input, with one line that says what.
 """
 
 import contextlib
 import inspect
+import json
 import os
 import sys
 import tempfile
@@ -144,6 +145,91 @@ def _files(out: str) -> Iterator[Path]:
             folder.rmdir()
 
 
+def attack(
+    only: Sequence[str] = (),
+    kind: Literal["model", "constants", "mapping", "training", "data"] | None = None,
+    clean: int | None = None,
+    jobs: int | None = None,
+    rules: bool = False,
+    out: str = "out/attack",
+    list: bool = False,
+) -> int:
+    """Does the harness catch faults? Break the port on purpose, one fault at a time, and see what the ladder says.
+
+    Writes attack.json and attack.svg. What was judged is kept beside them: a run that was ended goes on, and one of the
+    same sources, recordings and versions has nothing to do. Exit status 0: every fault whose effect exceeds the
+    rounding of float64 is caught, at least 95 % of those caught on the right rung and with the right layer named first,
+    and no port without a fault is accused; 1: not; 2: bad input.
+
+    Args:
+        only: Names of faults, one or several. The smallest perturbations of layers are then left out, and so are clean
+            runs unless --clean is given.
+        kind: Faults of one kind alone; the rest as for --only.
+        clean: Ports without a fault to judge: fresh configurations, weights and inputs. 200 by default.
+        jobs: Processes; as many as there are processors by default.
+        rules: Let the decision rules of other projects judge every run as well, and write head_to_head.json, .md, .svg.
+        out: Folder for the files.
+        list: Print the catalogue and do nothing else.
+    """
+    from parity.attack.campaign import run_campaign
+    from parity.attack.report import list_faults, print_campaign, write
+    from parity.pairs.epibert_faults.catalogue import CATALOGUE
+    from parity.pairs.epibert_faults.target import TARGET
+    from parity.pairs.epibert_run import UsageError, tensorflow_installed
+
+    console = Console()
+    unknown = [name for name in only if name not in CATALOGUE]
+    if unknown:
+        raise UsageError(f"no fault of the name {unknown[0]!r}; epibert attack --list prints them all")
+    clean = (200 if not only and kind is None else 0) if clean is None else clean
+    if clean < 0 or (jobs is not None and jobs < 1):
+        raise UsageError("--clean must be at least 0 and --jobs at least 1")
+    chosen = [f for f in CATALOGUE.values() if (not only or f.name in only) and kind in (None, f.kind)]
+    if list:
+        list_faults(chosen, console)
+        return PROVEN
+    if not chosen:
+        raise UsageError(f"none of these faults is of the kind {kind}")
+    if not tensorflow_installed():
+        raise UsageError("the reference needs TensorFlow: install the extra 'reference'")
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out}: {error.strerror}") from None
+    with console.status("starting") as status:
+        campaign = run_campaign(
+            TARGET,
+            names=[fault.name for fault in chosen],
+            clean=clean,
+            sensitivity=not only and kind is None,
+            folder=Path(out) / "results",
+            jobs=jobs or os.cpu_count() or 1,
+            rules=rules,
+            say=lambda text: status.update(escape(text)),
+        )
+    print_campaign(campaign, console)
+    with _files(out) as scratch:
+        names = write(campaign, scratch)
+    console.print(f"written to {out}: {', '.join(names)}", soft_wrap=True, markup=False)
+    return PROVEN if campaign.passed else NOT_PROVEN
+
+
+def _attack_arguments(given: Sequence[str]) -> list[str]:
+    """Names after --only as one list, and flags that need no value, in the form that the parser understands."""
+    arguments, waiting = [], [*given]
+    while waiting:
+        argument = waiting.pop(0)
+        if argument == "--only":
+            names = []
+            while waiting and not waiting[0].startswith("--"):
+                names.append(waiting.pop(0))
+            argument = f"--only={json.dumps(names)}"
+        elif argument in ("--list", "--rules") and waiting[:1] not in (["true"], ["false"]):
+            argument = f"{argument}=true"
+        arguments.append(argument)
+    return arguments
+
+
 def bench(
     config: Literal["full", "tiny"] = "full",
     repeats: int = 3,
@@ -246,7 +332,15 @@ def commands() -> dict[str, Any]:
         "inspect": data.inspect,
         "export": data.export,
     }
-    return {"parity": parity, "layer": _layer, "weights": weights, "data": records, "train": _train, "bench": bench}
+    return {
+        "parity": parity,
+        "layer": _layer,
+        "attack": attack,
+        "weights": weights,
+        "data": records,
+        "train": _train,
+        "bench": bench,
+    }
 
 
 def _call(component: Any, arguments: Namespace) -> int:
@@ -277,6 +371,8 @@ def main(arguments: Sequence[str] | None = None, components: Any = None, program
     if components is None and given[:1] == ["train"]:
         # LightningCLI reads its own command line, and needs none of what the others do.
         sys.exit(train(given[1:]))
+    if components is None and given[:1] == ["attack"]:
+        given = _attack_arguments(given)
     try:
         components = commands() if components is None else components
         parser = auto_parser(

@@ -132,7 +132,7 @@ def compare(
             return record(Status.FAIL, f"the reference's own error in {precision} is {own:.2g}: too large to decide by")
         # Norms are stable numbers, single worst elements are not: their bound only has to find an element gone astray.
         largest_peak = row.peak_ratio * max(own_peak, row.floor)
-    limit = row.bound(own)
+    limit = row.bound(own, reference.size)
     passed = error <= limit and peak <= largest_peak
     differs = np.zeros(reference.shape, dtype=bool)
     if limit == 0.0:

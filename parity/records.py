@@ -241,7 +241,7 @@ class Result(_NoTruthValue):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; non-finite numbers as text, because JSON has none."""
-        return {"schema": SCHEMA, "passed": self.passed, "culprits": list(self.culprits)} | _plain(
+        return {"schema": SCHEMA, "passed": self.passed, "culprits": list(self.culprits)} | plain(
             {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         )
 
@@ -259,13 +259,14 @@ class Result(_NoTruthValue):
         write_html(self, path)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Records as plain data; non-finite numbers and paths as text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Path):

@@ -1,6 +1,7 @@
 """Every limit of the harness, with its reason. No other module and no test holds a tolerance."""
 
 import dataclasses
+import math
 from typing import Any
 
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8}
@@ -17,6 +18,7 @@ class Tolerance:
         ratio: The limit is a factor on the reference's own error, so it says nothing without one.
         peak_ratio: For ratios: factor on the reference's own largest deviation.
         largest_own: For ratios: a reference that is off by more than this decides nothing.
+        spread: For ratios: so many standard deviations of a ratio of two norms over as many numbers as were compared.
         reason: Where the number comes from.
     """
 
@@ -26,6 +28,7 @@ class Tolerance:
     ratio: bool = False
     peak_ratio: float = 0.0
     largest_own: float = 0.0
+    spread: float = 0.0
     reason: str
 
     @property
@@ -33,9 +36,18 @@ class Tolerance:
         """The bound on single elements."""
         return self.limit if self.peak is None else self.peak
 
-    def bound(self, reference_error: float | None = None) -> float:
-        """The largest error that passes, given the reference's own error where the row is a ratio."""
-        return self.limit if reference_error is None else max(self.limit * reference_error, self.floor)
+    def bound(self, reference_error: float | None = None, count: int | None = None) -> float:
+        """The largest error that passes.
+
+        Args:
+            reference_error: The reference's own error, where the row is a ratio.
+            count: Over how many numbers both errors were taken; as good as infinitely many when None. A norm over n
+                rounding errors is off from its expectation by a share of 1 / √(2n), a ratio of two by 1 / √n.
+        """
+        if reference_error is None:
+            return self.limit
+        chance = 0.0 if count is None else self.spread / math.sqrt(count)
+        return max(self.limit * (1 + chance) * reference_error, self.floor)
 
 
 def _rounding_floor(precision: str, roundings: int) -> float:
@@ -59,17 +71,20 @@ TABLE: dict[str, Tolerance] = {
         ratio=True,
         peak_ratio=16.0,
         largest_own=1e-2,
+        spread=3.0,
         floor=_rounding_floor("float32", 2),
         reason="Distance to the float64 result, at most twice the reference's own: two correct summation orders differ "
         "by a random walk each. Floor: rounding the input once and the exact result once. Peak: the worst of up to 1e6 "
         "elements is five standard deviations out and that of two draws differs by less than a factor of 16. A "
-        "reference off by 1 % decides nothing.",
+        "reference off by 1 % decides nothing. Spread: of two dozen numbers the ratio of two correct draws is off by a "
+        "fifth already; three such deviations are allowed, which of 10,000 numbers are 3 %.",
     ),
     "bfloat16": Tolerance(
         limit=1.5,
         ratio=True,
         peak_ratio=16.0,
         largest_own=0.25,
+        spread=3.0,
         floor=_rounding_floor("bfloat16", 1),
         reason="As float32; rounding to 8 bits dominates the order of summation, so the two come closer. The spread "
         "between the reference's eager and graph execution counts as its own. Floor: rounding the exact result "
@@ -246,6 +261,16 @@ TABLE: dict[str, Tolerance] = {
         limit=0.5,
         reason="Share of the reference's mean change from the first to the last validation that a run may lack: two "
         "models that have not learned are equivalent too, and half of the way is far outside the spread of either.",
+    ),
+    "fault_effect": Tolerance(
+        limit=2.0**-50,
+        reason="Relative change of what a port computes in float64 that a seeded fault must exceed to be one: eight "
+        "roundings. A sound port run twice gives the same bits, and one that only sums in another order moves by less.",
+    ),
+    "fault_location": Tolerance(
+        limit=0.95,
+        reason="Share of the seeded faults that must turn the right rung red first, and of which the layer named first "
+        "must be the broken one: promised by the gate of the attack, a floor and no target.",
     ),
 }
 

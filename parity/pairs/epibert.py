@@ -30,6 +30,7 @@ from weights.table import TABLE as PRETRAIN_TABLE
 from weights.table import rows as weight_rows
 
 NAME = "EpiBERT"
+SOFTPLUS_THRESHOLD = 20.0
 NO_DROPOUT = {"dropout_rate": 0.0, "pointwise_dropout_rate": 0.0, "motif_dropout_rate": 0.0}
 
 
@@ -296,6 +297,20 @@ def matches(reference: Any, port: nn.Module) -> bool:
     return isinstance(port, Trunk) and same_kind and hasattr(reference, "get_constants")
 
 
+def new_reference(config: EpiBERTConfig, precision: str, *, dropout: bool = False, rampage: bool = False) -> Any:
+    """The TensorFlow model with weights of its own drawing; arguments as for ``build_reference``."""
+    import tf_reference
+
+    rates = {} if dropout else NO_DROPOUT
+    arguments: dict[str, Any] = {**original_arguments(config), **rates, "dtype": POLICIES[precision]}
+    if rampage:
+        model = tf_reference.EpiBERTRampage(**arguments, predict_atac=config.predict_atac)
+    else:
+        model = tf_reference.EpiBERT(**arguments)
+    model.build_weights(config.num_motifs)
+    return model
+
+
 def build_reference(
     config: EpiBERTConfig,
     stored: Mapping[str, np.ndarray],
@@ -317,15 +332,7 @@ def build_reference(
         dropout: Keep the configuration's rates; all are 0 otherwise.
         rampage: Whether it is the fine-tuning model.
     """
-    import tf_reference
-
-    rates = {} if dropout else NO_DROPOUT
-    arguments: dict[str, Any] = {**original_arguments(config), **rates, "dtype": POLICIES[precision]}
-    if rampage:
-        model = tf_reference.EpiBERTRampage(**arguments, predict_atac=config.predict_atac)
-    else:
-        model = tf_reference.EpiBERT(**arguments)
-    model.build_weights(config.num_motifs)
+    model = new_reference(config, precision, dropout=dropout, rampage=rampage)
     model.assign(stored)
     if projection is not None:
         model.set_constants(projection, model.get_constants()[1] if table is None else table)
@@ -424,8 +431,7 @@ def drawn_weights(port: Trunk, reference: Any, seed: int = 0) -> Iterator[None]:
     """
     kept = {key: variable.numpy() for key, variable in reference.checkpoint_variables().items()}
     state = {name: tensor.clone() for name, tensor in port.state_dict().items()}
-    generator = np.random.default_rng(seed)
-    drawn = {key: _draw(key, value.shape, generator) for key, value in sorted(kept.items())}
+    drawn = draw_weights(reference, seed)
     reference.assign(drawn)
     filled = port.state_dict()
     with torch.no_grad():
@@ -441,6 +447,13 @@ def drawn_weights(port: Trunk, reference: Any, seed: int = 0) -> Iterator[None]:
         port.load_state_dict(state)
 
 
+def draw_weights(reference: Any, seed: int) -> dict[str, np.ndarray]:
+    """Weights for every variable of a reference: {checkpoint key: array}, float32."""
+    generator = np.random.default_rng(seed)
+    shapes = {key: tuple(variable.shape) for key, variable in reference.checkpoint_variables().items()}
+    return {key: _draw(key, shape, generator) for key, shape in sorted(shapes.items())}
+
+
 def _draw(key: str, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
     name = key.rpartition("/")[2]
     if name == "kernel":
@@ -450,7 +463,9 @@ def _draw(key: str, shape: tuple[int, ...], generator: np.random.Generator) -> n
         return (generator.standard_normal(shape) / np.sqrt(fan_in)).astype(np.float32)
     if name in ("gamma", "moving_variance"):
         return generator.uniform(0.5, 1.5, shape).astype(np.float32)
-    return generator.normal(0.0, 0.2, shape).astype(np.float32)
+    # Softplus is told from its linear branch only where that begins, at 20 in PyTorch.
+    center = SOFTPLUS_THRESHOLD if "/final_dense_profile" in key else 0.0
+    return generator.normal(center, 0.2, shape).astype(np.float32)
 
 
 def lift(reference: Any, stored: Mapping[str, np.ndarray], precisions: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ tolerance. Inputs of the model are compared after the original's rounding to bfl
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,7 +29,6 @@ from torch_impl.data.examples import (
 )
 from torch_impl.data.records import Record
 from torch_impl.data.tfrecord import read_records
-from torch_impl.random import round_to_bfloat16
 
 DRAWS, MASKS, AUGMENTATION, WHOLE = "draws", "masks", "augmentation", "examples from the seed"
 """What answers for a failure."""
@@ -53,8 +53,22 @@ OUTPUTS = {
 }
 """Recorded output: field of an example, and what answers for it."""
 
-ROUNDED = ("masked_atac", "motif_activity")
-"""Handed out by the original in bfloat16."""
+
+@functools.cache
+def _data_module() -> Any:
+    # Lightning takes seconds to import, which not everybody who compares data needs.
+    from torch_impl.data_module import EpiBERTDataModule
+
+    return EpiBERTDataModule("")
+
+
+def as_handed_out(example: Example) -> Example:
+    """What the model is given: inputs as the port's data module rounds them."""
+    from torch_impl.data_module import collate
+
+    module = _data_module()
+    _, atac, _, _, _, motif_activity, *_ = module.on_after_batch_transfer(collate([example]), 0)
+    return example._replace(atac=atac[0].numpy(), motif_activity=motif_activity[0].numpy())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,11 +79,13 @@ class PortData:
         read: Records of a file.
         source: From a seed to a source of draws.
         make: An example from record, draws and configuration.
+        hand_out: The same with the model's inputs as the model gets them.
     """
 
     read: Callable[[Path], Iterator[Record]] = read_records
     source: Callable[[int], Any] = TensorFlowDraws
     make: Callable[..., Example] = make_example
+    hand_out: Callable[[Example], Example] = as_handed_out
 
 
 PORT_DATA = PortData()
@@ -106,7 +122,7 @@ def compare_recorded_data(
                     example, error = (
                         (None, error)
                         if draws is None
-                        else attempt(lambda d=draws, r=record, c=config, t=tables: port.make(r, d, c, **t))
+                        else attempt(lambda d=draws, r=record, c=config, t=tables: _made(port, r, d, c, t))
                     )
                     yield from _example_rows(example, error, group, owner, case, skip_motifs=not_scaled(kind, tables))
 
@@ -119,7 +135,47 @@ def compare_example(example: Example | None, outputs: Mapping[str, np.ndarray], 
         outputs: The reference's, by the names of ``OUTPUTS``; bfloat16 widened.
         case: Name of the case.
     """
-    yield from _example_rows(example, "", outputs, "", case, skip_motifs=False)
+    handed_out = None if example is None else PORT_DATA.hand_out(example)
+    yield from _example_rows(handed_out, "", outputs, "", case, skip_motifs=False)
+
+
+def _made(
+    port: PortData, record: Record, draws: Draws, config: ExampleConfig, tables: Mapping[str, Any]
+) -> Example | None:
+    example = port.make(record, draws, config, **tables)
+    return None if example is None else port.hand_out(example)
+
+
+def port_arrays(folder: Path, port: PortData = PORT_DATA) -> Iterator[tuple[str, np.ndarray]]:
+    """What the port draws and makes of the recorded examples: (what, array), in the order of the recording.
+
+    Args:
+        folder: As for ``compare_recorded_data``.
+        port: What makes the port's examples.
+    """
+    with h5py.File(folder / RECORDING) as file:
+        for kind in KINDS:
+            records = list(port.read(folder / f"{kind}.tfr"))
+            for (_, seed, number), group in _recorded(file[kind]):
+                config, record = _config(kind, group), records[number]
+                if config.motif_scaling == "z_score":
+                    config = dataclasses.replace(config, use_motif_activity=False)
+                drawn, _ = attempt(lambda s=seed, r=record, c=config: port.source(s).draw(r, c))
+                made = {"draws": drawn}
+                for name, draws in (("example", recorded_draws(group["draws"], record, config)), ("whole", drawn)):
+                    if draws is not None:
+                        made[name], _ = attempt(lambda d=draws, r=record, c=config: _made(port, r, d, c, {}))
+                for name, record_of_port in made.items():
+                    if record_of_port is None:
+                        continue
+                    fields = record_of_port._fields if isinstance(record_of_port, Example) else _DRAWN
+                    for field in fields:
+                        array = _numbers(getattr(record_of_port, field))
+                        if array is not None:
+                            yield f"{name}: {field}", array
+
+
+_DRAWN = tuple(field.name for field in dataclasses.fields(Draws))
 
 
 def not_scaled(kind: str, tables: Mapping[str, Any]) -> bool:
@@ -219,8 +275,6 @@ def _example_rows(
         if name not in group or (skip_motifs and name == "motif_activity"):
             continue
         found = None if example is None else getattr(example, field)
-        if found is not None and name in ROUNDED:
-            found = round_to_bfloat16(found)
         yield _row(_numbers(found), _numbers(group[name][()]), owner or part, field, case, error)
     if example is not None:
         recorded = {OUTPUTS[name][0] for name in group if name in OUTPUTS}

@@ -280,7 +280,7 @@ def compare_losses(port: PortTraining = PORT, *, case: str = "") -> Iterator[Com
 
     from tf_reference import losses
 
-    def both(ours: Callable[..., Any], theirs: Callable[..., Any], label: str, sample: "_LossSample") -> Iterator[Any]:
+    def both(ours: Callable[..., Any], theirs: Callable[..., Any], label: str, sample: "LossSample") -> Iterator[Any]:
         true, predicted, *masks = map(torch.from_numpy, (sample.true, sample.predicted, *sample.masks))
         value, gradient, error = _value_and_gradient(lambda p: ours(true, p, *masks), predicted)
         with tf.GradientTape() as tape:
@@ -291,7 +291,7 @@ def compare_losses(port: PortTraining = PORT, *, case: str = "") -> Iterator[Com
         yield _loss_row(value, expected.numpy(), f"{label}, {sample.name}", case, detail=error)
         yield _loss_row(gradient, truth.numpy(), f"{label}, {sample.name}, gradient", case, detail=error)
 
-    for sample in _loss_samples():
+    for sample in loss_samples():
         for loss_type, weight in LOSS_TYPES:
             label = f"{loss_type}, total weight {weight:g}"
             if loss_type == "poisson":
@@ -332,14 +332,16 @@ def _value_and_gradient(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _LossSample:
+class LossSample:
+    """Counts, predictions and two masks, float64 (B, N, 1)."""
+
     name: str
     true: np.ndarray
     predicted: np.ndarray
     masks: tuple[np.ndarray, ...]
 
 
-def _loss_samples() -> Iterator[_LossSample]:
+def loss_samples() -> Iterator[LossSample]:
     """Ordinary counts; zeros and extremes; examples of which one has many masked bins and the other few."""
     draws = Draws(0)
     for name, shape in (("ordinary", (2, 60, 1)), ("extreme", (3, 17, 1)), ("one bin each", (2, 2, 1))):
@@ -351,7 +353,7 @@ def _loss_samples() -> Iterator[_LossSample]:
             predicted[0, :3], predicted[1, 5:9], predicted[2, 1] = 0.0, 1e6, 1e-9
         mask = (generator.random(shape) < np.linspace(0.1, 0.9, shape[0])[:, None, None]).astype(np.int32)
         mask[:, 0], mask[:, 1] = 1, 0
-        yield _LossSample(name=name, true=true, predicted=predicted, masks=(mask, 1 - mask))
+        yield LossSample(name=name, true=true, predicted=predicted, masks=(mask, 1 - mask))
 
 
 def _with(function: Callable[..., Any], **arguments: Any) -> Callable[..., Any]:
@@ -431,7 +433,7 @@ def compare_finetuning_losses(port: PortTraining = PORT, *, case: str = "") -> I
 
     from tf_reference import training
 
-    for sample in _loss_samples():
+    for sample in loss_samples():
         # The other head's numbers are the same in reverse order, so that one taken for the other shows.
         arrays = {
             "rna_true": sample.true,

@@ -1,20 +1,14 @@
 """The ladder is climbed once; each rung's file asks about its own part of the result."""
 
-import functools
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from parity import Result
 from parity.ladder import CONVERGENCE, GATES
 from parity.ledger import Ledger, NotProven
-from parity.pairs import epibert
-from parity.pairs.epibert_run import CASES, FINETUNING, FINETUNING_CASES, load_case, model_tensors, run
-from parity.reference import LiveReference, Recording, read_recording
-from torch_impl import EpiBERT, EpiBERTRampage
-from weights import transplant
-from weights.mapping import is_fine_tuning
+from parity.pairs.epibert_faults.bench import Bench
+from parity.pairs.epibert_run import CASES, FINETUNING, FINETUNING_CASES, run
 
 
 @pytest.fixture(scope="session")
@@ -41,40 +35,13 @@ def proven_ladder() -> None:
         pytest.fail(str(error), pytrace=False)
 
 
-class FaultBench:
-    """A port, a living float64 reference that remembers its passes, and fresh ports to break."""
-
-    def __init__(self, folder: Path) -> None:
-        self.config, checkpoint = load_case(folder)
-        self.finetuning = is_fine_tuning(checkpoint, self.config)
-        self.stored = model_tensors(checkpoint, self.config)
-        self.layer_map = epibert.layer_map(self.config, rampage=self.finetuning)
-        model = self.reference("float64")
-        self.constants = model.get_constants()
-        self.recording: Recording = read_recording(folder / "forward.h5", name="recorded")
-        self.inputs = epibert.recorded_inputs(self.recording)
-        self.live = LiveReference({"float64": model}, self.inputs, self.layer_map, "living reference")
-        self._checkpoint = checkpoint
-
-    @functools.cache  # noqa: B019  one bench a session
-    def reference(self, precision: str) -> Any:
-        """The living reference in a precision."""
-        return epibert.build_reference(self.config, self.stored, precision, rampage=self.finetuning)
-
-    def port(self) -> Any:
-        """A port that is right."""
-        port = (EpiBERTRampage if self.finetuning else EpiBERT)(self.config)
-        transplant(self._checkpoint, port, constants=(*self.constants, "living reference"))
-        return port
-
-
 @pytest.fixture(scope="session")
-def bench(tensorflow, goldens: Path) -> FaultBench:
+def bench(tensorflow, goldens: Path) -> Bench:
     """The bench for seeded faults, on the first recorded case."""
-    return FaultBench(goldens / CASES[0])
+    return Bench(goldens / CASES[0])
 
 
 @pytest.fixture(scope="session")
-def rampage_bench(tensorflow, goldens: Path) -> FaultBench:
+def rampage_bench(tensorflow, goldens: Path) -> Bench:
     """The same on the first recorded case of the fine-tuning model."""
-    return FaultBench(goldens / FINETUNING_CASES[0])
+    return Bench(goldens / FINETUNING_CASES[0])

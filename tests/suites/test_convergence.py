@@ -10,8 +10,8 @@ from parity import Comparison, Status
 from parity.convergence import FEWEST_PAIRS, Run, Side, find_equivalences
 from parity.pairs import epibert_convergence
 from parity.pairs.epibert_convergence import FIRST_SEED, PAIRS, margins, run_convergence
+from parity.pairs.epibert_faults import trained
 from parity.tolerances import TABLE
-from tests import training_faults
 
 pytestmark = [pytest.mark.convergence, pytest.mark.usefixtures("proven_ladder")]
 
@@ -62,9 +62,7 @@ def test_the_two_sides_start_alike_and_go_their_own_ways(outcome):
 def test_a_fault_of_training_is_rejected_by_this_rung_alone(outcome):
     """No forward pass shows it, and no other rung is asked."""
     reference_runs = [run for run in outcome[0] if run.side is Side.REFERENCE]
-    runs, rows = run_convergence(
-        port_training=training_faults.decay_without_learning_rate, reference_runs=reference_runs
-    )
+    runs, rows = run_convergence(port_training=trained.decay_without_learning_rate, reference_runs=reference_runs)
     decision = find_equivalences(runs, margins(), seeds=range(FIRST_SEED, FIRST_SEED + PAIRS))["losses"]
     assert decision.low > decision.margin, decision
     assert [row.status for row in rows if row.quantity == "final losses"] == [Status.FAIL]
@@ -73,7 +71,7 @@ def test_a_fault_of_training_is_rejected_by_this_rung_alone(outcome):
 def test_a_process_that_dies_fails_the_rung_and_takes_no_pair_with_it(outcome):
     reference_runs = [run for run in outcome[0] if run.side is Side.REFERENCE]
     pairs = FEWEST_PAIRS
-    runs, rows = run_convergence(pairs=pairs, prepare_port=training_faults.die, reference_runs=reference_runs[:pairs])
+    runs, rows = run_convergence(pairs=pairs, prepare_port=trained.die, reference_runs=reference_runs[:pairs])
     crashed = [run for run in runs if run.side is Side.PORT]
     assert len(crashed) == pairs
     assert all("BrokenProcessPool" in run.error for run in crashed)

@@ -1,7 +1,7 @@
 """The data rung: records, draws, masks and augmentation, against numbers of the original and the living reference."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from parity import Status
+from parity.attack.fault import Kind
 from parity.pairs import epibert_data
 from parity.pairs.epibert_data import AUGMENTATION, DRAWS, KINDS, MASKS, PORT_DATA, WHOLE, PortData
+from parity.pairs.epibert_faults.catalogue import CATALOGUE
+from parity.pairs.epibert_faults.subject import Subject
 from tests.records import synthetic_records
 from tests.suites.rungs import assert_all_pass, assert_gate, pick
-from torch_impl.data import draws as draws_module
 from torch_impl.data import examples
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
 from torch_impl.data.draws import Draws, OwnDraws, TensorFlowDraws
@@ -62,168 +64,37 @@ def test_every_draw_of_every_recorded_example_comes_from_its_seed(ladder):
 # --- seeded faults ---------------------------------------------------------------------------------------------------
 
 
-def changed(**parts: Any) -> Callable[..., Any]:
-    """``make_example`` with some of its parts replaced while it runs."""
-
-    def make(*arguments: Any, **options: Any) -> Any:
-        with pytest.MonkeyPatch.context() as patch:
-            for name, part in parts.items():
-                patch.setattr(examples, name, part)
-            return make_example(*arguments, **options)
-
-    return make
+FAULTS = {name: fault for name, fault in CATALOGUE.items() if fault.kind is Kind.DATA}
 
 
-def drawing(**parts: Any) -> Callable[[int], Any]:
-    """``TensorFlowDraws`` with some of what it calls replaced while it draws."""
-
-    class Faulty(TensorFlowDraws):
-        def draw(self, *arguments: Any, **options: Any) -> Draws:
-            with pytest.MonkeyPatch.context() as patch:
-                for name, part in parts.items():
-                    patch.setattr(draws_module, name, part)
-                return super().draw(*arguments, **options)
-
-    return Faulty
-
-
-class BoostedLess(TensorFlowDraws):
-    """Twice the rate where it should be three times."""
-
-    def draw(self, *arguments: Any, **options: Any) -> Draws:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(examples, "BOOST", 2)
-            return super().draw(*arguments, **options)
+SLOW = (
+    "a window one base to the right",
+    "a window without its shift",
+    "accessibility of the other strand",
+    "an unmask of the other strand",
+    "an inverted mask",
+    "bases in another order",
+    "a clip of twice the height",
+    "means for sums",
+    "motifs without noise",
+    "motifs as stored",
+    "unknown bases as A",
+)
+"""Others stand for these in the quick tests; ``epibert attack`` runs them all."""
 
 
-def narrow_mask(peak: int | None, kept_regions: np.ndarray, config: ExampleConfig) -> np.ndarray:
-    """As wide as a region."""
-    visible = np.ones(config.output_length, dtype=bool)
-    examples.cropped(visible, config)[:] = np.repeat(kept_regions, config.region_bins)
-    if peak is not None:
-        start = peak + config.crop_size - config.region_bins // 2
-        visible[max(start, 0) : start + config.region_bins] = False
-    return visible
-
-
-def without_margins(peak: int | None, kept_regions: np.ndarray, config: ExampleConfig) -> np.ndarray:
-    """The mask of a peak does not reach into the margins."""
-    visible = original_visible(peak, kept_regions, config)
-    visible[: config.crop_size] = visible[config.output_length - config.crop_size :] = True
-    return visible
-
-
-original_visible = examples.visible_bins
-
-
-def log_after_clip(record: Any, draws: Draws, config: ExampleConfig, **tables: Any) -> Any:
-    plain = make_example(record, draws, dataclasses.replace(config, log_atac=False), **tables)
-    return plain._replace(atac=np.log1p(plain.atac)) if config.log_atac else plain
-
-
-def noise_after_masking(record: Any, draws: Draws, config: ExampleConfig, **tables: Any) -> Any:
-    example = make_example(record, draws, config, **tables)
-    noise = np.abs(draws.atac_noise)
-    return example._replace(atac=np.where(example.atac == 0, noise, example.atac))
-
-
-def on_the_same_strand(record: Any, draws: Draws, config: ExampleConfig, **tables: Any) -> Any:
-    example = make_example(record, draws, config, **tables)
-    forward = make_example(record, dataclasses.replace(draws, reverse_complement=False), config, **tables)
-    return example._replace(target=forward.target)
-
-
-def shifted_atac(record: Any, draws: Draws, config: ExampleConfig, **tables: Any) -> Any:
-    moved = dataclasses.replace(record, atac=np.roll(record.atac, -draws.shift, axis=0))
-    return make_example(moved, draws, config, **tables)
-
-
-def target_without_noise(record: Any, draws: Draws, config: ExampleConfig, **tables: Any) -> Any:
-    quiet = dataclasses.replace(draws, atac_noise=np.zeros_like(draws.atac_noise))
-    return make_example(record, draws, config, **tables)._replace(
-        target=make_example(record, quiet, config, **tables).target
-    )
-
-
-def signed_motif_noise(activity: np.ndarray, noise: np.ndarray, config: ExampleConfig, *tables: Any) -> np.ndarray:
-    """Scaled to the unit interval, and the noise itself added."""
-    plain = original_scaling(activity, np.zeros_like(noise), config, *tables)
-    return plain + noise if config.use_motif_activity else plain
-
-
-def of_masked_bins(record: Any, draws: Draws, config: ExampleConfig, **tables: Any) -> Any:
-    example = make_example(record, draws, config, **tables)
-    return example._replace(unmask=example.mask)
-
-
-FAULTS: dict[str, tuple[PortData, set[str]]] = {
-    "a peak's mask as wide as a region": (PortData(make=changed(visible_bins=narrow_mask)), {MASKS, AUGMENTATION}),
-    "a peak's mask that spares the margins": (PortData(make=changed(visible_bins=without_margins)), {AUGMENTATION}),
-    "reversal without complement": (
-        PortData(make=changed(reverse_complement=lambda indices: indices[::-1])),
-        {AUGMENTATION},
-    ),
-    "complement without reversal": (
-        PortData(make=changed(reverse_complement=lambda indices: np.minimum(indices ^ 3, 4))),
-        {AUGMENTATION},
-    ),
-    "logarithm after the clip": (PortData(make=log_after_clip), {AUGMENTATION}),
-    "noise at masked positions": (PortData(make=noise_after_masking), {AUGMENTATION}),
-    "a target of the other strand": (PortData(make=on_the_same_strand), {AUGMENTATION}),
-    "accessibility shifted with the sequence": (PortData(make=shifted_atac), {AUGMENTATION}),
-    "a target without noise": (PortData(make=target_without_noise), {AUGMENTATION}),
-    "a hard clip": (
-        PortData(make=changed(soft_clip=lambda x, limit: np.minimum(x, np.float32(limit)))),
-        {AUGMENTATION},
-    ),
-    "unmask on masked bins": (PortData(make=of_masked_bins), {MASKS}),
-    "sums in another order": (PortData(make=changed(row_sums=lambda rows: rows.sum(axis=1))), {AUGMENTATION}),
-    "RNA that is not smoothed": (
-        PortData(make=changed(smooth_rna=lambda rna: np.sqrt(np.clip(rna, 0, 65500)).astype(np.float32))),
-        {AUGMENTATION},
-    ),
-    "RNA without its root": (
-        PortData(make=changed(smooth_rna=lambda rna: original_smoothing(np.square(np.clip(rna, 0, 65500))))),
-        {AUGMENTATION},
-    ),
-    "lower case unknown": (
-        PortData(make=changed(base_indices=lambda s: original_bases(bytes(b if b < 97 else 78 for b in s)))),
-        {AUGMENTATION},
-    ),
-    "accessibility with noise of either sign": (
-        PortData(make=changed(add_noise=lambda atac, noise: np.ravel(atac).astype(np.float32) + np.ravel(noise))),
-        {AUGMENTATION},
-    ),
-    "motifs with noise of either sign": (PortData(make=changed(scale_motifs=signed_motif_noise)), {AUGMENTATION}),
-    "a boost of two": (PortData(source=BoostedLess), {DRAWS}),
-    "the next seed": (PortData(source=lambda seed: TensorFlowDraws(seed + 1)), {DRAWS}),
-    "regions kept at a draw above the rate only": (
-        PortData(source=drawing(stateless_uniform=lambda *a: original_uniform(*a) - np.float32(2**-23))),
-        {DRAWS},
-    ),
-    "a shuffle by another seed": (
-        PortData(source=drawing(stateless_permutation=lambda n, s: original_permutation(n, (s[0], s[1] + 1)))),
-        {DRAWS},
-    ),
-    "a port that makes nothing": (
-        PortData(make=lambda *a, **k: None),  # type: ignore[arg-type]  that is the fault
-        {MASKS, AUGMENTATION},
-    ),
-}
-original_scaling = examples.scale_motifs
-original_smoothing = examples.smooth_rna
-original_bases = examples.base_indices
-original_uniform = draws_module.stateless_uniform
-original_permutation = draws_module.stateless_permutation
-
-
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n in SLOW else ()) for n in FAULTS])
 def test_a_fault_turns_the_rung_red_and_is_named(goldens, name):
-    port, named = FAULTS[name]
-    rows = epibert_data.compare_recorded_data(goldens / "data", port)
+    subject = Subject(pytest.fail)
+    FAULTS[name].inject(subject)
+    rows = epibert_data.compare_recorded_data(goldens / "data", subject.data)
     failing = {row.layer for row in rows if row.status is not Status.PASS}
     # Wrong draws and wrong parts both show in examples from the seed.
-    assert failing - {WHOLE} == named
+    assert failing == set(FAULTS[name].named)
+
+
+def test_names_of_slow_faults_are_names_of_faults():
+    assert set(SLOW) < set(FAULTS)
 
 
 def test_a_port_without_a_fault_passes(goldens):

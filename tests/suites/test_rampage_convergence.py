@@ -12,10 +12,10 @@ from parity.convergence import Run, Side, find_equivalences
 from parity.ladder import CONVERGENCE, GATES
 from parity.ledger import Ledger, NotProven
 from parity.pairs.epibert_convergence import FIRST_SEED, PAIRS, margins, run_convergence
+from parity.pairs.epibert_faults import trained
 from parity.pairs.epibert_run import FINETUNING
 from parity.pairs.rampage_convergence import QUANTITIES, finetuning
 from parity.tolerances import TABLE
-from tests import training_faults
 from torch_impl.rampage_lightning import EpiBERTRampageLightning
 
 pytestmark = pytest.mark.slow
@@ -82,7 +82,7 @@ def test_a_fault_of_the_other_head_is_rejected_by_its_own_scores(outcome):
 def test_a_fault_of_training_is_rejected(outcome):
     reference_runs = [run for run in outcome[0] if run.side is Side.REFERENCE]
     runs, rows = run_convergence(
-        port_training=training_faults.decay_without_learning_rate,
+        port_training=trained.decay_without_learning_rate,
         reference_runs=reference_runs,
         experiment=finetuning(),
     )

@@ -29,6 +29,12 @@ def test_a_skip_fails(session, source):
     result.stdout.fnmatch_lines(["*A skipped test proves nothing*"])
 
 
+@pytest.mark.parametrize("selection", [["-k", "no_such_test"], ["-m", "no_such_mark"], []], ids=str)
+def test_a_run_of_no_test_at_all_is_no_success(session, selection):
+    session.makepyfile("def test_a(): pass" if selection else "def a(): pass")
+    assert session.runpytest_subprocess("-p", "no:xdist", *selection).ret == pytest.ExitCode.NO_TESTS_COLLECTED
+
+
 def test_an_ordinary_test_passes_and_an_expected_failure_is_no_skip(session):
     session.makepyfile("import pytest\ndef test_a(): pass\n@pytest.mark.xfail\ndef test_b(): assert False")
     session.runpytest_subprocess("-p", "no:xdist").assert_outcomes(passed=1, xfailed=1)

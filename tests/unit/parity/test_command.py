@@ -1,9 +1,11 @@
 """``epibert parity`` as a user meets it: exit statuses, one clear error, files complete or not there at all."""
 
+import dataclasses
 import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -11,9 +13,11 @@ import torch
 
 import benchmarks.command
 from parity import command
+from parity.attack.records import Campaign
 from parity.ladder import GATES
 from parity.pairs import epibert_run
 from parity.report import page
+from tests.unit.parity.attack.toy import OUTCOME
 from torch_impl import EpiBERT
 
 FILES = ("junit.xml", "parity.json", "report.html")
@@ -425,3 +429,63 @@ def test_the_configuration_of_a_transplant_reaches_the_work(goldens, tmp_path, c
         )
     assert exit_.value.code == 2
     assert "none.json" in error_of(capsys)
+
+
+# --- attack -----------------------------------------------------------------------------------------------------------
+
+
+def attack_status(*arguments: str | Path) -> int:
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["attack", *map(str, arguments)])
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--only", "no rotation", "no such fault"), "no fault of the name 'no such fault'"),
+        (("--clean", "-1"), "--clean must be at least 0"),
+        (("--jobs", "0"), "--jobs at least 1"),
+        (("--only", "no rotation", "--kind", "data"), "of the kind data"),
+    ],
+)
+def test_an_attack_that_cannot_be_made_is_wrong_use(tmp_path, capsys, arguments, message):
+    assert attack_status(*arguments, "--out", tmp_path / "out") == command.WRONG_USE
+    assert message in error_of(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_attack_whose_folder_cannot_be_written_is_wrong_use(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert attack_status("--only", "no rotation", "--out", tmp_path / "file") == command.WRONG_USE
+    assert "cannot write" in error_of(capsys)
+
+
+def test_the_catalogue_of_faults_is_listed_and_nothing_is_done(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert attack_status("--kind", "constants", "--list") == command.PROVEN
+    assert "Gaussian" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_the_status_of_an_attack_is_what_the_campaign_says(tmp_path, capsys, monkeypatch, found):
+    outcome = dataclasses.replace(OUTCOME, rung="layers" if found else "")
+    asked: dict[str, Any] = {}
+
+    def campaign(target: str, **options: Any) -> Campaign:
+        asked.update(options)
+        return Campaign(outcomes=(outcome,))
+
+    monkeypatch.setattr("parity.attack.campaign.run_campaign", campaign)
+    names = ("no rotation", "a peak's mask as wide as a region")
+    status = attack_status("--only", *names, "--rules", "--jobs", "3", "--out", tmp_path)
+    assert status == (command.PROVEN if found else command.NOT_PROVEN)
+    assert asked["names"] == list(names)
+    assert (asked["clean"], asked["sensitivity"], asked["rules"], asked["jobs"]) == (0, False, True, 3)
+    assert json.loads((tmp_path / "attack.json").read_text())["passed"] is found
+    capsys.readouterr()
+    assert attack_status("--out", tmp_path) == status
+    assert (asked["clean"], asked["sensitivity"]) == (200, True)
+    assert ("NOT PROVEN" in capsys.readouterr().out) is not found

@@ -244,6 +244,16 @@ def test_hole_7_a_verdict_cannot_be_dropped_into_an_if_or_an_assert():
             assert verdict
 
 
+@pytest.mark.parametrize(("status", "expected"), [(GateStatus.PASSED, command.PROVEN), (GateStatus.FAILED, 1)])
+def test_hole_7_a_result_decides_the_exit_status(tmp_path, monkeypatch, status, expected):
+    gate = Gate(name="layers", status=status, comparisons=(check(np.ones(1), np.ones(1)),))
+    result = Result(pair="", reference="", requested=("layers",), gates={"layers": gate})
+    monkeypatch.setattr(epibert_run, "run", lambda **_: result)
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["parity", "--out", str(tmp_path)])
+    assert exit_.value.code == expected
+
+
 def test_hole_7_every_rung_gates_the_ones_after_it():
     for position, name in enumerate(GATES[:-1]):
         rows = [

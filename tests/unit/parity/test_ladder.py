@@ -319,6 +319,19 @@ def named(comparisons: list[Comparison]) -> tuple[str, ...]:
     return tuple(found.port for found in find_culprits(comparisons, NET, model_name="Net"))
 
 
+def test_a_port_that_remembers_its_first_results_fails_on_other_inputs():
+    port: Any = Net()
+    plain, first = port.head.forward, {}
+
+    def forward(x: Tensor) -> Tensor:
+        return first.setdefault((x.dtype, port.training, x.shape), plain(x))
+
+    port.head.forward = forward
+    found = failures(compared(port))
+    assert {c.case for c in found} == {"other inputs"}
+    assert "head" in {c.layer for c in found}
+
+
 def test_several_faults_at_once_are_all_named_in_model_order():
     assert named(compared(damaged(head=1, block__wide=1, stem=1))) == ("stem", "block.wide", "head")
 

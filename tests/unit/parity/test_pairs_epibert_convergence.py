@@ -9,7 +9,7 @@ from parity import ledger
 from parity.convergence import Run, Side
 from parity.pairs import epibert_convergence
 from parity.pairs.epibert_convergence import train_port
-from tests import training_faults
+from parity.pairs.epibert_faults import trained
 from tests.unit.parity.short_runs import CONFIG, Start, fresh_start, short_epochs
 from torch_impl import EpiBERT
 from torch_impl.epibert_lightning import EpiBERTLightning
@@ -82,11 +82,11 @@ def test_training_starts_from_the_weights_that_were_sent(start):
 
 @pytest.mark.parametrize(
     "fault",
-    [*training_faults.OF_THE_MODEL, *training_faults.OF_THE_TRAINING],
+    [*trained.OF_THE_MODEL, *trained.OF_THE_TRAINING],
     ids=lambda fault: fault.__name__,
 )
 def test_every_fault_reaches_the_training(start, right, fault):
-    hook = "prepare_port" if fault in training_faults.OF_THE_MODEL else "port_training"
+    hook = "prepare_port" if fault in trained.OF_THE_MODEL else "port_training"
     wrong = train_port(3, *start, **{hook: fault})
     assert wrong.losses[0] == right.losses[0]
     assert wrong.losses != right.losses

@@ -11,8 +11,8 @@ import pytest
 from parity.convergence import Run, Side, equivalence_power
 from parity.pairs import epibert_convergence, rampage_convergence
 from parity.pairs.epibert_convergence import PAIRS, margins, measured
+from parity.pairs.epibert_faults import trained
 from parity.pairs.rampage_convergence import QUANTITIES, finetuning, score, score_heads, train_port
-from tests import training_faults
 from tests.assertions import assert_same
 from tests.unit.parity.short_runs import Start, fresh_start, short_epochs
 from torch_impl import EpiBERTRampage
@@ -53,7 +53,7 @@ def test_a_run_is_fed_scored_repeated_and_reached_by_its_hooks(start):
         assert np.array_equal(target, training.target[indices])
         assert np.array_equal(rna, training.rna[indices])
     assert train_port(3, *start) == right
-    fault: Any = training_faults.decay_without_learning_rate  # of any module with such an optimizer
+    fault: Any = trained.decay_without_learning_rate  # of any module with such an optimizer
     wrong = train_port(3, *start, port_training=fault)
     assert wrong.losses[0] == right.losses[0]
     assert wrong.losses != right.losses

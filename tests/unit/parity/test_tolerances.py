@@ -34,6 +34,7 @@ def test_only_the_rows_that_judge_by_distance_exceed_one_thousandth():
         "gradient_bfloat16",
         "trajectory_float64",
         "trajectory_float32",
+        "fault_location",
     }
 
 
@@ -44,6 +45,10 @@ def test_the_limits_that_were_promised():
     assert (TABLE["float32"].limit, TABLE["bfloat16"].limit) == (2.0, 1.5)
     assert TABLE["own_constants"].limit == 10.0**-5
     assert TABLE["rounded_constant"].limit <= 5 * 10.0**-9
+    assert {TABLE[name].limit for name in ("gradient", "optimizer", "state")} == {10.0**-10}
+    assert TABLE["gradient_live"].limit == 10.0**-11
+    assert {TABLE[f"trajectory_{precision}"].limit for precision in ("float64", "float32")} == {2.0}
+    assert (TABLE["convergence"].limit, TABLE["convergence_power"].limit) == (1.0, 0.1)
 
 
 @pytest.mark.parametrize(("precision", "roundings"), [("float32", 2), ("bfloat16", 1)])
@@ -65,6 +70,14 @@ def test_unit_roundoffs_are_those_of_the_formats():
 
 def test_a_bound_without_the_references_error_is_the_limit():
     assert Tolerance(limit=0.5, reason="").bound() == 0.5
+
+
+def test_chance_widens_a_ratio_of_few_numbers_and_hardly_one_of_many():
+    row = TABLE["bfloat16"]
+    assert row.bound(1.0) < row.bound(1.0, 10_000) < row.bound(1.0, 9) == 2 * row.limit
+    assert row.bound(1.0, 10_000) / row.limit < 1.04
+    assert TABLE["float64"].bound(None, 1) == TABLE["float64"].limit
+    assert TABLE["gradient_float32"].bound(1.0, 1) == TABLE["gradient_float32"].limit
 
 
 def test_a_ratio_grows_with_the_references_error_and_never_falls_below_the_floor():
@@ -176,6 +189,7 @@ def test_the_scan_leaves_the_rest_alone(innocent):
 
 EXEMPT = {
     "parity/tolerances.py": "the table itself",
+    "parity/attack/rules.py": "the limits of others, by which nothing here is judged but those limits",
     "tests/unit/parity/test_tolerances.py": "the numbers that were promised, so that the table cannot drift from them",
     "tests/unit/parity/test_convergence.py": "statistics held against published numbers, to their digits",
     "tests/unit/parity/test_planted_motifs.py": "scores held against their formulas, without the harness",

@@ -1,0 +1,145 @@
+"""EpiBERT as the target of ``epibert attack``."""
+
+import functools
+import gc
+import time
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from parity.attack.fault import Fault, injected
+from parity.attack.head_to_head import OURS
+from parity.attack.observation import PRECISIONS, Computed, Observation
+from parity.attack.records import CleanRun, Outcome, Sensitivity
+from parity.attack.rules import Verdict, judge
+from parity.attack.sensitivity import measure
+from parity.pairs import epibert, epibert_data
+from parity.pairs.epibert_faults.bench import Bench
+from parity.pairs.epibert_faults.catalogue import CATALOGUE
+from parity.pairs.epibert_faults.clean import Clean
+from parity.pairs.epibert_faults.clean import judge as judge_clean
+from parity.pairs.epibert_faults.effects import Effects
+from parity.pairs.epibert_faults.subject import PRETRAINING, Subject
+from parity.pairs.epibert_observation import Observer
+from parity.pairs.epibert_run import GOLDENS
+
+TARGET = "parity.pairs.epibert_faults.target:EpiBERTTarget"
+
+
+class EpiBERTTarget:
+    """All faults, each on its case."""
+
+    faults: Mapping[str, Fault] = CATALOGUE
+
+    @functools.cache  # noqa: B019  one target a process
+    def bench(self, case: str) -> Bench:
+        """The bench of a case."""
+        return Bench(GOLDENS / case)
+
+    @functools.cache  # noqa: B019  one target a process
+    def _effects(self, case: str) -> Effects:
+        return Effects(self.bench(case))
+
+    def attack(self, fault: Fault, *, rules: bool = False) -> Outcome:
+        """Judges a fault by the ladder, and by the rules of others if asked."""
+        bench = self.bench(fault.case)
+        started = time.perf_counter()
+        found = bench.judge(fault)
+        seconds = time.perf_counter() - started
+        effect = self._effects(fault.case).measure(fault)
+        named = tuple(dict.fromkeys(found.named))
+        verdicts: dict[str, Verdict] = {}
+        if rules:
+            ours = Verdict(
+                found=bool(found.rung),
+                named=named[0] if named else "",
+                compared=found.comparisons,
+                seconds=seconds,
+                detail=found.stage,
+            )
+            verdicts = {**judge(self.observe(fault)), OURS: ours}
+        return Outcome(
+            name=fault.name,
+            kind=fault.kind,
+            source=fault.source,
+            where=fault.where,
+            what=fault.what,
+            expected_rung=fault.rung,
+            expected=fault.named,
+            rung=found.rung,
+            stage=found.stage,
+            named=named,
+            effect=effect.size,
+            measured=effect.of,
+            comparisons=found.comparisons,
+            seconds=seconds,
+            right=fault.names(named),
+            located=bool(named) and fault.blames(named[0]),
+            verdicts=verdicts,
+        )
+
+    def observe(self, fault: Fault) -> Observation:
+        """What both sides compute with a fault, for other rules to judge."""
+        bench, observer = self.bench(fault.case), self._observer(fault.case)
+        with injected(fault, bench.subject()) as subject:
+            if subject.touched == {"data"}:
+                return _observed_data(subject)
+            with injected(fault, bench.subject(training=True)) as trained:
+                pair = bench.training_pair.of(trained.port, trained.training)
+                return observer.observe(subject.port, pair)
+
+    @functools.cache  # noqa: B019  one target a process
+    def _observer(self, case: str) -> Observer:
+        bench = self.bench(case)
+        return Observer(bench.rounding, bench.training_pair)
+
+    def spare(self, seed: int, *, rules: bool = False) -> CleanRun:
+        """Judges a port without a fault."""
+        started = time.perf_counter()
+        clean = Clean(seed)
+        comparisons, alarms = judge_clean(clean)
+        seconds = time.perf_counter() - started
+        verdicts: dict[str, Verdict] = {}
+        if rules:
+            count = sum(comparisons.values())
+            ours = Verdict(found=bool(alarms), compared=count, seconds=seconds, detail=alarms[0] if alarms else "")
+            observed = Observer(clean.live, clean.training_pair).observe(clean.port, clean.training_pair)
+            verdicts = {**judge(observed), OURS: ours}
+        described = clean.described
+        del clean
+        _forget_models()
+        return CleanRun(
+            seed=seed,
+            configuration=described,
+            comparisons=comparisons,
+            alarms=alarms,
+            seconds=seconds,
+            verdicts=verdicts,
+        )
+
+    def sensitivity(self) -> Sequence[Sensitivity]:
+        """The smallest perturbation of each layer that is seen, on the smallest case of pre-training."""
+        bench = self.bench(PRETRAINING)
+        return list(measure(bench.port(), bench.live, bench.layer_map, epibert.set_precision))
+
+
+def _forget_models() -> None:
+    """Models of a clean run are needed no more; layers and watchers refer to each other in circles."""
+    import tf_keras
+
+    tf_keras.backend.clear_session()
+    gc.collect()
+
+
+def _observed_data(subject: Subject) -> Observation:
+    """What the pipeline hands on, beside what a sound one does, whose every bit is the original's."""
+
+    def handed_on(data: epibert_data.PortData) -> dict[str, Computed]:
+        arrays: dict[str, list[np.ndarray]] = {}
+        for name, array in epibert_data.port_arrays(GOLDENS / "data", data):
+            if name.startswith("whole: "):
+                arrays.setdefault(name.removeprefix("whole: "), []).append(np.ravel(array))
+        joined = {name: np.concatenate(parts) for name, parts in arrays.items()}
+        return {p: Computed(outputs={n: a.astype(p) for n, a in joined.items()}) for p in PRECISIONS}
+
+    return Observation(reference=handed_on(epibert_data.PORT_DATA), port=handed_on(subject.data))

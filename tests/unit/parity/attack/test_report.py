@@ -1,0 +1,80 @@
+"""What people see of a campaign names every survivor and every false alarm."""
+
+import dataclasses
+import io
+import json
+import math
+
+from rich.console import Console
+
+from parity.attack.head_to_head import SAYS
+from parity.attack.records import Campaign, CleanRun, Sensitivity
+from parity.attack.report import draw, judged_by_others, list_faults, print_campaign, summary, write
+from parity.attack.rules import Verdict
+from tests.unit.parity.attack.toy import OUTCOME, Toy
+
+MISSED = dataclasses.replace(OUTCOME, name="a <missed> one", rung="", named=(), right=False, located=False)
+WITHOUT = dataclasses.replace(MISSED, name="without effect", effect=0.0)
+ELSEWHERE = dataclasses.replace(OUTCOME, name="found elsewhere", rung="model", effect=math.inf)
+ALARM = CleanRun(seed=7, configuration="[small]", comparisons={"layers": 2}, alarms=("layers: fail",), seconds=0.1)
+ROW = Sensitivity(layer="a", perturbed="weights", precision="float64", exponent=40, monotone=True)
+CAMPAIGN = Campaign(
+    outcomes=(dataclasses.replace(OUTCOME, name="caught"), MISSED, WITHOUT, ELSEWHERE),
+    clean=(dataclasses.replace(ALARM, seed=6, alarms=()), ALARM),
+    sensitivity=(ROW, dataclasses.replace(ROW, layer="b", exponent=None)),
+)
+
+
+def printed(campaign: Campaign) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    print_campaign(campaign, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_survivors_alarms_and_misplaced_faults_are_printed_by_name():
+    text = printed(CAMPAIGN)
+    for name in ("a <missed> one", "without effect", "found elsewhere", "seed 7", "[small]", "2^-40"):
+        assert name in text
+    assert "NOT PROVEN" in text
+    assert "NOT PROVEN" not in printed(Campaign(outcomes=(OUTCOME,)))
+
+
+def test_the_figures_are_counted():
+    faults, shares, clean = summary(CAMPAIGN)
+    assert faults == ("faults: 4, caught 2; of 3 whose effect exceeds the rounding of float64, 2")
+    assert shares.startswith("of those caught: right rung 50.0 %, right layer first 100.0 %")
+    assert clean.startswith("clean runs: 2, false alarms 1 in 4 comparisons")
+
+
+def test_the_picture_has_a_dot_for_every_fault_with_its_name():
+    picture = draw(CAMPAIGN)
+    assert picture.count("<title>") == len(CAMPAIGN.outcomes)
+    assert "a &lt;missed&gt; one" in picture
+    assert draw(Campaign(outcomes=())).endswith("</svg>\n")
+
+
+def test_the_files_hold_everything_in_plain_json(tmp_path):
+    assert write(CAMPAIGN, tmp_path) == ["attack.json", "attack.svg"]
+    record = json.loads((tmp_path / "attack.json").read_text())
+    assert record["passed"] is False
+    assert record["missed"] == ["a <missed> one"]
+    assert set(record["survivors"]) == {"a <missed> one", "without effect"}
+    assert record["outcomes"][3]["effect"] == "inf"
+
+
+def test_visible_faults_and_clean_runs_go_head_to_head(tmp_path):
+    verdicts = {rule: Verdict(found=True, named="a", compared=1) for rule in SAYS}
+    judged = [dataclasses.replace(outcome, verdicts=verdicts) for outcome in CAMPAIGN.outcomes]
+    clean = tuple(dataclasses.replace(run, verdicts=verdicts) for run in CAMPAIGN.clean)
+    campaign = dataclasses.replace(CAMPAIGN, outcomes=tuple(judged), clean=clean)
+    assert len([trial for trial in judged_by_others(campaign) if trial.fault]) == 3
+    assert "head_to_head.md" in write(campaign, tmp_path)
+    assert (tmp_path / "head_to_head.svg").is_file()
+
+
+def test_the_catalogue_is_printed_whole():
+    console = Console(file=io.StringIO(), width=200)
+    list_faults(Toy.faults.values(), console)
+    assert isinstance(console.file, io.StringIO)
+    assert all(name in console.file.getvalue() for name in Toy.faults)
