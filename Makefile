@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: parity test convergence slow browser lint test-gpu bench clean
+.PHONY: parity test convergence slow huggingface browser lint test-gpu bench clean
 .DEFAULT_GOAL := parity
 
 # Compares port and reference level by level on the recorded checkpoint: verdict on the terminal, report in out/parity.
@@ -21,6 +21,12 @@ convergence: .venv/installed
 slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
+# Other people's BERT, beside .venv: torchmetrics imports transformers wherever it is installed, for seconds each time.
+huggingface: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target out/huggingface --no-deps \
+		-c constraints.txt transformers huggingface-hub tokenizers regex
+	PYTHONPATH=out/huggingface $(BIN)/python -m pytest -m huggingface
+
 # The report in Chromium, which must be installed.
 browser: .venv/installed
 	$(BIN)/python -m pytest -m browser
@@ -28,10 +34,11 @@ browser: .venv/installed
 lint: .venv/installed
 	$(BIN)/pre-commit run --all-files
 
-# What names its device, on a GPU; fails where there is none.
+# What names its device, and the ladder with the port on a GPU; fails where there is none.
 test-gpu: .venv/installed
 	$(BIN)/python -c "import sys, torch; sys.exit(None if torch.cuda.is_available() else 'no CUDA device')"
-	$(BIN)/python -m pytest -k cuda tests/unit/torch_impl
+	$(BIN)/python -m pytest -k cuda tests/unit
+	$(BIN)/epibert parity --device cuda --out out/parity_cuda
 
 bench: .venv/installed
 	$(BIN)/epibert bench

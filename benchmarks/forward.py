@@ -313,15 +313,32 @@ def _prepare(name: str, folder: Path) -> dict[str, Any]:
 
     from safetensors.numpy import save_file
 
-    from torch_impl import EpiBERT, EpiBERTConfig
+    from torch_impl import EpiBERTConfig
     from weights.table import rows
 
     config = EpiBERTConfig.tiny() if name == "tiny" else EpiBERTConfig.pretrain()
-    model = EpiBERT(config)
-    state = model.state_dict()
+    tensors = draw_weights(config)
+    # safetensors writes arrays in the order in which they lie in memory.
+    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, folder / "weights.safetensors")
+    save_file(draw_inputs(config), folder / "inputs.safetensors")
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)), encoding="utf-8")
+    trained = [row.path for row in rows(config) if row.trainable]
+    return {"parameters": sum(tensors[path].size for path in trained)}
+
+
+def draw_weights(config: Any) -> dict[str, np.ndarray]:
+    """Weights for an ``EpiBERTConfig`` by checkpoint key, each from a seed of its own, and the port's constants."""
+    import torch
+
+    from torch_impl import EpiBERT
+    from torch_impl.random import projection_matrix, rotary_table
+    from weights.table import rows
+
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in EpiBERT(config).state_dict().items()}
     tensors = {}
     for row in rows(config):
-        shape = tuple(state[row.name].shape)
+        shape = shapes[row.name]
         generator = np.random.default_rng(zlib.crc32(row.path.encode()))
         value = generator.standard_normal(row.layout.stored_shape(shape, config.num_heads), np.float32)
         if row.path.endswith("/kernel"):
@@ -332,24 +349,23 @@ def _prepare(name: str, folder: Path) -> dict[str, Any]:
         else:
             value /= 10
         tensors[row.path] = value
-    tensors[PROJECTION] = model.performer.projection_matrix.numpy()
-    if model.performer.rotary_table is not None:
-        tensors[ROTARY_TABLE] = model.performer.rotary_table.table.numpy()
-    # safetensors writes arrays in the order in which they lie in memory.
-    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, folder / "weights.safetensors")
+    tensors[PROJECTION] = projection_matrix(config.num_random_features, config.head_size, int(config.seed))
+    if config.use_rot_emb:
+        tensors[ROTARY_TABLE] = rotary_table(
+            config.max_seq_length + 1, config.head_size, bfloat16=config.rotary_bfloat16
+        )
+    return tensors
 
+
+def draw_inputs(config: Any) -> dict[str, np.ndarray]:
+    """Sequence, accessibility and motif activity for an ``EpiBERTConfig``, batch 1."""
     generator = np.random.default_rng(0)
     bases = generator.integers(4, size=(1, config.sequence_length))
-    save_file(
-        {
-            "sequence": np.eye(4, dtype=np.float32)[bases],
-            "atac": generator.exponential(size=(1, config.atac_length, 1)).astype(np.float32),
-            "motif_activity": generator.random((1, 1, config.num_motifs), dtype=np.float32),
-        },
-        folder / "inputs.safetensors",
-    )
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)), encoding="utf-8")
-    return {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+    return {
+        "sequence": np.eye(4, dtype=np.float32)[bases],
+        "atac": generator.exponential(size=(1, config.atac_length, 1)).astype(np.float32),
+        "motif_activity": generator.random((1, 1, config.num_motifs), dtype=np.float32),
+    }
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], list[np.ndarray]]:

@@ -1,18 +1,24 @@
 """Does a PyTorch module compute what a Keras model computes, and if not, where does it differ?"""
 
+from parity.arrangements import Arrangement
+from parity.inference import Inference, infer, load_weights
 from parity.layer_map import LayerMap, LayerPair
 from parity.records import Comparison, Culprit, Gate, GateStatus, Reading, Result, Status
 from parity.verify import verify
 
 __all__ = [
+    "Arrangement",
     "Comparison",
     "Culprit",
     "Gate",
     "GateStatus",
+    "Inference",
     "LayerMap",
     "LayerPair",
     "Reading",
     "Result",
     "Status",
+    "infer",
+    "load_weights",
     "verify",
 ]

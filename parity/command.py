@@ -29,6 +29,8 @@ def parity(
     bins: int = 64,
     batch: int = 2,
     goldens: str | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
+    against: str | None = None,
 ) -> int:
     """Climb the ladder: does the port compute what the original computes, layer by layer?
 
@@ -49,7 +51,12 @@ def parity(
         bins: Window for a checkpoint of your own, in 128-bp bins; no weight depends on its length.
         batch: Number of synthetic examples for a checkpoint of your own.
         goldens: Folder of the recorded cases; that of the repository by default.
+        device: Where the port computes.
+        against: parity.json of an earlier run. What changed is printed and traced to port, reference, weights,
+            recordings, harness or environment by their hashes; a limit that grew without a new reason makes the exit
+            status 1.
     """
+    from parity.drift import NotAResult, compare_results, read_result
     from parity.ledger import Ledger
     from parity.pairs.epibert_run import GOLDENS, UsageError, run
     from parity.report.junit import write_junit
@@ -62,6 +69,10 @@ def parity(
         check_installed()
     except ImportError as error:
         raise UsageError(str(error)) from None
+    try:
+        earlier = None if against is None else read_result(against)
+    except (OSError, NotAResult) as error:
+        raise UsageError(str(error)) from None
     with _files(out) as scratch:
         with console.status("starting") as status:
             result = run(
@@ -73,6 +84,7 @@ def parity(
                 bins=bins,
                 batch=batch,
                 jobs=min(2, os.cpu_count() or 1),
+                device=device,
                 ledger=Ledger(goldens=Path(GOLDENS if goldens is None else goldens)),
                 say=lambda text: status.update(escape(text)),
             )
@@ -80,8 +92,11 @@ def parity(
         write_junit(result, scratch / "junit.xml")
         write_html(result, scratch / "report.html")
     print_result(result, console)
+    drift = None if earlier is None else compare_results(earlier, result.to_dict())
+    if drift is not None:
+        console.print(f"Against {against}: {drift}", soft_wrap=True, markup=False, highlight=False)
     console.print(f"written to {out}: report.html, parity.json, junit.xml", soft_wrap=True, markup=False)
-    return PROVEN if result.passed else NOT_PROVEN
+    return PROVEN if result.passed and (drift is None or not drift.loosened) else NOT_PROVEN
 
 
 @contextlib.contextmanager

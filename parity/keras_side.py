@@ -4,7 +4,7 @@ TensorFlow is imported when a model is watched, not when this module is.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,15 @@ class KerasSide:
     Args:
         model: A built tf_keras model, in the precision that it computes in. It is left as it was found.
         ignored: Paths not to watch.
+        split: Paths of layers whose own ``activation`` is watched as a layer beside them, ``PATH/activation``. What
+            such a layer returns then counts as what it hands to its activation.
     """
 
-    def __init__(self, model: Any, ignored: Mapping[str, str] | None = None) -> None:
+    def __init__(self, model: Any, ignored: Mapping[str, str] | None = None, split: Collection[str] = ()) -> None:
         self.model = model
         self.layers = layers_by_path(model)
+        self.split = frozenset(split)
+        self.ignored = frozenset(ignored or {})
         for path in ignored or {}:
             self.layers.pop(path, None)
 
@@ -70,7 +74,10 @@ class KerasSide:
             else:
                 for path, layer in self.layers.items():
                     feed = truth if fed is None or path in fed else None
-                    stack.enter_context(_watched(path, layer, recorder, feed))
+                    if path in self.split:
+                        stack.enter_context(_watched_activation(path, layer, recorder, feed, self.ignored))
+                    else:
+                        stack.enter_context(_watched(path, layer, recorder, feed))
                 self.model(arguments, training=training)
             return recorder.trace(self._state())
 
@@ -191,6 +198,58 @@ def _watched(path: str, layer: Any, recorder: Recorder, truth: Trace | None) -> 
             vars(layer)["call"] = own_call
 
 
+@contextlib.contextmanager
+def _watched_activation(
+    path: str, layer: Any, recorder: Recorder, truth: Trace | None, ignored: Collection[str]
+) -> Iterator[None]:
+    """As ``_watched``, the layer and its own activation as two."""
+    import tensorflow as tf
+
+    call, own_call, activation = layer.call, vars(layer).get("call"), layer.activation
+    waiting: list[tuple[tuple[str, int], tuple[np.ndarray, ...], Call | None]] = []
+
+    def watched_activation(x: Any) -> Any:
+        key, given, reference = waiting.pop()
+        recorder.end(key, given, _arrays([x]))
+        if reference is not None:
+            (x,) = _fed_outputs(reference, [x])
+        if activation_path(path) in ignored:
+            return activation(x)
+        key = recorder.begin(activation_path(path))
+        y = activation(x)
+        recorder.end(key, _arrays([x]), _arrays([y]))
+        reference = None if truth is None else truth.calls.get(key)
+        return y if reference is None else _fed_outputs(reference, [y])[0]
+
+    def watched_call(*args: Any, **kwargs: Any) -> Any:
+        key = recorder.begin(path)
+        given = flatten((args, kwargs), tf.is_tensor)
+        reference = None if truth is None else truth.calls.get(key)
+        if reference is not None and reference.inputs is not None:
+            fed = [_tensor(array, like) for array, like in zip(reference.inputs, given, strict=True)]
+            args, kwargs = replace((args, kwargs), tf.is_tensor, fed)
+        waiting.append((key, _arrays(given), reference))
+        result = call(*args, **kwargs)
+        if waiting:
+            raise ValueError(f"{path} does not call its activation, so it cannot be split from it")
+        return result
+
+    vars(layer)["call"], vars(layer)["activation"] = watched_call, watched_activation
+    try:
+        yield
+    finally:
+        vars(layer)["activation"] = activation
+        if own_call is None:
+            del vars(layer)["call"]
+        else:
+            vars(layer)["call"] = own_call
+
+
+def activation_path(path: str) -> str:
+    """Name of a layer's own activation where it is watched beside the layer."""
+    return f"{path}/activation"
+
+
 def _fed_outputs(reference: Call, returned: list[Any]) -> list[Any]:
     return [_tensor(array, like) for array, like in zip(reference.outputs, returned, strict=True)]
 
@@ -217,13 +276,25 @@ def _tensor(array: np.ndarray | Sample, like: Any) -> Any:
 
 def variables_by_path(model: Any) -> dict[str, np.ndarray]:
     """Every variable by layer path and own name, ``conv/kernel``, in float64; a name given twice gets a number."""
-    found: dict[str, np.ndarray] = {}
-    for path, layer in layers_by_path(model).items():
-        for variable in (*layer._trainable_weights, *layer._non_trainable_weights):
-            name = f"{path}/{_short_name(variable)}" if path else _short_name(variable)
-            earlier = sum(1 for key in found if key == name or key.startswith(f"{name}@"))
-            found[f"{name}@{earlier}" if earlier else name] = np.asarray(variable.numpy(), dtype=np.float64)
-    return found
+    return {
+        key: np.asarray(variable.numpy(), dtype=np.float64)
+        for path, layer in layers_by_path(model).items()
+        for key, variable in _own_variables(path, layer)
+    }
+
+
+def variable_keys(path: str, layer: Any) -> dict[str, str]:
+    """Own name, with its number where a name is given twice, to full name, of a layer's own variables."""
+    return {key.rpartition("/")[2]: key for key, _ in _own_variables(path, layer)}
+
+
+def _own_variables(path: str, layer: Any) -> list[tuple[str, Any]]:
+    found: dict[str, Any] = {}
+    for variable in (*layer._trainable_weights, *layer._non_trainable_weights):
+        name = f"{path}/{_short_name(variable)}" if path else _short_name(variable)
+        earlier = sum(1 for key in found if key == name or key.startswith(f"{name}@"))
+        found[f"{name}@{earlier}" if earlier else name] = variable
+    return list(found.items())
 
 
 def lift(model: Any, precisions: Sequence[str]) -> tuple[dict[str, Any], tuple[NotCompared, ...]]:

@@ -402,6 +402,8 @@ class _Comparer:
             return
         for port_name, reference_name in pair.state:
             common = dict(self.common)
+            if common["tolerance"] == "float64" and pair.state_tolerance:
+                common["tolerance"] = pair.state_tolerance
             if common["gate"] == "layers":
                 common["reading"] = Reading.STATE
             yield compare(

@@ -30,7 +30,9 @@ class LiveReference:
     ) -> None:
         self.name = name
         self.inputs = inputs
-        self.sides = {precision: KerasSide(model, layer_map.ignored) for precision, model in models.items()}
+        self.sides = {
+            precision: KerasSide(model, layer_map.ignored, layer_map.split) for precision, model in models.items()
+        }
         self.blocks = frozenset(pair.reference for pair in layer_map if pair.block)
         self._truths: dict[bool, Trace] = {}
 

@@ -232,7 +232,7 @@ TABLE: dict[str, Tolerance] = {
         limit=1.5e-8,
         reason="TensorFlow keeps the BatchNorm update rate at float32 precision in float64. The port does the same; "
         "the exact 0.1 differs by a relative 1.49e-8, and no statistic can move by a larger share of itself than the "
-        "rate does.",
+        "rate does. Ports of other people's models, which know nothing of this, are held to it.",
     ),
     "convergence": Tolerance(
         limit=1.0,

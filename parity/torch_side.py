@@ -22,10 +22,18 @@ class TorchSide:
         module: The module; it is left as it was found, parameters, buffers, mode and dtype.
         layer_map: Which of its modules to watch.
         set_precision: Context manager that puts the module into a precision; casts everything by default.
+        original: The port itself, where the module is its twin with names for operations; it runs unwatched.
     """
 
-    def __init__(self, module: nn.Module, layer_map: LayerMap, set_precision: PrecisionSetter | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layer_map: LayerMap,
+        set_precision: PrecisionSetter | None = None,
+        original: nn.Module | None = None,
+    ) -> None:
         self.module = module
+        self.original = module if original is None else original
         self.layer_map = layer_map
         self.set_precision = set_precision or cast_module
         self.modules = dict(module.named_modules())
@@ -54,12 +62,12 @@ class TorchSide:
             The trace, in the reference's activation layout. An exception ends the pass and stands in ``error``.
         """
         recorder = Recorder()
-        with self._prepared(precision, training) as stack:
+        with self._prepared(self.module, precision, training) as stack:
             for pair in self.layer_map:
                 if not pair.alias and pair.port in self.modules:
                     feed = truth if fed is None or pair.port in fed else None
                     stack.enter_context(_watched(self.modules[pair.port], pair, recorder, feed))
-            _, error = self._run(inputs, precision)
+            _, error = self._run(self.module, inputs, precision)
             return recorder.trace(self._state(), error)
 
     def outputs(
@@ -69,27 +77,27 @@ class TorchSide:
         pair = next(
             (pair for pair in self.layer_map if pair.port == "" and not pair.alias), LayerPair(port="", reference="")
         )
-        with self._prepared(precision, training):
-            result, error = self._run(inputs, precision)
+        with self._prepared(self.original, precision, training):
+            result, error = self._run(self.original, inputs, precision)
             returned = flatten(result, torch.is_tensor)
             return tuple(pair.to_reference(_array(tensor)) for tensor in returned), error
 
     @contextlib.contextmanager
-    def _prepared(self, precision: str, training: bool) -> Iterator[contextlib.ExitStack]:
+    def _prepared(self, module: nn.Module, precision: str, training: bool) -> Iterator[contextlib.ExitStack]:
         """The module in a mode and a precision, and afterwards as it was found."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            stack.enter_context(_kept_state(self.module))
-            stack.enter_context(_mode(self.module, training))
-            stack.enter_context(self.set_precision(self.module, precision))
+            stack.enter_context(_kept_state(module))
+            stack.enter_context(_mode(module, training))
+            stack.enter_context(self.set_precision(module, precision))
             yield stack
 
-    def _run(self, inputs: tuple[np.ndarray, ...], precision: str) -> tuple[Any, str]:
-        device = next((tensor.device for tensor in (*self.module.parameters(), *self.module.buffers())), None)
+    def _run(self, module: nn.Module, inputs: tuple[np.ndarray, ...], precision: str) -> tuple[Any, str]:
+        device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), None)
         tensors = [torch.from_numpy(np.array(array)).to(device) for array in inputs]
         tensors = [tensor.to(DTYPES[precision]) if tensor.is_floating_point() else tensor for tensor in tensors]
         try:
-            return self.module(*tensors), ""
+            return module(*tensors), ""
         except Exception as exception:  # noqa: BLE001  whatever the port raises is a finding, not our failure
             return None, describe(exception)
 
@@ -171,12 +179,12 @@ def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Trac
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         key = recorder.begin(pair.port)
         given = flatten((args, kwargs), torch.is_tensor)[: pair.inputs]
-        open_calls.append((key, given, _arrays(pair, given)))
+        open_calls.append((key, given, _arrays(pair, given, is_input=True)))
         reference = counterpart(key)
         if reference is None or reference.inputs is None or not given:
             return None
         fed = [
-            _tensor(pair.to_port(array), like)
+            _tensor(pair.to_port(array, is_input=True), like)
             for array, like in zip(reference.inputs[: len(given)], given, strict=True)
         ]
         rest = flatten((args, kwargs), torch.is_tensor)[pair.inputs :]
@@ -196,18 +204,19 @@ def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Trac
 
     def after(_: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
         key, _given, values = open_calls.pop()
-        returned = flatten(result, torch.is_tensor)
+        everything = flatten(result, torch.is_tensor)
+        chosen = range(len(everything)) if pair.returned is None else pair.returned
+        places = [place for place in chosen if place < len(everything)]
+        returned = [everything[place] for place in places]
         if key not in recorder.calls:
             recorder.end(key, values, _arrays(pair, returned))
         reference = counterpart(key)
         if reference is None or any(isinstance(array, Sample) for array in reference.outputs):
             return None
         count = min(len(reference.outputs), len(returned))
-        fed = [
-            _tensor(pair.to_port(_whole(array)), like)
-            for array, like in zip(reference.outputs[:count], returned[:count], strict=True)
-        ]
-        return replace(result, torch.is_tensor, fed + returned[len(fed) :])
+        for place, array, like in zip(places[:count], reference.outputs[:count], returned[:count], strict=True):
+            everything[place] = _tensor(pair.to_port(_whole(array)), like)
+        return replace(result, torch.is_tensor, everything)
 
     handles = [
         module.register_forward_pre_hook(before, prepend=True, with_kwargs=True),
@@ -233,8 +242,8 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().to(device="cpu", dtype=torch.float64, copy=True).numpy()
 
 
-def _arrays(pair: LayerPair, tensors: list[Tensor]) -> tuple[np.ndarray, ...]:
-    return tuple(pair.to_reference(_array(tensor)) for tensor in tensors)
+def _arrays(pair: LayerPair, tensors: list[Tensor], *, is_input: bool = False) -> tuple[np.ndarray, ...]:
+    return tuple(pair.to_reference(_array(tensor), is_input=is_input) for tensor in tensors)
 
 
 def _whole(array: np.ndarray | Sample) -> np.ndarray:

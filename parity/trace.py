@@ -111,6 +111,9 @@ def replace(structure: Any, is_tensor: Callable[[Any], bool], substitutes: list[
     """The same structure with its tensors taken from ``substitutes``, which is emptied from the front."""
     if is_tensor(structure):
         return substitutes.pop(0)
+    if isinstance(structure, Mapping) and dataclasses.is_dataclass(structure) and not isinstance(structure, type):
+        # Results with named fields that are read by position as well.
+        return type(structure)(**{key: replace(item, is_tensor, substitutes) for key, item in structure.items()})
     if isinstance(structure, Mapping):
         return {key: replace(item, is_tensor, substitutes) for key, item in structure.items()}
     if isinstance(structure, tuple) and hasattr(structure, "_fields"):

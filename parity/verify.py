@@ -10,15 +10,16 @@ from torch import nn
 
 from parity.compare import compare
 from parity.environment import describe_environment, version
+from parity.inference import WeightMap, arranged, helper_buffers, infer, tensors_by_name
 from parity.keras_side import POLICIES, KerasSide, layers_by_path, lift, variables_by_path
 from parity.ladder import FORWARD_GATES, compare_live, find_culprits, judge
 from parity.layer_map import LayerMap
+from parity.operations import name_operations
 from parity.records import Comparison, NotCompared, Reading, Result
 from parity.reference import LiveReference
 from parity.tolerances import table
 from parity.torch_side import TorchSide
 
-WeightMap = Mapping[str, tuple[str, Sequence[int] | None]]
 MODES = ("evaluation", "training")
 FOREIGN_PRECISIONS = ("float64", "float32")
 
@@ -46,10 +47,12 @@ def verify(
         port: PyTorch module that takes the same inputs, as separate arguments.
         inputs: The models' arguments: an array or a tuple of arrays, batch first.
         gates: Rungs to prove, of ``weights``, ``constants``, ``layers``, ``blocks``, ``model``.
-        layer_map: Which layer answers to which: a ``LayerMap``, or {port path: reference path}. Known for EpiBERT.
+        layer_map: Which layer answers to which: a ``LayerMap``, or {port path: reference path}. Known for EpiBERT, for
+            other pairs inferred where it is not given (``parity.infer``), and with it the weight map.
         weight_map: {port tensor: (reference variable, axes)}: the port's tensor is the variable with its axes permuted
             so, None meaning as it is. Variables are named by layer path and own name: ``conv/kernel``. Known for
-            EpiBERT.
+            EpiBERT. In place of axes a row may have a named ``Arrangement``. Where the layer map is inferred, these
+            rows win over what is inferred.
         modes: ``evaluation``, ``training`` or both.
         precisions: ``float64``, ``float32``, ``bfloat16``; by default all three for EpiBERT and the first two for
             others.
@@ -59,7 +62,7 @@ def verify(
         The result. ``result.passed`` is True only if every gate asked for passed.
 
     Raises:
-        ValueError: Unknown gates, modes or precisions, or no layer map for a pair that the harness does not know.
+        ValueError: Unknown gates, modes or precisions, or a weight map for a pair that the harness knows.
     """
     from parity.pairs import find_pair
 
@@ -77,13 +80,15 @@ def verify(
         models, comparisons, left_out = prepared.models, prepared.comparisons, prepared.not_compared
         unavailable: dict[str, str] = {}
         name, configuration, weights = pair.NAME, prepared.configuration, prepared.weights
-        side, lent = TorchSide(port, mapped, pair.set_precision), prepared.lent
+        side, lent, watched = TorchSide(port, mapped, pair.set_precision), prepared.lent, port
     else:
-        mapped = _as_layer_map(layer_map)
+        mapped, inferred = _as_layer_map(layer_map), None
         if mapped is None:
-            raise ValueError(
-                f"no layer map is known for {type(reference).__name__} and {type(port).__name__}: give layer_map="
-            )
+            inferred = infer(reference, port, arrays, weights=weight_map)
+            mapped, weight_map = inferred.layer_map, inferred.weight_map
+        modules = dict(port.named_modules())
+        # A map may name operations that are no modules of the port.
+        watched = port if all(pair.port in modules for pair in mapped) else name_operations(port).module
         models, left_out = lift(reference, precisions or FOREIGN_PRECISIONS)
         comparisons = [] if weight_map is None else _compare_weights(reference, port, weight_map, case)
         unavailable = {"constants": "this pair names no constants"}
@@ -91,16 +96,17 @@ def verify(
             unavailable["weights"] = "no weight_map was given: weights are proven only by what the layers compute"
         if not any(pair.block for pair in mapped):
             unavailable["blocks"] = "the layer map marks no blocks"
-        left_out = (*left_out, *_unmapped_modules(port, mapped), *map(_left_out_counter, _batch_counters(port)))
+        left_out = (*left_out, *_unmapped_modules(watched, mapped, type(port).__name__), *_left_out_buffers(port))
+        left_out = left_out if inferred is None else (*left_out, *inferred.not_compared())
         name, configuration, weights = f"{type(reference).__name__} and {type(port).__name__}", {}, ()
-        side, lent = TorchSide(port, mapped), None
+        side, lent = TorchSide(watched, mapped, original=port), None
     described = f"living model, TensorFlow {version('tensorflow')}, tf_keras {version('tf_keras')}"
     live = LiveReference(models, arrays, mapped, described)
     prepared_at = time.perf_counter()
     rows = [row for row in comparisons if row.gate in wanted]
     readings = [gate for gate in wanted if gate in ("layers", "blocks", "model")]
     if readings:
-        rows += compare_dropout(reference, port, mapped, case=case)
+        rows += compare_dropout(reference, watched, mapped, case=case)
         rows += _compare_copy(reference, live, case=case)
         with contextlib.nullcontext() if lent is None else lent:
             rows += compare_live(side, live, mapped, gates=readings, modes=modes, case=case)
@@ -199,26 +205,22 @@ def ignored_layers(layer_map: LayerMap) -> tuple[NotCompared, ...]:
     return tuple(NotCompared(side="reference", name=path, reason=why) for path, why in layer_map.ignored.items())
 
 
-def _unmapped_modules(port: nn.Module, layer_map: LayerMap) -> tuple[NotCompared, ...]:
+def _unmapped_modules(port: nn.Module, layer_map: LayerMap, model: str) -> tuple[NotCompared, ...]:
     """Modules of the port without a row of their own, by name."""
     names = {pair.port for pair in layer_map}
     return tuple(
         NotCompared(
             side="port",
             name=name,
-            reason=f"at most compared as a part of {layer_map.owner(name) or type(port).__name__}",
+            reason=f"at most compared as a part of {layer_map.owner(name) or model}",
         )
         for name, _ in port.named_modules()
         if name not in names
     )
 
 
-def _batch_counters(port: nn.Module) -> list[str]:
-    return [name for name, _ in port.named_buffers() if name.rpartition(".")[2] == "num_batches_tracked"]
-
-
-def _left_out_counter(name: str) -> NotCompared:
-    return NotCompared(side="port", name=name, reason="PyTorch counts batches here; Keras has no such variable")
+def _left_out_buffers(port: nn.Module) -> tuple[NotCompared, ...]:
+    return tuple(NotCompared(side="port", name=name, reason=why) for name, why in helper_buffers(port).items())
 
 
 def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
@@ -241,9 +243,7 @@ def _arrays(inputs: Any) -> tuple[np.ndarray, ...]:
 def _compare_weights(reference: Any, port: nn.Module, weight_map: WeightMap, case: str) -> list[Comparison]:
     """Every parameter and buffer of the port and every variable of the reference, bit for bit, none left over."""
     variables = variables_by_path(reference)
-    tensors = {**dict(port.named_parameters()), **dict(port.named_buffers())}
-    for name in _batch_counters(port):
-        del tensors[name]
+    tensors = tensors_by_name(port)
     rows = [(name, key, axes) for name, (key, axes) in weight_map.items()]
     rows += [(name, "", None) for name in tensors if name not in weight_map]
     used = {key for key, _ in weight_map.values()}
@@ -251,8 +251,8 @@ def _compare_weights(reference: Any, port: nn.Module, weight_map: WeightMap, cas
     comparisons = []
     for order, (name, key, axes) in enumerate(rows):
         expected = variables.get(key)
-        if expected is not None and axes is not None:
-            expected = np.transpose(expected, tuple(axes))
+        if expected is not None:
+            expected = arranged(expected, axes)
         found = tensors.get(name)
         detail = ""
         if name not in weight_map:

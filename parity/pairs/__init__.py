@@ -1,5 +1,6 @@
 """Pairs of models that the harness knows how to bind. Its core knows none of them."""
 
+import sys
 from typing import Any
 
 from torch import nn
@@ -7,6 +8,8 @@ from torch import nn
 
 def find_pair(reference: Any, port: nn.Module) -> Any | None:
     """The module that binds this reference to this port, or None for a pair of the user's own."""
+    if "torch_impl" not in sys.modules:
+        return None  # nobody can have made a model of ours, and other people's pairs need none of our packages
     from torch_impl import EpiBERT, EpiBERTRampage
 
     if not isinstance(port, EpiBERT | EpiBERTRampage):

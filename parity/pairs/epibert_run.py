@@ -1,5 +1,6 @@
 """What ``epibert parity`` runs: the recorded cases of the repository, or a checkpoint of the user's own."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import json
@@ -7,7 +8,7 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +73,7 @@ UNTOLD_ARGUMENTS = (
     "BN_momentum",
 )
 
+DEVICES = ("cpu", "cuda")
 RNA_HEAD = "model/final_dense_profile_rna/"
 
 References = Literal["both", "live", "recorded"]
@@ -100,7 +102,7 @@ class Findings:
     unavailable: dict[str, str] = dataclasses.field(default_factory=dict)
     runs: list[Run] = dataclasses.field(default_factory=list)
     equivalences: list[Equivalence] = dataclasses.field(default_factory=list)
-    workers: dict[str, int] = dataclasses.field(default_factory=dict)
+    workers: dict[str, int | str] = dataclasses.field(default_factory=dict)
 
     def add(self, other: "Findings") -> None:
         """Takes up what another part of the work found."""
@@ -162,6 +164,7 @@ def run(
     training: PortTraining = PORT,
     ledger: Ledger | None = None,
     jobs: int = 1,
+    device: str = "cpu",
     say: Say = lambda text: None,
 ) -> Result:
     """Climbs the ladder.
@@ -181,6 +184,7 @@ def run(
         ledger: Where to enter what was found; only a run on the recorded cases with both references is entered. What is
             found of the fine-tuning model is entered apart from the rest.
         jobs: Processes that share the recorded cases; nothing may be put in the port's place then.
+        device: Where the port computes: ``cpu`` or ``cuda``; nothing is entered into the ledger for another than cpu.
         say: Told what is going on.
 
     Raises:
@@ -202,7 +206,13 @@ def run(
             "the gate convergence stands on the recorded cases and the living reference: leave --checkpoint and "
             "--reference out"
         )
-    as_it_is = prepare_port is None and training is PORT
+    if device not in DEVICES:
+        raise UsageError(f"unknown device {device!r}; there are {', '.join(DEVICES)}")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UsageError("there is no CUDA device")
+    if device != "cpu" and CONVERGENCE in gates:
+        raise UsageError("the gate convergence is for the processor: leave --device out")
+    as_it_is = prepare_port is None and training is PORT and device == "cpu"
     entered = ledger if as_it_is and checkpoint is None and reference == "both" else None
     if checkpoint is None and config not in (None, FINETUNING):
         raise UsageError(f"--config belongs to --checkpoint; without one it names recorded cases: {FINETUNING}")
@@ -218,7 +228,10 @@ def run(
     if checkpoint is not None:
         if reference == "recorded":
             raise UsageError("nothing is recorded for a checkpoint of your own: it needs --reference live")
-        finetuning = _own_checkpoint(findings, wanted, checkpoint, config, bins, batch, prepare_port, training, say)
+        with _exact_products(device):
+            finetuning = _own_checkpoint(
+                findings, wanted, checkpoint, config, bins, batch, prepare_port, training, say, device
+            )
     else:
         if reference == "recorded" and "trajectory" in wanted:
             raise UsageError(
@@ -232,15 +245,24 @@ def run(
                     "--goldens"
                 )
         units = _units(wanted, reference, finetuning=finetuning)
-        job = _Job(tuple(wanted), str(goldens), reference, finetuning)
+        job = _Job(tuple(wanted), str(goldens), reference, finetuning, device)
         if jobs == 1 or len(units) == 1 or prepare_port is not None or training is not PORT:
             found = [job.do(unit, prepare_port, training, say) for unit in units]
         else:
             threads = max(1, (os.cpu_count() or 1) // jobs)
             found = _in_processes(job, units, jobs, threads, say)
-            findings.workers = {"processes": jobs, "threads": threads}
+            findings.workers |= {"processes": jobs, "threads": threads}
         for part in found:
             findings.add(part)
+    if device != "cpu":
+        findings.workers["device"] = torch.cuda.get_device_name()
+        findings.not_compared.append(
+            NotCompared(
+                side=device,
+                name="losses and metrics by themselves, the data pipeline",
+                reason="computed by the processor here; what trains a model on the device is compared in the gradients",
+            )
+        )
     if CONVERGENCE in wanted:
         _convergence(findings, prepare_port, say, finetuning=finetuning)
     result = findings.result(gates, finetuning=finetuning)
@@ -289,6 +311,7 @@ class _Job:
     goldens: str
     reference: References
     finetuning: bool = False
+    device: str = "cpu"
 
     def do(
         self,
@@ -298,6 +321,12 @@ class _Job:
         say: Say = lambda text: None,
     ) -> Findings:
         """One unit: (what to do, with which case)."""
+        with _exact_products(self.device):
+            return self._do(unit, prepare_port, training, say)
+
+    def _do(
+        self, unit: tuple[str, str], prepare_port: PreparePort | None, training: PortTraining, say: Say
+    ) -> Findings:
         findings, (task, name) = Findings(), unit
         if task == "functions":
             _functions(findings, self.wanted, Path(self.goldens), self.reference, training, say)
@@ -306,9 +335,9 @@ class _Job:
         elif task == "data":
             _data(findings, Path(self.goldens) / "data", say)
         elif task == "fine-tuning":
-            _finetuning_case(findings, self.wanted, Path(self.goldens) / name, training, say)
+            _finetuning_case(findings, self.wanted, Path(self.goldens) / name, training, say, self.device)
         else:
-            case = _Case(Path(self.goldens) / name, prepare_port)
+            case = _Case(Path(self.goldens) / name, prepare_port, self.device)
             case.describe(findings)
             work = {"recorded": _recorded_case, "live": _living_case, "training": _training_case}[task]
             work(findings, self.wanted, case, training, say)
@@ -356,8 +385,8 @@ def _use_threads(count: int) -> None:
 class _Case:
     """A recorded case, read."""
 
-    def __init__(self, folder: Path, prepare_port: PreparePort | None) -> None:
-        self.folder, self.name, self._prepare = folder, folder.name, prepare_port
+    def __init__(self, folder: Path, prepare_port: PreparePort | None, device: str) -> None:
+        self.folder, self.name, self._prepare, self._device = folder, folder.name, prepare_port, device
         try:
             self.config, self.checkpoint = load_case(folder)
             self.original = json.loads((folder.parent / "environment.json").read_text(encoding="utf-8"))["tensorflow"]
@@ -383,6 +412,7 @@ class _Case:
         """A port with the weights of the case, an ``EpiBERT`` or an ``EpiBERTRampage``."""
         made = _model(self.config if config is None else config, finetuning=self.finetuning)
         transplant(self.checkpoint, made, constants=constants)
+        made.to(self._device)
         if self._prepare is not None:
             self._prepare(made)
         return made
@@ -447,6 +477,7 @@ def _own_checkpoint(
     prepare_port: PreparePort | None,
     training: PortTraining,
     say: Say,
+    device: str,
 ) -> bool:
     """Climbs with a checkpoint of the user's own; returns whether it is one of the fine-tuning model."""
     say("reading the checkpoint")
@@ -483,6 +514,7 @@ def _own_checkpoint(
     def make_port(config: EpiBERTConfig) -> Any:
         made = _model(config, finetuning=finetuning)
         transplant(checkpoint, made, constants="tensorflow")
+        made.to(device)
         if prepare_port is not None:
             prepare_port(made)
         return made
@@ -647,7 +679,9 @@ def _recorded_training(
     return rows
 
 
-def _finetuning_case(findings: Findings, wanted: Sequence[str], folder: Path, training: PortTraining, say: Say) -> None:
+def _finetuning_case(
+    findings: Findings, wanted: Sequence[str], folder: Path, training: PortTraining, say: Say, device: str
+) -> None:
     """Recorded training of the fine-tuning model."""
     case = f"{folder.name} recorded"
     with _timed(findings, case, say):
@@ -656,6 +690,7 @@ def _finetuning_case(findings: Findings, wanted: Sequence[str], folder: Path, tr
         projection, rotary = epibert.recorded_constants(recording)
         port = EpiBERTRampage(config)
         transplant(checkpoint, port, constants=(projection, rotary, recording.name))
+        port.to(device)
         inputs, targets = epibert.recorded_inputs(recording), epibert_training.recorded_targets(recording)
         findings.sources[f"{folder.name}/forward.h5"] = hash_file(folder / "forward.h5")
         rows = _recorded_training(findings, folder.name, port, folder, inputs, targets, training)
@@ -674,6 +709,21 @@ def _convergence(findings: Findings, prepare_port: PreparePort | None, say: Say,
             findings.runs += runs
             seeds = sorted({run.seed for run in runs})
             findings.equivalences += find_equivalences(runs, margins(experiment=experiment), seeds=seeds).values()
+
+
+@contextlib.contextmanager
+def _exact_products(device: str) -> Iterator[None]:
+    """Products of float32 numbers in float32: cuDNN's default is TF32, which has ten bits."""
+    if device == "cpu":
+        yield
+        return
+    kept = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(kept)
 
 
 class _timed:

@@ -30,7 +30,7 @@ RULES = {
     "weights": Rule(never=OUTSIDE | {"parity", "benchmarks"}, at_import=TENSORFLOW | {"tf_reference"}),
     # The core knows neither model. parity.pairs binds the two, and the command line chooses a pair.
     "parity": Rule(
-        never=OUTSIDE | {"torch_impl", "tf_reference", "benchmarks"},
+        never=OUTSIDE | {"torch_impl", "tf_reference", "weights", "benchmarks"},
         at_import=TENSORFLOW,
         exempt=("parity.pairs", "parity.command", "parity.__main__"),
     ),
