@@ -409,7 +409,7 @@ OF_VERDICTS = (
         name="exit_status_always_0",
         hole="numbers are printed and nothing fails (algorithmic-efficiency, an issue asks for pass or fail)",
         file="parity/command.py",
-        edits=(("    return PROVEN if result.passed else NOT_PROVEN\n", "    return PROVEN\n"),),
+        edits=(("    return PROVEN if result.passed and", "    return PROVEN if True or"),),
         tests=(TEST_HOLES,),
     ),
     Attack(
