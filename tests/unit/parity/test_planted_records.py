@@ -33,7 +33,7 @@ def test_a_folder_has_three_sets_of_different_records(tmp_path):
     assert write(str(tmp_path / "out"), train=3, valid=2, test=1) == 0
     stores = {subset: Store(tmp_path / "out" / subset) for subset in SEEDS}
     assert {subset: len(store) for subset, store in stores.items()} == {"train": 3, "valid": 2, "test": 1}
-    assert len({store[0].sequence for store in stores.values()}) == 3
+    assert len({store[0].letters for store in stores.values()}) == 3
 
 
 def pearson(folder: Path) -> float:
