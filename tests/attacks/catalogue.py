@@ -497,10 +497,10 @@ OF_TRAINING = (
         file=TRAINING,
         edits=(
             (
-                "        gradient = _in_reference_layout(found.get(pair.port), pair, tuple(shape))\n",
+                "        gradient = in_reference_layout(found.get(pair.port), pair, tuple(shape))\n",
                 "        if pair.port not in found:\n"
                 "            continue\n"
-                "        gradient = _in_reference_layout(found.get(pair.port), pair, tuple(shape))\n",
+                "        gradient = in_reference_layout(found.get(pair.port), pair, tuple(shape))\n",
             ),
         ),
         tests=(TEST_TRAINING,),

@@ -323,12 +323,13 @@ def test_a_port_as_far_from_the_truth_as_the_reference_passes(tolerance):
     truth = normal(1000)
     row = check(off_by(truth, 0.005), truth, tolerance, reference_same_precision=off_by(truth, -0.005))
     assert row.status is Status.PASS
-    assert row.limit == TABLE[tolerance].limit * row.reference_error  # type: ignore[operator]
+    assert row.limit == TABLE[tolerance].bound(row.reference_error, truth.size)
 
 
 @pytest.mark.parametrize("tolerance", RATIOS)
 def test_a_port_farther_than_the_factor_fails_and_one_nearer_passes(tolerance):
-    truth, own, factor = normal(1000), 0.005, TABLE[tolerance].limit
+    truth, own = normal(1000), 0.005
+    factor = TABLE[tolerance].bound(own, truth.size) / own
     reference = off_by(truth, own)
     assert (
         check(off_by(truth, 1.01 * factor * own), truth, tolerance, reference_same_precision=reference).status

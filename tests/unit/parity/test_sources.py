@@ -42,7 +42,7 @@ class Layer(nn.Module):
 
 class ReadsFiles(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return pytest.importorskip("nothing")
+        return pytest.param(x).values[0]
 
 
 def taken(value: Any, *modules: nn.Module) -> Sources:

@@ -4,6 +4,7 @@ import ast
 import math
 import re
 
+import numpy as np
 import pytest
 
 from parity.tolerances import TABLE, UNIT_ROUNDOFF, Tolerance, table
@@ -197,7 +198,7 @@ EXEMPT = {
     "tests/unit/benchmarks/test_device.py": "that a benchmark measured what it says, by orders of magnitude",
     "tests/unit/test_configs.py": "the noise that the pipeline adds to accessibility",
     "tests/unit/weights/test_initialize.py": "which weights a gradient of zero has moved by rounding alone",
-    "tests/unit/test_strategies.py": "sizes that the drawn numbers must have",
+    "tests/unit/parity/test_pairs_samples.py": "sizes that the drawn numbers must have",
     "tests/unit/tf_reference/test_model.py": "the reference held against formulas, without the harness",
     "tests/unit/tf_reference/test_constants.py": "the reference held against formulas, without the harness",
     "tests/unit/weights/test_table.py": "what a changed row of the weight map does to the output",
@@ -215,3 +216,9 @@ def test_no_limit_stands_outside_the_table():
     assert {name: lines for name, lines in found.items() if name not in EXEMPT} == {}
     unneeded = sorted(EXEMPT.keys() - found.keys() - {"parity/tolerances.py"})
     assert unneeded == []
+
+
+def test_a_ratio_of_two_norms_of_noise_deviates_as_the_table_says():
+    noise = np.random.default_rng(0).standard_normal((2, 20_000, 24))
+    first, second = np.linalg.norm(noise, axis=-1)
+    assert np.std(first / second) == pytest.approx(1 / 24**0.5, rel=0.1)
