@@ -41,7 +41,7 @@ class Layer(nn.Module):
 
 
 class ReadsFiles(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> Any:
         return pytest.param(x).values[0]
 
 
