@@ -23,7 +23,7 @@ from torch_impl.losses import POISSON, masked_loss
 from torch_impl.metrics import R2, PearsonR
 from torch_impl.model import EpiBERT
 from torch_impl.optim import CosineWarmup, KerasAdam, KerasAdamW, decay_groups
-from torch_impl.training_settings import check_settings, choose_tf32, repeated_examples
+from torch_impl.training_settings import check_rounding, check_settings, choose_tf32, repeated_examples
 
 Batch = Sequence[Tensor]
 """Sequence (B, L, 4), masked accessibility (B, A, 1), mask, unmask and target (B, N, 1 each), motif activity (B, 1, M):
@@ -125,10 +125,7 @@ class EpiBERTLightning(lightning.LightningModule):
         Raises:
             TrainingError: They are not, or the Trainer would round as well where the model does.
         """
-        if self.faithful_bf16 and self.trainer.precision != "32-true":
-            raise TrainingError(
-                f"faithful_bf16 rounds by itself: the Trainer's precision must be 32, not {self.trainer.precision}"
-            )
+        check_rounding(self.faithful_bf16, self.trainer.precision)
         choose_tf32(self.tf32)
         check_lengths(self.model.config, getattr(getattr(self.trainer, "datamodule", None), "config", None))
 

@@ -23,6 +23,7 @@ from torch_impl.finetuning_metrics import FinetuningMetrics
 from torch_impl.losses import POISSON, FinetuningLoss, finetuning_loss
 from torch_impl.optim import CosineWarmup, JointOptimizer, KerasAdamW, decay_groups
 from torch_impl.rampage import EpiBERTRampage, optimizer_parts
+from torch_impl.training_settings import check_rounding, check_settings, choose_tf32
 
 Batch = Sequence[Tensor]
 """Sequence (B, L, 4), masked accessibility (B, A, 1), mask, unmask and target (B, N, 1 each), motif activity (B, 1, M),
@@ -64,9 +65,13 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         global_clipnorm: Largest norm of the gradients of each optimizer.
         faithful_bf16: As for ``EpiBERTLightning``.
         checkpoint_blocks: As for ``EpiBERTLightning``.
+        tf32: As for ``EpiBERTLightning``.
 
     Attributes:
         model: The model that is trained.
+
+    Raises:
+        TrainingError: An option is out of range.
     """
 
     def __init__(
@@ -87,10 +92,12 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         global_clipnorm: float | None = 0.05,
         faithful_bf16: bool = False,
         checkpoint_blocks: bool = False,
+        tf32: bool = False,
     ) -> None:
         super().__init__()
         # Plain values, because a checkpoint with anything else cannot be read without running code.
         self.save_hyperparameters(ignore=["config"])
+        check_settings(self.hparams)
         config = EpiBERTConfig(**config) if isinstance(config, dict) else config
         self.save_hyperparameters({"config": dataclasses.asdict(config)})
         self.model = EpiBERTRampage(config, compute_dtype=torch.bfloat16 if faithful_bf16 else None)
@@ -108,6 +115,8 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         self.epsilon = epsilon
         self.weight_decay = weight_decay
         self.global_clipnorm = global_clipnorm
+        self.faithful_bf16 = faithful_bf16
+        self.tf32 = tf32
         stages = (TRAINING, VALIDATION, VALIDATION + HOLDOUT, TEST)
         # A module has an attribute `train` already.
         self.metrics: Any = nn.ModuleDict(
@@ -119,12 +128,22 @@ class EpiBERTRampageLightning(lightning.LightningModule):
     ) -> tuple[Profile | None, Profile]:
         return self.model(sequence, atac, motif_activity)
 
-    def setup(self, stage: str) -> None:
-        """Insists that the data are of the model's lengths.
+    @property
+    def logged_names(self) -> tuple[str, ...]:
+        """What is logged in ``Trainer.fit``, those of a second validation set and of start sites among it."""
+        heads = ("rna", "atac") if self.model.config.predict_atac else ("rna",)
+        losses = ("loss", *(f"loss_{head}" for head in heads))
+        correlations = tuple(f"{head}_{score}" for head in heads for score in ("pearson", "r2"))
+        validated = (*losses, *correlations, "cell_pearson", "gene_pearson")
+        return (
+            *(f"{TRAINING}_{name}" for name in (*losses, *(f"{loss}_epoch" for loss in losses), *correlations)),
+            *(f"{VALIDATION}_{name}{end}" for name in validated for end in ("", HOLDOUT)),
+        )
 
-        Raises:
-            TrainingError: They are not.
-        """
+    def setup(self, stage: str) -> None:
+        """As ``EpiBERTLightning.setup``."""
+        check_rounding(self.faithful_bf16, self.trainer.precision)
+        choose_tf32(self.tf32)
         check_lengths(self.model.config, getattr(getattr(self.trainer, "datamodule", None), "config", None))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -70,6 +70,20 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise TrainingError("; ".join(wrong))
 
 
+def check_rounding(faithful_bf16: bool, precision: str) -> None:
+    """Insists that no two round the same numbers.
+
+    Args:
+        faithful_bf16: Whether the model rounds where the original does.
+        precision: The Trainer's.
+
+    Raises:
+        TrainingError: Both do.
+    """
+    if faithful_bf16 and precision != "32-true":
+        raise TrainingError(f"faithful_bf16 rounds by itself: the Trainer's precision must be 32, not {precision}")
+
+
 def choose_tf32(allowed: bool) -> None:
     """Says for this process whether a GPU may round the factors of float32 products and convolutions to 11 bits.
 

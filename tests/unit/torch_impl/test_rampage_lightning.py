@@ -6,6 +6,7 @@ import functools
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -19,7 +20,8 @@ from parity.pairs import epibert, epibert_training
 from parity.reference import read_recording
 from tests.assertions import assert_same
 from tests.unit.sources import ROOT
-from torch_impl import EpiBERTConfig
+from torch_impl import EpiBERTConfig, rampage_lightning
+from torch_impl.checkpointing import TrainingError
 from torch_impl.early_stopping import EpiBERTEarlyStopping
 from torch_impl.metrics import R2, GeneCellCorrelation, PearsonR
 from torch_impl.optim import CosineWarmup, JointOptimizer, cosine_warmup
@@ -315,3 +317,42 @@ def test_a_trainer_trains_validates_tests_predicts_and_goes_on(tmp_path):
         assert set(made.test(module, loaders[1], verbose=False)[0]) >= {"test_loss", "test_gene_pearson"}
         predictions: Any = made.predict(module, loaders[0])
     assert [(atac.shape, rna.shape) for atac, rna in predictions] == [((4, 6, 1), (4, 6, 1))] * 2
+
+
+@pytest.mark.parametrize("predict_atac", [True, False])
+def test_what_may_be_watched_is_what_is_logged(monkeypatch, predict_atac):
+    torch.manual_seed(0)
+    module: Any = EpiBERTRampageLightning(dataclasses.replace(CONFIG, predict_atac=predict_atac), **SETTINGS)
+    logged: dict[str, Tensor] = {}
+    monkeypatch.setattr(module, "log", lambda name, value, **_: logged.__setitem__(name, value))
+    part = batch(range(0, 5), validation=True)
+    module.training_step(part[:7], 0)
+    module.on_train_epoch_end()
+    module.eval()
+    for number in (0, 1):
+        module.validation_step(part, 0, number)
+    module.on_validation_epoch_end()
+    assert logged.keys() == set(module.logged_names)
+
+
+@pytest.mark.parametrize(("name", "value"), [("peak_rna", -1.0), ("atac_scale", float("nan")), ("epsilon", 0.0)])
+def test_an_option_out_of_range_is_named(name, value):
+    with pytest.raises(TrainingError, match=f"^{name} must be "):
+        EpiBERTRampageLightning(CONFIG, **{**SETTINGS, name: value})
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_run_chooses_tf32(monkeypatch, allowed):
+    chosen = []
+    monkeypatch.setattr(rampage_lightning, "choose_tf32", chosen.append)
+    module: Any = EpiBERTRampageLightning(CONFIG, **SETTINGS, tf32=allowed)
+    module._trainer = SimpleNamespace(precision="32-true", datamodule=None)
+    module.setup("fit")
+    assert chosen == [allowed]
+
+
+def test_the_model_and_the_trainer_do_not_both_round():
+    module: Any = EpiBERTRampageLightning(CONFIG, **SETTINGS, faithful_bf16=True)
+    module._trainer = SimpleNamespace(precision="bf16-mixed", datamodule=None)
+    with pytest.raises(TrainingError, match="faithful_bf16 rounds by itself"):
+        module.setup("fit")
