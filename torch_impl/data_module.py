@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import lightning
 import numpy as np
@@ -194,13 +194,17 @@ class ResumableLoader(DataLoader[Example]):
 
     def _described(self) -> dict[str, Any]:
         """What a number of positions means something with."""
-        positions = self._positions
+        positions, data = self._positions, cast(ExampleDataset, self.dataset)
         return {
-            "records": sum(positions.shard_sizes),
+            "shard_sizes": list(positions.shard_sizes),
             "order": positions.order,
             "seed": positions.seed,
             "processes": positions.num_replicas,
+            # A Trainer counts batches, so that other batches would end the epoch elsewhere.
+            "batch_size": self.batch_size,
+            "drop_last": self.drop_last,
             **positions.described(),
+            **{f"config.{name}": value for name, value in dataclasses.asdict(data.config).items()},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -211,13 +215,17 @@ class ResumableLoader(DataLoader[Example]):
         """Goes on from a state.
 
         Raises:
-            DataError: The state is of the middle of an epoch of other records, or of another order or sharing of them.
+            DataError: The state is of the middle of an epoch of other records or batches, of another order or sharing
+                of them, or of examples that are made otherwise.
         """
-        if state["given"] and state["of"] != self._described():
-            raise DataError(
-                f"a run cannot go on within an epoch with other data: it began with {state['of']}, now there are "
-                f"{self._described()}"
-            )
+        began, now = state["of"], self._described()
+        if state["given"] and began != now:
+            different = [
+                f"{name} was {began.get(name)}, is {now.get(name)}"
+                for name in (began | now)
+                if began.get(name) != now.get(name)
+            ]
+            raise DataError(f"a run cannot go on within an epoch with other data: {'; '.join(different)}")
         self._positions.epoch = state["epoch"]
         self._positions.given = state["given"] if state["given"] < len(self._positions) else 0
 

@@ -284,18 +284,34 @@ def test_a_loader_goes_on_where_another_was_interrupted(folder, given):
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 2}, {"order": "stored"}, {"processes": 2}, {"shard_sizes": (*SIZES, 1)}], ids=str
+    ("change", "named"),
+    [
+        ({"seed": 2}, "seed was 1, is 2$"),
+        ({"order": "stored"}, "order was records, is stored$"),
+        ({"processes": 2}, "processes was 1, is 2$"),
+        ({"shard_sizes": (4, 1, 3)}, r"shard_sizes was \[3, 1, 4\], is \[4, 1, 3\]$"),
+        ({"batch_size": 2}, "batch_size was 3, is 2$"),
+        ({"drop_last": True}, "drop_last was False, is True$"),
+        ({"max_shift": 3}, "config.max_shift was 4, is 3$"),
+    ],
+    ids=str,
 )
-def test_a_run_does_not_go_on_within_an_epoch_of_other_data(folder, change):
-    def loader(shard_sizes=SIZES, **options: Any) -> ResumableLoader:
+def test_a_run_does_not_go_on_within_an_epoch_of_other_data(folder, change, named):
+    def loader(shard_sizes=SIZES, batch_size=3, drop_last=False, max_shift=4, **options: Any) -> ResumableLoader:
         sampler = ExampleSampler(shard_sizes, **{"order": "records", "seed": 1, **options})
-        return ResumableLoader(dataset(folder), sampler, batch_size=3, collate_fn=collate)
+        return ResumableLoader(
+            dataset(folder, max_shift=max_shift),
+            sampler,
+            batch_size=batch_size,
+            drop_last=drop_last,
+            collate_fn=collate,
+        )
 
     begun = loader()
     between = begun.state_dict()
     next(iter(begun))
     other = loader(**change)
-    with pytest.raises(DataError, match="cannot go on within an epoch with other data"):
+    with pytest.raises(DataError, match=f"cannot go on within an epoch with other data: {named}"):
         other.load_state_dict(begun.state_dict())
     other.load_state_dict(between)
 
