@@ -416,13 +416,21 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         return dataclasses.replace(self.config, training=False, motif_scaling=scaling)
 
     def _evaluation_loader(self, subset: str) -> ResumableLoader:
-        loader = self._loader(subset, self._evaluation(), order="stored")
-        sampler: Any = loader.sampler
+        return self._shared_by_all(self._loader(subset, self._evaluation(), order="stored"))
+
+    @staticmethod
+    def _shared_by_all(loader: ResumableLoader) -> ResumableLoader:
+        """Insists that every process has a record of what is evaluated.
+
+        Raises:
+            DataError: There are fewer than processes.
+        """
+        sampler, data = cast(ExampleSampler, loader.sampler), cast(ExampleDataset, loader.dataset)
         records = sum(sampler.shard_sizes)
         if not sampler.even and records < sampler.num_replicas:
             # A process without any would not take part when the others add up their losses, and these would wait.
             raise DataError(
-                f"{self.folder / subset}: {records} records cannot be shared by {sampler.num_replicas} processes"
+                f"{data.store.folder}: {records} records cannot be shared by {sampler.num_replicas} processes"
             )
         return loader
 

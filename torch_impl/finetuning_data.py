@@ -196,7 +196,7 @@ class FinetuningDataModule(EpiBERTDataModule):
             raise DataError(f"{examples} examples do not fill a step of {self._global_batch}")
         take = None if self.valid_take is None else self.valid_take // self._global_batch * self._global_batch
         stream = Stream(length=length, take=take, passes=self.valid_passes, every=every)
-        return self._streamed(VALID, self._evaluation(), "stored", stream, folder)
+        return self._shared_by_all(self._streamed(VALID, self._evaluation(), "stored", stream, folder))
 
     def _streamed(
         self, subset: str, config: ExampleConfig, order: Order, stream: Stream, folder: Path | None = None

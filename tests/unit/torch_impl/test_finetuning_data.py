@@ -210,6 +210,19 @@ def test_the_second_set_is_that_of_the_other_folder(folder):
     assert cut.sampler.share(0, 0).tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(("holdout", "records"), [(False, 5), (True, 4)])
+def test_too_few_records_of_either_set_are_named_by_every_process(folder, monkeypatch, holdout, records):
+    """A process without any would leave the others waiting for its share of their losses."""
+    processes = 6 if not holdout else 5
+    made = data(folder, holdout_folder=folder / "holdout_converted" if holdout else None)
+    made.trainer = lightning.Trainer(accelerator="cpu", logger=False)
+    monkeypatch.setattr(lightning.Trainer, "world_size", processes)
+    for rank in (0, processes - 1):
+        monkeypatch.setattr(lightning.Trainer, "global_rank", rank)
+        with pytest.raises(DataError, match=f"{records} records cannot be shared by {processes} processes"):
+            made.val_dataloader()
+
+
 def test_validating_by_itself_validates_both_sets_whatever_the_epoch(folder):
     module = Watched()
     made = data(folder, holdout_folder=folder / "holdout_converted", batch_size=2, valid_every=2)
