@@ -195,6 +195,8 @@ class FinetuningDataModule(EpiBERTDataModule):
         if length == 0:
             raise DataError(f"{examples} examples do not fill a step of {self._global_batch}")
         take = None if self.valid_take is None else self.valid_take // self._global_batch * self._global_batch
+        if take == 0:
+            raise DataError(f"valid_take: {self.valid_take} records do not fill a step of {self._global_batch}")
         stream = Stream(length=length, take=take, passes=self.valid_passes, every=every)
         return self._shared_by_all(self._streamed(VALID, self._evaluation(), "stored", stream, folder))
 

@@ -126,6 +126,8 @@ def test_what_cannot_be_a_stream_is_refused(folder):
         data(folder, train_passes=3)
     with pytest.raises(DataError, match="3 examples do not fill a step of 4"):
         data(folder, valid_examples=3, batch_size=4).val_dataloader()
+    with pytest.raises(DataError, match="valid_take: 3 records do not fill a step of 4"):
+        data(folder, valid_take=3, batch_size=4).val_dataloader()
 
 
 @pytest.mark.parametrize("given", [0, 1, 2])
