@@ -46,7 +46,8 @@ class Stream:
 class StreamSampler(ExampleSampler):
     """Which records one process sees, where an epoch is a part of a stream and not a pass over all records.
 
-    A position is (pass, number of the record): a record that comes again is drawn anew.
+    A position is (pass, number of the record): a record that comes again is drawn anew. Where epochs are not to differ,
+    it is (0, number of the record), and drawn as before.
 
     Args:
         shard_sizes: As for ``ExampleSampler``, as are all other options.
@@ -64,9 +65,12 @@ class StreamSampler(ExampleSampler):
             raise ValueError("an epoch of a fixed length needs a record for every process")
 
     def set_epoch(self, epoch: int) -> None:
-        """As ``ExampleSampler``; also settles whether this epoch has positions."""
+        """As ``ExampleSampler``; also settles whether this epoch has positions. A stream goes on in any case."""
         self.due = epoch % self.stream.every == 0
-        super().set_epoch(epoch)
+        if self.stream.length is None:
+            super().set_epoch(epoch)
+        elif epoch != self.epoch:
+            self.epoch, self.given = epoch, 0
 
     def described(self) -> dict[str, Any]:
         """The stream."""
@@ -110,7 +114,7 @@ class StreamSampler(ExampleSampler):
                         f"more: step {place - start} of the epoch has none"
                     )
                 current, records = number, self.share(self.rank, number)
-            yield number, int(records[index])
+            yield number if self.changing else 0, int(records[index])
 
 
 class FinetuningDataModule(EpiBERTDataModule):
@@ -127,7 +131,7 @@ class FinetuningDataModule(EpiBERTDataModule):
             processes, and the next goes on after it. None: an epoch is every record once.
         train_passes: How often the training records come before the run ends with an error; None: without end.
         valid_examples: Examples of a validation on the first set; those that do not fill a step are left out. The next
-            goes on after them. None: every record once.
+            goes on after them, whether or not there are fresh draws. None: every record once.
         valid_every: The first set is validated in every so many epochs, the first among them.
         holdout_examples: As ``valid_examples``, of the second set.
         valid_take: The first so many records of either set alone, less those that do not fill a step; None: all.
