@@ -9,6 +9,7 @@ A folder of converted records::
 Every array of a file has one row for each record and one chunk for each row, compressed, so reading an example takes as
 long in a large file as in a small one. Compression is HDF5's own gzip, so every program that reads HDF5 reads the
 files; here ISA-L packs and unpacks the chunks, several times as fast as HDF5, and the checksum of each finds damage.
+What a record has beside its arrays differs in length and is stored as it is; its checksums are a table of their own.
 
 Sequences lie in a table of their own, at two bits a base as ``letters`` says. Records name a file and a row of it, so
 records of several cell types share theirs. A file whose sequences others share is known to them by what it stores, so
@@ -22,6 +23,7 @@ import hashlib
 import io
 import json
 import os
+import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -45,6 +47,7 @@ SEQUENCES, SEQUENCE_FILE, SEQUENCE_ROW = "sequences", "sequence_file", "sequence
 OTHER_LETTERS, HAS_OTHER_LETTERS = "sequences_other_letters", "sequences_has_other_letters"
 FILES, FILE_CONTENTS, CONTENTS = "files", "files_sequences_sha256", "sequences_sha256"
 HASHES, OTHERS, NAME = "sha256", "others", "name"
+OTHERS_CHECKSUM = "others_crc32"
 _LEVEL = 1
 """Of ISA-L's levels the smallest result, at half the time that Zstandard's fastest takes for a little less."""
 _STRIDE = 256
@@ -292,6 +295,8 @@ class _Opened:
         # Whole, a few bytes a record: to read one number of them takes longer than to read peaks.
         self.small = {name: table[:] for name, table in tables.items() if _is_small(table.shape[1:], table.dtype)}
         self.rows = {name: _Rows(table) for name, table in tables.items() if name not in self.small}
+        if OTHERS_CHECKSUM not in self.small:
+            raise DataError(f"{path}: was converted by an unfinished version, without {OTHERS_CHECKSUM}; convert again")
         self.others = {json.loads(table.attrs[NAME]): table for table in self.file[OTHERS].values()}
         self.contents = str(self.file.attrs[CONTENTS])
         names, contents = self.file.attrs[FILES], self.file.attrs[FILE_CONTENTS]
@@ -331,7 +336,19 @@ class _Rows:
 
 
 def _others(opened: _Opened, row: int) -> dict[str, bytes]:
-    return {name: table[row].tobytes() for name, table in opened.others.items()}
+    found = {name: table[row].tobytes() for name, table in opened.others.items()}
+    if _others_checksum(found) != opened.small[OTHERS_CHECKSUM][row]:
+        raise ValueError(f"features beside its arrays do not have their checksum: {', '.join(sorted(found))}")
+    return found
+
+
+def _others_checksum(others: Mapping[str, bytes]) -> int:
+    """CRC-32 of features with their names: HDF5 has no checksum for tables whose rows differ in length."""
+    checksum = 0
+    for name, data in sorted(others.items()):
+        encoded = name.encode()
+        checksum = zlib.crc32(data, zlib.crc32(struct.pack("<QQ", len(encoded), len(data)) + encoded, checksum))
+    return checksum
 
 
 class Writer:
@@ -390,6 +407,7 @@ class Writer:
         number = len(self.hashes)
         values: dict[str, Any] = {name: getattr(record, name) for name in ARRAYS if getattr(record, name) is not None}
         values |= {SEQUENCE_FILE: file, SEQUENCE_ROW: row, HASHES: np.frombuffer(digest, dtype=np.uint8)}
+        values[OTHERS_CHECKSUM] = _others_checksum(record.others)
         for name, value in values.items():
             if name in self._small:
                 self._small[name].append(value)
@@ -440,6 +458,7 @@ class Writer:
         self._table(SEQUENCE_FILE, (), np.dtype(np.int32))
         self._table(SEQUENCE_ROW, (), np.dtype(np.int64))
         self._table(HASHES, (32,), np.dtype(np.uint8))
+        self._table(OTHERS_CHECKSUM, (), np.dtype(np.uint32))
         for number, name in enumerate(record.others):
             # Numbered, because HDF5 takes a name apart at every slash and TensorFlow does not.
             self._others[name] = self._file.create_dataset(

@@ -17,6 +17,7 @@ from torch_impl.data.store import (
     HASHES,
     MANIFEST,
     OTHER_LETTERS,
+    OTHERS_CHECKSUM,
     SEQUENCE_FILE,
     SEQUENCE_ROW,
     SEQUENCES,
@@ -27,7 +28,7 @@ from torch_impl.data.store import (
     places,
     read_all,
 )
-from torch_impl.data.tfrecord import content_hash, write_records
+from torch_impl.data.tfrecord import _tensor, content_hash, interval_number, write_records
 
 CONFIG = ExampleConfig.tiny(num_motifs=8)
 
@@ -297,6 +298,32 @@ def test_a_flipped_bit_in_a_small_table_does_not_give_a_record_another_sequence(
     else:
         with pytest.raises(DataError, match=r"a\.h5: record 0: cannot be read"):
             Store(folder)[0]
+
+
+def test_a_flipped_bit_beside_the_arrays_does_not_put_a_record_elsewhere(tmp_path):
+    others = {"interval": _tensor(np.array(1000, np.int32)), "cell_type": b"somewhere"}
+    write_records(tmp_path / "a.tfr", [dataclasses.replace(synthetic_record(CONFIG, 0), others=others)])
+    convert_tfrecord_to_hdf5(tmp_path / "a.tfr", tmp_path / "target")
+    path = tmp_path / "target" / "a.h5"
+    store = Store(tmp_path / "target")
+    assert interval_number(store.others(0)) == 1000
+    store.close()
+    data = bytearray(path.read_bytes())
+    number = np.int32(1000).tobytes()
+    place = data.index(others["interval"]) + others["interval"].index(number)
+    data[place] ^= 1
+    path.write_bytes(data)
+    store = Store(tmp_path / "target")
+    for read in (store.others, store.__getitem__):
+        with pytest.raises(DataError, match=r"a\.h5: record 0: cannot be read: .* checksum: cell_type, interval"):
+            read(0)
+    store.close()
+    data[place] ^= 1
+    path.write_bytes(data)
+    with h5py.File(path, "r+") as file:
+        del file[OTHERS_CHECKSUM]
+    with pytest.raises(DataError, match=r"a\.h5: was converted by an unfinished version"):
+        Store(tmp_path / "target").for_training(0)
 
 
 def test_records_of_one_file_have_the_same_features_shapes_and_types(tmp_path):
