@@ -290,18 +290,32 @@ class _Opened:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.file: Any = h5py.File(path, "r")
+        self.file: Any = None
+        try:
+            self.file = h5py.File(path, "r")
+            self._look_up()
+        except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            # What h5py raises depends on where the damage lies.
+            if self.file is not None:
+                self.file.close()
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{path}: cannot be read: {error}") from None
+
+    def _look_up(self) -> None:
         tables = {name: table for name, table in self.file.items() if name not in (OTHERS, HASHES)}
         # Whole, a few bytes a record: to read one number of them takes longer than to read peaks.
         self.small = {name: table[:] for name, table in tables.items() if _is_small(table.shape[1:], table.dtype)}
         self.rows = {name: _Rows(table) for name, table in tables.items() if name not in self.small}
         if OTHERS_CHECKSUM not in self.small:
-            raise DataError(f"{path}: was converted by an unfinished version, without {OTHERS_CHECKSUM}; convert again")
+            raise DataError(
+                f"{self.path}: was converted by an unfinished version, without {OTHERS_CHECKSUM}; convert again"
+            )
         self.others = {json.loads(table.attrs[NAME]): table for table in self.file[OTHERS].values()}
         self.contents = str(self.file.attrs[CONTENTS])
         names, contents = self.file.attrs[FILES], self.file.attrs[FILE_CONTENTS]
         self.files = [
-            ((path.parent / str(name)).resolve(), str(each)) for name, each in zip(names, contents, strict=True)
+            ((self.path.parent / str(name)).resolve(), str(each)) for name, each in zip(names, contents, strict=True)
         ]
 
     def __contains__(self, name: str) -> bool:

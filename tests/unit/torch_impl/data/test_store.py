@@ -296,8 +296,29 @@ def test_a_flipped_bit_in_a_small_table_does_not_give_a_record_another_sequence(
         with h5py.File(path) as file, pytest.raises(OSError, match="filter returned failure"):
             file[name][0]
     else:
-        with pytest.raises(DataError, match=r"a\.h5: record 0: cannot be read"):
+        with pytest.raises(DataError, match=r"a\.h5: cannot be read"):
             Store(folder)[0]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no table", "no group", "no attribute", "group", "name"])
+def test_a_file_that_cannot_be_opened_is_named(folder, damage):
+    path = folder / "train" / "a.h5"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        with h5py.File(path, "r+") as file:
+            if damage == "no table":
+                del file[SEQUENCE_ROW]
+            elif damage == "no group":
+                del file["others"]
+            elif damage == "no attribute":
+                del file.attrs["files"]
+            elif damage == "group":
+                file.create_group("strange")
+            else:
+                file["others/0"].attrs["name"] = 3
+    with pytest.raises(DataError, match=r"a\.h5: .*cannot be read"):
+        Store(folder)[0]
 
 
 def test_a_flipped_bit_beside_the_arrays_does_not_put_a_record_elsewhere(tmp_path):
