@@ -13,7 +13,8 @@ What a record has beside its arrays differs in length and is stored as it is; it
 
 Sequences lie in a table of their own, at two bits a base as ``letters`` says. Records name a file and a row of it, so
 records of several cell types share theirs. A file whose sequences others share is known to them by what it stores, so
-that they do not read another's sequences when it is not what it was.
+that they do not read another's sequences when it is not what it was. In the same way a file is known to the description
+beside it by the records that it holds.
 """
 
 import contextlib
@@ -47,6 +48,7 @@ SEQUENCES, SEQUENCE_FILE, SEQUENCE_ROW = "sequences", "sequence_file", "sequence
 OTHER_LETTERS, HAS_OTHER_LETTERS = "sequences_other_letters", "sequences_has_other_letters"
 FILES, FILE_CONTENTS, CONTENTS = "files", "files_sequences_sha256", "sequences_sha256"
 HASHES, OTHERS, NAME = "sha256", "others", "name"
+RECORDS = "records_sha256"
 OTHERS_CHECKSUM = "others_crc32"
 _LEVEL = 1
 """Of ISA-L's levels the smallest result, at half the time that Zstandard's fastest takes for a little less."""
@@ -164,7 +166,7 @@ def _stored_sequences(path: Path, changed: int) -> tuple[tuple[bytes, ...], str]
 
 
 def sequences_hash(keys: Iterable[bytes]) -> str:
-    """One hash of the sequences of a file, in order."""
+    """One hash of the sequences, or of the records, of a file, in order, from those of each."""
     return hashlib.sha256(b"".join(keys)).hexdigest()
 
 
@@ -184,14 +186,16 @@ class Store:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         # Paths and numbers alone: all that is known of millions of records would fill memory and go to every worker.
-        found = [(path, part.records) for path, part in parts(self.folder)] if self.folder.is_dir() else []
+        described = parts(self.folder) if self.folder.is_dir() else ()
+        found = [(path, part.records, sequences_hash(map(bytes.fromhex, part.hashes))) for path, part in described]
         if not found:
             raise DataError(f"{folder}: holds no converted records")
-        for path, _ in found:
+        for path, _, _ in found:
             if not path.is_file():
                 raise DataError(f"{path}: is missing, although it was converted")
-        self._paths = tuple(path for path, _ in found)
-        self.shard_sizes = tuple(records for _, records in found)
+        self._paths = tuple(path for path, _, _ in found)
+        self.shard_sizes = tuple(records for _, records, _ in found)
+        self._described = {path: (records, contents) for path, records, contents in found}
         self._ends = np.cumsum(self.shard_sizes)
         self._open: dict[Path, _Opened] = {}
         self._process = os.getpid()
@@ -262,7 +266,7 @@ class Store:
         if path not in self._open:
             while len(self._open) >= _OPEN_FILES:
                 self._open.pop(next(iter(self._open))).file.close()
-            self._open[path] = _Opened(path)
+            self._open[path] = _Opened(path, self._described.get(path))
         return self._open[path]
 
     def _read(self, path: Path, row: int, *, for_training: bool) -> Record:
@@ -286,14 +290,24 @@ class Store:
 
 
 class _Opened:
-    """An open file and its tables, looked up once."""
+    """An open file and its tables, looked up once.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The file.
+        described: Number and hash of the records that are to be in it; None where only its sequences are read.
+
+    Raises:
+        DataError: It is damaged, or not the file that was described.
+    """
+
+    def __init__(self, path: Path, described: tuple[int, str] | None) -> None:
         self.path = path
         self.file: Any = None
         try:
             self.file = h5py.File(path, "r")
             self._look_up()
+            if described is not None:
+                self._check(*described)
         except (OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
             # What h5py raises depends on where the damage lies.
             if self.file is not None:
@@ -317,6 +331,18 @@ class _Opened:
         self.files = [
             ((self.path.parent / str(name)).resolve(), str(each)) for name, each in zip(names, contents, strict=True)
         ]
+
+    def _check(self, records: int, contents: str) -> None:
+        """Insists that the file is the one whose description lies beside it."""
+        of_sequences = (SEQUENCES, OTHER_LETTERS, HAS_OTHER_LETTERS)
+        lengths = {name: len(table) for name, table in self.file.items() if name not in (OTHERS, *of_sequences)}
+        lengths |= {f"{OTHERS}/{name}": len(table) for name, table in self.others.items()}
+        wrong = [f"{name} has {length} rows" for name, length in lengths.items() if length != records]
+        if wrong or str(self.file.attrs[RECORDS]) != contents:
+            raise DataError(
+                f"{self.path}: is not the file of {records} records that {self.path.with_suffix('.json').name} "
+                f"describes: {', '.join(wrong) or 'the records are others'}"
+            )
 
     def __contains__(self, name: str) -> bool:
         return name in self.small or name in self.rows
@@ -447,6 +473,7 @@ class Writer:
         for name, column in self._small.items():
             self._tables[name][:] = np.reshape(column, self._tables[name].shape)
         self._file.attrs[CONTENTS] = sequences_hash(self._own)
+        self._file.attrs[RECORDS] = sequences_hash(map(bytes.fromhex, self.hashes))
         self._file.attrs[FILES] = [name for name, _ in self._files]
         self._file.attrs[FILE_CONTENTS] = [contents for _, contents in self._files]
         self._file.close()

@@ -300,6 +300,22 @@ def test_a_flipped_bit_in_a_small_table_does_not_give_a_record_another_sequence(
             Store(folder)[0]
 
 
+def test_a_file_is_that_of_its_description(folder):
+    one, other, away = (folder / "train" / name for name in ("a.h5", "b.h5", "away"))
+    for path, target in ((one, away), (other, one), (away, other)):
+        path.rename(target)
+    for index in (0, 4):
+        with pytest.raises(DataError, match=r"is not the file of 4 records .*json describes: the records are others"):
+            Store(folder / "train").for_training(index)
+    for path, target in ((one, away), (other, one), (away, other)):
+        path.rename(target)
+    assert len(hashes(Store(folder))) == 12
+    with h5py.File(one, "r+") as file:
+        file["peaks_center"].resize(3, axis=0)
+    with pytest.raises(DataError, match=r"a\.h5: is not the file of 4 records .*: peaks_center has 3 rows"):
+        Store(folder / "train").for_training(0)
+
+
 @pytest.mark.parametrize("damage", ["truncated", "no table", "no group", "no attribute", "group", "name"])
 def test_a_file_that_cannot_be_opened_is_named(folder, damage):
     path = folder / "train" / "a.h5"
