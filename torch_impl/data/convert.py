@@ -33,6 +33,7 @@ from torch_impl.data.store import (
     Store,
     Writer,
     check_alike,
+    descriptions,
     parts,
     places,
     reserved,
@@ -120,6 +121,7 @@ def convert_tfrecord_to_hdf5(
     """Converts files of training records; what is finished already is not done again.
 
     A source that has another size than when it was converted, or another time of change and other content, is an error.
+    So is, when a folder is converted, a converted file that is of none of its files: it would be trained on as well.
 
     Args:
         source: A ``*.tfr`` file, a folder, of which all such files are taken and subfolders are kept, or a pattern of
@@ -134,7 +136,8 @@ def convert_tfrecord_to_hdf5(
         progress: Told after every file, and now and then within files, then from another thread.
 
     Raises:
-        DataError: A record cannot be used, a source changed since it was converted, or a file cannot be written.
+        DataError: A record cannot be used, a source changed since it was converted or is no longer in its folder, or a
+            file cannot be written.
         ValueError: An argument is out of range.
     """
     if workers < 1:
@@ -146,6 +149,8 @@ def convert_tfrecord_to_hdf5(
     jobs = find_sources(source)
     with _writing(target):
         target.mkdir(parents=True, exist_ok=True)
+    if Path(source).is_dir():
+        _check_none_left(Path(source), target, jobs)
     tally = _Tally(jobs, progress)
     convert = functools.partial(_convert_file, target=target, on_error=on_error, compression=compression)
     done: dict[str, Part] = {}
@@ -457,6 +462,17 @@ def _finished_before(source: Path, path: Path, part: Part) -> Part:
     if not same or (found.st_mtime_ns != part.source_changed and hash_file(source) != part.source_sha256):
         raise DataError(f"{source}: has changed since it was converted; convert into another folder")
     return part
+
+
+def _check_none_left(source: Path, target: Path, jobs: Mapping[str, Path]) -> None:
+    """Insists that all that was converted before is of the sources that there are."""
+    described = {path.relative_to(target).with_suffix("").as_posix() for path in descriptions(target)}
+    left = sorted(described - jobs.keys())
+    if left:
+        raise DataError(
+            f"{target}: holds what was converted of files that are not in {source}: {', '.join(left)}; put them back, "
+            "or convert into another folder"
+        )
 
 
 def _verify_file(source: Path, part: Part, store: Store, first: int, tally: _Tally) -> None:

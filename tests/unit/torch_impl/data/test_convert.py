@@ -362,6 +362,17 @@ def test_a_source_that_changed_since_is_not_converted_over_the_old_one(tmp_path,
         convert_tfrecord_to_hdf5(source, tmp_path / "target")
 
 
+def test_what_is_left_of_a_source_that_was_removed_is_named(tmp_path, source):
+    convert_tfrecord_to_hdf5(source, tmp_path / "target")
+    for name in ("train/b", "valid/d"):
+        (source / f"{name}.tfr").unlink()
+    with pytest.raises(DataError, match=r"that are not in .*source: train/b, valid/d; put them back"):
+        convert_tfrecord_to_hdf5(source, tmp_path / "target")
+    # A file or a pattern is not said to be all.
+    assert convert_tfrecord_to_hdf5(source / "train" / "*.tfr", tmp_path / "one").files == 2
+    assert convert_tfrecord_to_hdf5(source / "train" / "a.tfr", tmp_path / "one").files == 1
+
+
 def test_a_finished_source_is_read_again_only_if_it_was_written_to(tmp_path, source, monkeypatch):
     target, path = tmp_path / "target", source / "train" / "a.tfr"
     convert_tfrecord_to_hdf5(source, target)
