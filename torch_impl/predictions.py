@@ -255,7 +255,10 @@ def _append(file: Any, name: str, values: np.ndarray) -> None:
 
 
 def _joined(parts: Sequence[Path]) -> dict[str, np.ndarray]:
-    """Rows of all parts, in the order of the records."""
+    """Rows of all parts, in the order of the records, each once.
+
+    Processes that share one sharded model predict some records twice where their number does not divide.
+    """
     tables: dict[str, list[np.ndarray]] = {}
     for part in parts:
         with h5py.File(part) as file:
@@ -264,8 +267,8 @@ def _joined(parts: Sequence[Path]) -> dict[str, np.ndarray]:
     if not tables:
         raise TrainingError("there are no records to predict")
     whole = {name: np.concatenate(values) for name, values in tables.items()}
-    order = np.argsort(whole["record"], kind="stable")
-    return {name: values[order] for name, values in whole.items()}
+    _, first = np.unique(whole["record"], return_index=True)
+    return {name: values[first] for name, values in whole.items()}
 
 
 @contextlib.contextmanager

@@ -101,6 +101,17 @@ def test_examples_to_predict_are_as_stored(folder):
     assert [b"ACGT".find(bytes([letter]).upper()) % 5 for letter in letters] == example.sequence.tolist()
 
 
+def test_a_record_that_two_processes_predicted_has_one_row(tmp_path):
+    parts = [tmp_path / "0", tmp_path / "1"]
+    for path, records in zip(parts, ([0, 2], [1, 0]), strict=True):
+        with h5py.File(path, "w") as file:
+            file["record"] = np.array(records)
+            file["atac"] = np.array(records)[:, None] * 10 + [[0, 1]]
+    rows = predictions._joined(parts)
+    assert rows["record"].tolist() == [0, 1, 2]
+    assert rows["atac"].tolist() == [[0, 1], [10, 11], [20, 21]]
+
+
 @pytest.mark.parametrize("shift", [-1, 17])
 def test_a_shift_that_the_letters_leave_no_room_for_is_named(shift):
     record = synthetic_record(example_config(), 0)
