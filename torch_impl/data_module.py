@@ -332,7 +332,7 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         predict_shift: Characters by which their sequence windows are moved; the margin that their writer left.
 
     Raises:
-        ValueError: Only one of means and deviations is given, or a number is out of range.
+        ValueError: Only one of means and deviations is given, they are not M numbers, or a number is out of range.
     """
 
     def __init__(
@@ -348,8 +348,8 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         fresh_validation_draws: bool = False,
         bfloat16_inputs: bool = True,
         drop_last: bool = False,
-        motif_means: np.ndarray | None = None,
-        motif_deviations: np.ndarray | None = None,
+        motif_means: Sequence[float] | np.ndarray | None = None,
+        motif_deviations: Sequence[float] | np.ndarray | None = None,
         predict_subset: str = TEST,
         predict_shift: int = 2,
     ) -> None:
@@ -375,10 +375,19 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         self.fresh_validation_draws = fresh_validation_draws
         self.bfloat16_inputs = bfloat16_inputs
         self.drop_last = drop_last
-        self.motif_means = motif_means
-        self.motif_deviations = motif_deviations
+        self.motif_means = self._motif_table("motif_means", motif_means)
+        self.motif_deviations = self._motif_table("motif_deviations", motif_deviations)
         self.predict_subset = predict_subset
         self.predict_shift = predict_shift
+
+    def _motif_table(self, name: str, values: Sequence[float] | np.ndarray | None) -> np.ndarray | None:
+        """A list, as a command line or a file of settings gives it, or an array."""
+        if values is None:
+            return None
+        table = np.asarray(values, np.float32)
+        if table.shape != (self.config.num_motifs,):
+            raise ValueError(f"{name} must be {self.config.num_motifs} numbers, not of shape {table.shape}")
+        return table
 
     def train_dataloader(self) -> ResumableLoader:
         return self._loader(TRAIN, dataclasses.replace(self.config, training=True), order=self.order)

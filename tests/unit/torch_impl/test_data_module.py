@@ -8,6 +8,7 @@ import sys
 import textwrap
 from typing import Any
 
+import jsonargparse
 import lightning
 import numpy as np
 import pytest
@@ -424,6 +425,28 @@ def test_means_and_deviations_belong_together(folder):
     assert batch[5].abs().max() > 1.1
     (batch, *_) = list(data.train_dataloader())
     assert batch[5].max() <= 1.1
+
+
+def test_means_and_deviations_are_given_on_the_command_line(folder):
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(EpiBERTDataModule, "data")
+    means, deviations = [0.5 * number for number in range(8)], [2.0] * 8
+    given = parser.parse_args(
+        [f"--data.folder={folder}", "--data.config.num_motifs=8", f"--data.motif_means={means}",
+         f"--data.motif_deviations={deviations}"]
+    )  # fmt: skip
+    made: Any = parser.instantiate(given)["data"]
+    for table, expected in ((made.motif_means, means), (made.motif_deviations, deviations)):
+        assert table.dtype == np.float32
+        assert table.tolist() == expected
+    listed, arrays = (
+        EpiBERTDataModule(folder, CONFIG, motif_means=kind(means), motif_deviations=kind(deviations))
+        for kind in (list, np.array)
+    )
+    for one, other in zip(listed.val_dataloader(), arrays.val_dataloader(), strict=True):
+        assert_equal(one, other)
+    with pytest.raises(ValueError, match=r"motif_deviations must be 8 numbers, not of shape \(7,\)"):
+        EpiBERTDataModule(folder, CONFIG, motif_means=means, motif_deviations=deviations[1:])
 
 
 def test_too_few_records_to_validate_are_named_by_every_process(folder, monkeypatch):
