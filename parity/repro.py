@@ -88,9 +88,15 @@ def write_repros(result: Result, benches: Benches, folder: Path) -> Result:
 
 
 def remove_repros(folder: Path) -> None:
-    """Removes the scripts of an earlier run, which would speak of layers that may be right by now."""
-    for path in (*folder.glob("*.py"), *folder.glob("*.npz")):
-        path.unlink()
+    """Removes the scripts of an earlier run, which would speak of layers that may be right by now.
+
+    A script is known by its first text, an archive by the name of its script; whatever else lies there is the user's.
+    """
+    first = TEMPLATE.read_text(encoding="utf-8").partition("<<")[0]
+    for path in [*folder.glob("*.py")]:
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(first):
+            path.unlink()
+            path.with_suffix(".npz").unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something of the user's lies there
         folder.rmdir()
 

@@ -15,7 +15,7 @@ from parity.ladder import compare_live, find_culprits
 from parity.pairs import epibert
 from parity.pairs.epibert_repro import write_scripts
 from parity.records import Gate, GateStatus, Result
-from parity.repro import Bench, remove_repros, write_repros
+from parity.repro import Bench, write_repros
 from tests.unit.sources import PACKAGES
 from tests.unit.test_layout import OUTSIDE, PYTORCH, TENSORFLOW, run_with_blocked
 from torch_impl import EpiBERT
@@ -182,13 +182,3 @@ def test_a_run_on_recorded_cases_makes_its_scripts_from_whatever_case_showed_the
     }
     for row in written.culprit_rows:
         assert row.no_script or runpy.run_path(str(tmp_path / row.script))["differences"]()
-
-
-def test_scripts_of_an_earlier_run_are_removed_and_nothing_else(tmp_path):
-    folder = tmp_path / "repro"
-    remove_repros(folder)
-    folder.mkdir()
-    for name in ("a.py", "a.npz", "notes.txt"):
-        (folder / name).touch()
-    remove_repros(folder)
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
