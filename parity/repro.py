@@ -102,12 +102,12 @@ def remove_repros(folder: Path) -> None:
 
 
 def _file_name(layer: str, taken: Iterable[str]) -> str:
-    """A layer's name as that of a file on any system."""
+    """A layer's name as that of a file on any system; ``repro_copy.py`` hides no module of the standard library."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", layer)[:LONGEST_NAME].strip("._-") or "layer"
-    name, number = f"{safe}.py", 1
+    name, number = f"repro_{safe}.py", 1
     while name.lower() in taken:
         number += 1
-        name = f"{safe}_{number}.py"
+        name = f"repro_{safe}_{number}.py"
     return name
 
 

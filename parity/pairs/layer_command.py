@@ -234,7 +234,7 @@ def _write(tested: str, layer: Layer, example: Counterexample, folder: Path, con
     from parity.repro import write_example
     from parity.sources import NotSelfContained
 
-    path, twins, inputs = folder / f"{layer.port}.py", example.twins, example.case.inputs
+    path, twins, inputs = folder / f"repro_{layer.port}.py", example.twins, example.case.inputs
     expected_of = {row.quantity: expected for row, _, expected in example.compared if expected is not None}
     if twins is None or not expected_of:
         console.print(f"no script: {example.problem or 'nothing was expected'}")

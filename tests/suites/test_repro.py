@@ -107,9 +107,9 @@ def scripts(bench, tmp_path_factory):
 def test_every_culprit_has_its_script(scripts):
     folder, result = scripts
     assert [(row.script, row.no_script) for row in result.culprit_rows] == [
-        (f"repro/{row.port}.py", "") for row in result.culprit_rows
+        (f"repro/repro_{row.port}.py", "") for row in result.culprit_rows
     ]
-    assert {path.name for path in folder.iterdir()} == {f"{fault.layer}.py" for fault in FAULTS}
+    assert {path.name for path in folder.iterdir()} == {f"repro_{fault.layer}.py" for fault in FAULTS}
 
 
 def test_scripts_fail_where_only_numpy_and_pytorch_are(scripts):
@@ -133,7 +133,7 @@ for path in {paths!r}:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.layer)
 def test_a_script_is_content_once_the_layer_is_right(scripts, fault, tmp_path, capsys):
     folder, _ = scripts
-    script = folder / f"{fault.layer}.py"
+    script = folder / f"repro_{fault.layer}.py"
     text = script.read_text(encoding="utf-8")
     assert text.count(fault.wrong) == 1
     mended = tmp_path / "mended.py"
@@ -146,9 +146,9 @@ def test_a_script_is_content_once_the_layer_is_right(scripts, fault, tmp_path, c
 def test_the_input_is_shrunk(scripts):
     folder, _ = scripts
     for fault in FAULTS:
-        text = (folder / f"{fault.layer}.py").read_text(encoding="utf-8")
+        text = (folder / f"repro_{fault.layer}.py").read_text(encoding="utf-8")
         assert "(1 of 2 examples, positions" in text, fault.layer
-    small = runpy.run_path(str(folder / "stem_res_conv.block.norm.py"))["NUMBERS"]["input"]
+    small = runpy.run_path(str(folder / "repro_stem_res_conv.block.norm.py"))["NUMBERS"]["input"]
     assert small.shape[:2] == (1, 1)
 
 

@@ -98,7 +98,7 @@ def test_a_layer_that_cannot_be_compared_is_a_counterexample(own, capsys, name, 
 
 def test_the_script_of_a_counterexample_fails_alone(own, tmp_path, capsys):
     assert epibert("LayerNorm", "--port", str(own), "--out", str(tmp_path / "out")) == 1
-    script = tmp_path / "out" / "LayerNorm.py"
+    script = tmp_path / "out" / "repro_LayerNorm.py"
     assert f"written to {script}" in capsys.readouterr().out
     assert runpy.run_path(str(script))["differences"]() == ["output"]
     script.write_text(script.read_text(encoding="utf-8").replace("'epsilon': 0.001", "'epsilon': 1e-05"))
