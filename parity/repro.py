@@ -239,7 +239,7 @@ def write_example(
     seen: list[Any] = []
     handle = module.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
     try:
-        with torch.no_grad(), contextlib.suppress(Exception):  # what it raises, the script will raise
+        with torch.no_grad(), contextlib.suppress(Exception, SystemExit):  # what it raises, the script will raise
             call()
     finally:
         handle.remove()
@@ -265,13 +265,18 @@ def write_example(
 
 def _write_failing(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    with contextlib.redirect_stdout(io.StringIO()):
-        differences = runpy.run_path(str(path))["differences"]()
-    if not differences:
-        path.unlink()
+    try:
+        path.write_text(text, encoding="utf-8")
+        with contextlib.redirect_stdout(io.StringIO()):
+            differences = runpy.run_path(str(path))["differences"]()
+        if not differences:
+            raise LookupError("written as a script, the layer computes what it should")
+    except BaseException as error:
+        path.unlink(missing_ok=True)
         path.with_suffix(".npz").unlink(missing_ok=True)
-        raise LookupError("written as a script, the layer computes what it should")
+        if isinstance(error, SystemExit):
+            raise LookupError("written as a script, the layer ends the program") from None
+        raise
 
 
 def _children(layer_map: LayerMap, modules: Mapping[str, nn.Module]) -> dict[str, LayerPair]:

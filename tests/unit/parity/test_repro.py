@@ -2,7 +2,36 @@
 
 import sys
 
-from parity.repro import TEMPLATE, _file_name, remove_repros
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from parity.repro import TEMPLATE, _file_name, remove_repros, write_example
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x
+
+
+class Leaving(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        raise SystemExit(3)
+
+
+def write(module, path, *, title="a layer", numbers=3):
+    x = torch.ones(numbers, dtype=torch.float64)
+    write_example(
+        module,
+        lambda: module(x),
+        {"output": np.full(numbers, 5.0)},
+        path,
+        title=title,
+        found="found",
+        tolerance="float64",
+        training=False,
+    )
 
 
 def test_scripts_of_an_earlier_run_are_removed_and_nothing_else(tmp_path):
@@ -29,3 +58,24 @@ def test_no_script_hides_a_module_of_the_standard_library():
     names = {_file_name(name, ()).removesuffix(".py") for name in (*sys.stdlib_module_names, "torch", "numpy", "???")}
     assert not names & {*sys.stdlib_module_names, "torch", "numpy"}
     assert _file_name("a.b", {"repro_a.b.py"}) == "repro_a.b_2.py"
+
+
+@pytest.mark.parametrize("numbers", [3, 100_000])
+def test_a_script_that_does_not_run_is_not_kept(tmp_path, monkeypatch, numbers):
+    def broken(path):
+        raise NameError("a name that only the layer's module has")
+
+    monkeypatch.setattr("parity.repro.EMBEDDED", 10)
+    write(Doubled(), tmp_path / "kept.py", numbers=numbers)
+    kept = {path.name for path in tmp_path.iterdir()}
+    assert kept == ({"kept.py"} if numbers == 3 else {"kept.py", "kept.npz"})
+    monkeypatch.setattr("parity.repro.runpy.run_path", broken)
+    with pytest.raises(NameError):
+        write(Doubled(), tmp_path / "lost.py", numbers=numbers)
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_a_layer_that_ends_the_program_has_no_script(tmp_path):
+    with pytest.raises(LookupError, match="ends the program"):
+        write(Leaving(), tmp_path / "a.py")
+    assert list(tmp_path.iterdir()) == []
