@@ -478,9 +478,7 @@ class _Writer:
             "STATE": "[" + ", ".join(state) + "]",
             "TRAINING": repr(training),
         }
-        text = TEMPLATE.read_text(encoding="utf-8")
-        harmless = {"TITLE", "FOUND", "PART", "NAME"}
-        for key, value in values.items():
-            plain = value.encode("unicode_escape").decode().replace('"""', "'''") if key in harmless else value
-            text = text.replace(f"<<{key}>>", plain)
-        return text
+        for key in ("TITLE", "FOUND", "PART", "NAME", "MODULES"):
+            values[key] = values[key].encode("unicode_escape").decode().replace('"""', "'''")
+        # In one pass: what fills a place may itself hold what looks like one.
+        return re.sub(r"<<([A-Z]+)>>", lambda place: values[place[1]], TEMPLATE.read_text(encoding="utf-8"))

@@ -79,3 +79,15 @@ def test_a_layer_that_ends_the_program_has_no_script(tmp_path):
     with pytest.raises(LookupError, match="ends the program"):
         write(Leaving(), tmp_path / "a.py")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_looks_like_a_place_of_the_template_is_not_filled(tmp_path):
+    write(Doubled(), tmp_path / "a.py", title="<<CODE>>")
+    lines = (tmp_path / "a.py").read_text(encoding="utf-8").splitlines()
+    assert lines[1] == '"""<<CODE>>'
+
+
+def test_a_module_of_any_name_leaves_the_script_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("parity.repro.Sources.modules", ["a\nraise KeyError"], raising=False)
+    write(Doubled(), tmp_path / "a.py")
+    assert "from a\\nraise KeyError without" in (tmp_path / "a.py").read_text(encoding="utf-8")
