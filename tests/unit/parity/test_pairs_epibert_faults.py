@@ -7,6 +7,7 @@ import pytest
 
 from parity.attack.fault import Fault, Kind
 from parity.pairs.epibert_faults.bench import Bench, Stage
+from parity.pairs.epibert_faults.catalogue import CATALOGUE
 from parity.records import Comparison, Reading, Status
 
 ROW = Comparison(
@@ -63,3 +64,7 @@ def test_what_a_sound_port_fails_is_no_catch(fault, reads):
 def test_what_only_the_broken_port_fails_is_one():
     found = Small().rows(FAULT, stage(sound=Status.PASS, broken=Status.FAIL))
     assert [row.status for row in found] == [Status.PASS, Status.FAIL]
+
+
+def test_every_fault_says_whom_it_breaks_and_no_pattern_does():
+    assert {fault.name: fault.named for fault in CATALOGUE.values() if not fault.named or "*" in str(fault.named)} == {}
