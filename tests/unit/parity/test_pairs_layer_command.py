@@ -39,6 +39,14 @@ class NoBias(nn.Module):
 class Crashes(LayerNorm):
     def forward(self, x):
         raise RuntimeError("no kernel image")
+
+
+class Fickle(LayerNorm):
+    calls = 0
+
+    def forward(self, x):
+        Fickle.calls += 1
+        return super().forward(x) + (Fickle.calls == 2)
 """
 
 
@@ -94,6 +102,12 @@ def test_a_right_layer_of_ones_own_passes(own, capsys):
 def test_a_layer_that_cannot_be_compared_is_a_counterexample(own, capsys, name, said):
     assert epibert("LayerNorm", "--port", f"{own}:{name}") == 1
     assert f"problem    {said}\n" in capsys.readouterr().out
+
+
+def test_a_layer_that_differs_from_call_to_call_is_told_in_words(own, capsys):
+    own.write_text(OWN.format(epsilon="epsilon"), encoding="utf-8")
+    assert epibert("LayerNorm", "--port", f"{own}:Fickle") == 1
+    assert "differs from call to call" in capsys.readouterr().out
 
 
 def test_the_script_of_a_counterexample_fails_alone(own, tmp_path, capsys):
