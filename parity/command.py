@@ -215,19 +215,32 @@ def attack(
 
 
 def _attack_arguments(given: Sequence[str]) -> list[str]:
-    """Names after --only as one list, and flags that need no value, in the form that the parser understands."""
-    arguments, waiting = [], [*given]
+    """Names after every --only as one list, and flags that need no value, in the form that the parser understands.
+
+    Raises:
+        UsageError: An --only has no name.
+    """
+    from parity.pairs.epibert_run import UsageError
+
+    arguments, names, waiting = [], [], [*given]
     while waiting:
         argument = waiting.pop(0)
-        if argument == "--only":
-            names = []
+        option, equals, value = argument.partition("=")
+        if option == "--only":
+            found = [value] if equals else []
+            if value.startswith("["):
+                with contextlib.suppress(ValueError):
+                    found = json.loads(value)
             while waiting and not waiting[0].startswith("--"):
-                names.append(waiting.pop(0))
-            argument = f"--only={json.dumps(names)}"
-        elif argument in ("--list", "--rules") and waiting[:1] not in (["true"], ["false"]):
+                found.append(waiting.pop(0))
+            if not all(found) or not found:
+                raise UsageError("--only needs the name of a fault; epibert attack --list prints them all")
+            names += found
+            continue
+        if argument in ("--list", "--rules") and waiting[:1] not in (["true"], ["false"]):
             argument = f"{argument}=true"
         arguments.append(argument)
-    return arguments
+    return [*arguments, f"--only={json.dumps(names)}"] if names else arguments
 
 
 def bench(
@@ -371,9 +384,9 @@ def main(arguments: Sequence[str] | None = None, components: Any = None, program
     if components is None and given[:1] == ["train"]:
         # LightningCLI reads its own command line, and needs none of what the others do.
         sys.exit(train(given[1:]))
-    if components is None and given[:1] == ["attack"]:
-        given = _attack_arguments(given)
     try:
+        if components is None and given[:1] == ["attack"]:
+            given = _attack_arguments(given)
         components = commands() if components is None else components
         parser = auto_parser(
             components,

@@ -88,20 +88,26 @@ def write_repros(result: Result, benches: Benches, folder: Path) -> Result:
 
 
 def remove_repros(folder: Path) -> None:
-    """Removes the scripts of an earlier run, which would speak of layers that may be right by now."""
-    for path in (*folder.glob("*.py"), *folder.glob("*.npz")):
-        path.unlink()
+    """Removes the scripts of an earlier run, which would speak of layers that may be right by now.
+
+    A script is known by its first text, an archive by the name of its script; whatever else lies there is the user's.
+    """
+    first = TEMPLATE.read_text(encoding="utf-8").partition("<<")[0]
+    for path in [*folder.glob("*.py")]:
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace").startswith(first):
+            path.unlink()
+            path.with_suffix(".npz").unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something of the user's lies there
         folder.rmdir()
 
 
 def _file_name(layer: str, taken: Iterable[str]) -> str:
-    """A layer's name as that of a file on any system."""
+    """A layer's name as that of a file on any system; ``repro_copy.py`` hides no module of the standard library."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", layer)[:LONGEST_NAME].strip("._-") or "layer"
-    name, number = f"{safe}.py", 1
+    name, number = f"repro_{safe}.py", 1
     while name.lower() in taken:
         number += 1
-        name = f"{safe}_{number}.py"
+        name = f"repro_{safe}_{number}.py"
     return name
 
 
@@ -233,7 +239,7 @@ def write_example(
     seen: list[Any] = []
     handle = module.register_forward_pre_hook(lambda _, args, kwargs: seen.append((args, kwargs)), with_kwargs=True)
     try:
-        with torch.no_grad(), contextlib.suppress(Exception):  # what it raises, the script will raise
+        with torch.no_grad(), contextlib.suppress(Exception, SystemExit):  # what it raises, the script will raise
             call()
     finally:
         handle.remove()
@@ -259,13 +265,18 @@ def write_example(
 
 def _write_failing(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    with contextlib.redirect_stdout(io.StringIO()):
-        differences = runpy.run_path(str(path))["differences"]()
-    if not differences:
-        path.unlink()
+    try:
+        path.write_text(text, encoding="utf-8")
+        with contextlib.redirect_stdout(io.StringIO()):
+            differences = runpy.run_path(str(path))["differences"]()
+        if not differences:
+            raise LookupError("written as a script, the layer computes what it should")
+    except BaseException as error:
+        path.unlink(missing_ok=True)
         path.with_suffix(".npz").unlink(missing_ok=True)
-        raise LookupError("written as a script, the layer computes what it should")
+        if isinstance(error, SystemExit):
+            raise LookupError("written as a script, the layer ends the program") from None
+        raise
 
 
 def _children(layer_map: LayerMap, modules: Mapping[str, nn.Module]) -> dict[str, LayerPair]:
@@ -467,9 +478,7 @@ class _Writer:
             "STATE": "[" + ", ".join(state) + "]",
             "TRAINING": repr(training),
         }
-        text = TEMPLATE.read_text(encoding="utf-8")
-        harmless = {"TITLE", "FOUND", "PART", "NAME"}
-        for key, value in values.items():
-            plain = value.encode("unicode_escape").decode().replace('"""', "'''") if key in harmless else value
-            text = text.replace(f"<<{key}>>", plain)
-        return text
+        for key in ("TITLE", "FOUND", "PART", "NAME", "MODULES"):
+            values[key] = values[key].encode("unicode_escape").decode().replace('"""', "'''")
+        # In one pass: what fills a place may itself hold what looks like one.
+        return re.sub(r"<<([A-Z]+)>>", lambda place: values[place[1]], TEMPLATE.read_text(encoding="utf-8"))

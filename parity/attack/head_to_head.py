@@ -37,8 +37,8 @@ class Trial:
     verdicts: Mapping[str, Verdict]
 
     def blames(self, named: str) -> bool:
-        """Whether a name is one of those that are right."""
-        return any(fnmatch.fnmatchcase(named, right) for right in self.expected)
+        """Whether a name is one of those that are right; no name is none of them."""
+        return bool(named) and any(fnmatch.fnmatchcase(named, right) for right in self.expected)
 
     def is_near(self, named: str) -> bool:
         """Whether a name is right, contains what is right, or is a part of it."""

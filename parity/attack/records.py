@@ -179,11 +179,15 @@ class Campaign:
 
     @property
     def passed(self) -> bool:
-        """Something was judged; every visible fault was caught, nearly all where they should be; no false alarm."""
+        """Something was judged; every visible fault was caught, nearly all where they should be; no false alarm.
+
+        A clean run that compared nothing raises none, and says nothing.
+        """
         least = TABLE["fault_location"].limit
         judged = bool(self.outcomes or self.clean)
         located = not self.outcomes or (bool(self.caught) and self.right_rung >= least and self.located >= least)
-        return judged and located and not self.missed and not self.alarms
+        compared = all(sum(run.comparisons.values()) > 0 for run in self.clean)
+        return judged and located and compared and not self.missed and not self.alarms
 
 
 def _share(found: list[bool]) -> float:

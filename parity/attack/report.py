@@ -62,9 +62,11 @@ def summary(campaign: Campaign) -> list[str]:
         kinds = collections.Counter()
         for run in campaign.clean:
             kinds.update(run.comparisons)
+        # Not every run judges everything: no false alarm says only as much as the runs of a kind.
+        runs = collections.Counter(name for run in campaign.clean for name, count in run.comparisons.items() if count)
         lines.append(
             f"clean runs: {len(campaign.clean)}, false alarms {len(campaign.alarms)} in {sum(kinds.values()):,} "
-            f"comparisons ({', '.join(f'{name}: {count:,}' for name, count in sorted(kinds.items()))})"
+            f"comparisons ({', '.join(f'{name}: {n:,} in {runs[name]} runs' for name, n in sorted(kinds.items()))})"
         )
     return lines
 

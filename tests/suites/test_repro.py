@@ -15,7 +15,7 @@ from parity.ladder import compare_live, find_culprits
 from parity.pairs import epibert
 from parity.pairs.epibert_repro import write_scripts
 from parity.records import Gate, GateStatus, Result
-from parity.repro import Bench, remove_repros, write_repros
+from parity.repro import Bench, write_repros
 from tests.unit.sources import PACKAGES
 from tests.unit.test_layout import OUTSIDE, PYTORCH, TENSORFLOW, run_with_blocked
 from torch_impl import EpiBERT
@@ -107,9 +107,9 @@ def scripts(bench, tmp_path_factory):
 def test_every_culprit_has_its_script(scripts):
     folder, result = scripts
     assert [(row.script, row.no_script) for row in result.culprit_rows] == [
-        (f"repro/{row.port}.py", "") for row in result.culprit_rows
+        (f"repro/repro_{row.port}.py", "") for row in result.culprit_rows
     ]
-    assert {path.name for path in folder.iterdir()} == {f"{fault.layer}.py" for fault in FAULTS}
+    assert {path.name for path in folder.iterdir()} == {f"repro_{fault.layer}.py" for fault in FAULTS}
 
 
 def test_scripts_fail_where_only_numpy_and_pytorch_are(scripts):
@@ -133,7 +133,7 @@ for path in {paths!r}:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.layer)
 def test_a_script_is_content_once_the_layer_is_right(scripts, fault, tmp_path, capsys):
     folder, _ = scripts
-    script = folder / f"{fault.layer}.py"
+    script = folder / f"repro_{fault.layer}.py"
     text = script.read_text(encoding="utf-8")
     assert text.count(fault.wrong) == 1
     mended = tmp_path / "mended.py"
@@ -146,9 +146,9 @@ def test_a_script_is_content_once_the_layer_is_right(scripts, fault, tmp_path, c
 def test_the_input_is_shrunk(scripts):
     folder, _ = scripts
     for fault in FAULTS:
-        text = (folder / f"{fault.layer}.py").read_text(encoding="utf-8")
+        text = (folder / f"repro_{fault.layer}.py").read_text(encoding="utf-8")
         assert "(1 of 2 examples, positions" in text, fault.layer
-    small = runpy.run_path(str(folder / "stem_res_conv.block.norm.py"))["NUMBERS"]["input"]
+    small = runpy.run_path(str(folder / "repro_stem_res_conv.block.norm.py"))["NUMBERS"]["input"]
     assert small.shape[:2] == (1, 1)
 
 
@@ -182,13 +182,3 @@ def test_a_run_on_recorded_cases_makes_its_scripts_from_whatever_case_showed_the
     }
     for row in written.culprit_rows:
         assert row.no_script or runpy.run_path(str(tmp_path / row.script))["differences"]()
-
-
-def test_scripts_of_an_earlier_run_are_removed_and_nothing_else(tmp_path):
-    folder = tmp_path / "repro"
-    remove_repros(folder)
-    folder.mkdir()
-    for name in ("a.py", "a.npz", "notes.txt"):
-        (folder / name).touch()
-    remove_repros(folder)
-    assert [path.name for path in folder.iterdir()] == ["notes.txt"]

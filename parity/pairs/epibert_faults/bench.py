@@ -184,15 +184,31 @@ class Bench:
         return Judgement(gates=_gates(rows), culprits=(), stage="", comparisons=len(rows))
 
     def rows(self, fault: Fault | None, stage: Stage) -> tuple[Comparison, ...]:
-        """What one stage finds of a subject that is broken anew, since faults may remember what was asked of them."""
+        """What one stage finds of a subject that is broken anew, since faults may remember what was asked of them.
+
+        Raises:
+            ValueError: The fault leaves every part as it was.
+            RuntimeError: Sound parts do not pass either, so that nothing red would speak of the fault.
+        """
+        found = None
         with injected(fault, self.subject(training=stage.training)) as subject:
             if fault is not None and not subject.touched:
                 raise ValueError(f"the fault {fault.name!r} leaves every part as it was")
             if subject.touched & stage.reads:
-                return tuple(stage.rows(subject))
+                found = tuple(stage.rows(subject))
+        if found is not None and all(row.status is Status.PASS for row in found):
+            return found
         if stage.name not in self._sound:
             self._sound[stage.name] = tuple(stage.rows(self.subject(training=stage.training)))
-        return self._sound[stage.name]
+        sound = self._sound[stage.name]
+        failed = [row for row in sound if row.status is not Status.PASS]
+        if failed:
+            row = failed[0]
+            raise RuntimeError(
+                f"the sound port fails {len(failed)} of {len(sound)} comparisons of {stage.name!r}, such as "
+                f"{row.port or row.layer} [{row.quantity}]: {row.status} {row.detail}"
+            )
+        return sound if found is None else found
 
     def _values_and_layers(self, subject: Subject) -> Iterable[Comparison]:
         projection, table = self.constants

@@ -327,6 +327,19 @@ def trained(
 
 
 EPIBERT = ("EpiBERT",)
+DROPOUTS = (
+    "motif_dropout1",
+    "motif_dropout2",
+    *(f"performer.layers.{index}.{part}dropout" for index in (0, 1) for part in ("", "ffn.")),
+    "dropout",
+)
+BATCH_NORMS = (
+    "stem_res_conv.block.norm",
+    *(f"conv_tower.{index}.block.norm" for index in range(6)),
+    "stem_res_conv_atac.block.norm",
+    *(f"conv_tower_atac.{index}.block.norm" for index in (0, 1)),
+    "final_pointwise_conv.norm",
+)
 GRADIENTS = [
     trained(
         "dropout",
@@ -335,7 +348,7 @@ GRADIENTS = [
         "what is kept is not divided by the share that is kept",
         dropouts(without_scale),
         rung="gradients",
-        named=("*dropout*",),
+        named=DROPOUTS,
     ),
     trained(
         "dropout",
@@ -344,7 +357,7 @@ GRADIENTS = [
         "all rates are zero",
         rates(lambda name, rate: 0.0),
         rung="gradients",
-        named=("*dropout*",),
+        named=DROPOUTS,
     ),
     trained(
         "dropout",
@@ -408,7 +421,6 @@ GRADIENTS = [
         LOSS,
         "predictions rounded to bfloat16 where they are float32; right in float64",
         rung="gradients",
-        named=("*",),
         masked_loss=narrow_in_float32(masked_loss),
     ),
     trained(
@@ -436,7 +448,7 @@ GRADIENTS = [
         "PyTorch's factor n / (n - 1) in the statistics",
         unbiased_variance,
         rung="layers",
-        named=("*.norm",),
+        named=BATCH_NORMS,
     ),
     trained(
         "trap 10",
@@ -445,7 +457,7 @@ GRADIENTS = [
         "Keras' momentum handed to PyTorch, where it weighs the new statistics",
         torch_momentum,
         rung="layers",
-        named=("*.norm",),
+        named=BATCH_NORMS,
     ),
 ]
 
@@ -563,7 +575,7 @@ OPTIMIZERS = [
         OPTIMIZER,
         "moments of float32 parameters rounded to bfloat16; right in float64",
         rung="trajectory",
-        named=("*",),
+        named=EPIBERT,
         **optimizers.adam(optimizers.NarrowMoments, global_clipnorm=CLIP),
     ),
     schedule("a schedule that raises", "no rates at all", raises),

@@ -445,6 +445,12 @@ def attack_status(*arguments: str | Path) -> int:
     ("arguments", "message"),
     [
         (("--only", "no rotation", "no such fault"), "no fault of the name 'no such fault'"),
+        (("--only", "no such fault", "--only", "no rotation"), "no fault of the name 'no such fault'"),
+        (("--only=no such fault",), "no fault of the name 'no such fault'"),
+        (("--only",), "--only needs the name of a fault"),
+        (("--only", "--list"), "--only needs the name of a fault"),
+        (("--only=",), "--only needs the name of a fault"),
+        (("--only", "no rotation", "--only"), "--only needs the name of a fault"),
         (("--clean", "-1"), "--clean must be at least 0"),
         (("--jobs", "0"), "--jobs at least 1"),
         (("--only", "no rotation", "--kind", "data"), "of the kind data"),
@@ -486,6 +492,9 @@ def test_the_status_of_an_attack_is_what_the_campaign_says(tmp_path, capsys, mon
     assert (asked["clean"], asked["sensitivity"], asked["rules"], asked["jobs"]) == (0, False, True, 3)
     assert json.loads((tmp_path / "attack.json").read_text())["passed"] is found
     capsys.readouterr()
+    for given in (("--only", names[0], f"--only={names[1]}"), ("--only=" + json.dumps(names),)):
+        assert attack_status(*given, "--out", tmp_path) == status
+        assert asked["names"] == list(names)
     assert attack_status("--out", tmp_path) == status
     assert (asked["clean"], asked["sensitivity"]) == (200, True)
     assert ("NOT PROVEN" in capsys.readouterr().out) is not found

@@ -39,6 +39,14 @@ class NoBias(nn.Module):
 class Crashes(LayerNorm):
     def forward(self, x):
         raise RuntimeError("no kernel image")
+
+
+class Fickle(LayerNorm):
+    calls = 0
+
+    def forward(self, x):
+        Fickle.calls += 1
+        return super().forward(x) + (Fickle.calls == 2)
 """
 
 
@@ -96,9 +104,15 @@ def test_a_layer_that_cannot_be_compared_is_a_counterexample(own, capsys, name, 
     assert f"problem    {said}\n" in capsys.readouterr().out
 
 
+def test_a_layer_that_differs_from_call_to_call_is_told_in_words(own, capsys):
+    own.write_text(OWN.format(epsilon="epsilon"), encoding="utf-8")
+    assert epibert("LayerNorm", "--port", f"{own}:Fickle") == 1
+    assert "differs from call to call" in capsys.readouterr().out
+
+
 def test_the_script_of_a_counterexample_fails_alone(own, tmp_path, capsys):
     assert epibert("LayerNorm", "--port", str(own), "--out", str(tmp_path / "out")) == 1
-    script = tmp_path / "out" / "LayerNorm.py"
+    script = tmp_path / "out" / "repro_LayerNorm.py"
     assert f"written to {script}" in capsys.readouterr().out
     assert runpy.run_path(str(script))["differences"]() == ["output"]
     script.write_text(script.read_text(encoding="utf-8").replace("'epsilon': 0.001", "'epsilon': 1e-05"))

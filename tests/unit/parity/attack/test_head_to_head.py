@@ -73,6 +73,11 @@ def test_a_name_is_right_near_or_neither(named, right, near):
     assert (judged.blames(named), judged.is_near(named)) == (right, near)
 
 
+def test_who_names_nobody_has_not_named_the_right_layer():
+    judged = trial("a", "*")
+    assert (judged.blames("anything"), judged.blames(""), judged.is_near("")) == (True, False, False)
+
+
 def test_without_faults_or_without_clean_runs_nothing_is_decided():
     for part in (TRIALS[:3], TRIALS[3:], ()):
         with pytest.raises(ValueError, match="decide nothing"):

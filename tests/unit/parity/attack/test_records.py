@@ -34,6 +34,8 @@ def test_all_caught_and_nobody_accused_passes():
         Campaign(outcomes=(OUTCOME, dataclasses.replace(MISSED, effect=math.nan))),
         Campaign(outcomes=(dataclasses.replace(MISSED, effect=0.0),)),
         Campaign(outcomes=(OUTCOME,), clean=(dataclasses.replace(CLEAN, alarms=("layers: fail",)),)),
+        Campaign(outcomes=(OUTCOME,), clean=(CLEAN, dataclasses.replace(CLEAN, comparisons={}))),
+        Campaign(outcomes=(OUTCOME,), clean=(dataclasses.replace(CLEAN, comparisons={"layers": 0}),)),
         Campaign(outcomes=(*[OUTCOME] * 18, ELSEWHERE)),
         Campaign(outcomes=(*[OUTCOME] * 18, MISPLACED)),
     ],

@@ -78,3 +78,9 @@ def test_the_catalogue_is_printed_whole():
     list_faults(Toy.faults.values(), console)
     assert isinstance(console.file, io.StringIO)
     assert all(name in console.file.getvalue() for name in Toy.faults)
+
+
+def test_the_summary_says_how_many_clean_runs_judged_what():
+    run = dataclasses.replace(ALARM, comparisons={"layers": 2, "state": 3})
+    lines = summary(Campaign(outcomes=(), clean=(run, ALARM, dataclasses.replace(ALARM, comparisons={"state": 0}))))
+    assert "(layers: 4 in 2 runs, state: 3 in 1 runs)" in lines[-1]
