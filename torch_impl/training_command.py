@@ -21,6 +21,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import BasePredictionWriter, Callback
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from torch_impl.callbacks import FiniteTraining, NonFiniteError, ResumableTraining
@@ -36,6 +37,34 @@ MakeInitializer = Callable[..., Callback]
 """From a path, whether to take optimizer state and step from there as well, and the keyword ``allow`` (what may happen
 without a word on the way from a pretrained model to one for fine-tuning): a callback that fills the model, and whose
 ``fills_model`` is true."""
+
+
+class _KnownWeights(Callback):
+    """Says where the weights come from when that turns out otherwise than asked.
+
+    Lightning only warns when there is no checkpoint that ``--ckpt_path last`` could mean.
+    """
+
+    def __init__(self, asked: str | None) -> None:
+        self.asked = asked
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Says that a run begins which was to go on if it could."""
+        if self.asked is not None and trainer.ckpt_path is None:
+            trainer.print(f"--ckpt_path {self.asked}: there is no such checkpoint, so the run begins anew")
+
+    def _check(self, trainer: lightning.Trainer, *_: Any) -> None:
+        """Refuses to evaluate a model that is as it was drawn.
+
+        Raises:
+            TrainingError: Neither a checkpoint nor a callback has filled it.
+        """
+        evaluating = trainer.state.fn != TrainerFn.FITTING
+        filled = any(getattr(callback, "fills_model", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if evaluating and not filled and trainer.ckpt_path is None:
+            raise TrainingError(f"--ckpt_path {self.asked}: there is no such checkpoint to take the weights from")
+
+    on_validation_start = on_test_start = on_predict_start = _check
 
 
 class Command(LightningCLI):
@@ -114,7 +143,8 @@ class Command(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Adds what every run has."""
-        always: list[Any] = [ResumableTraining(), FiniteTraining()]
+        asked = self._get(self.config_init, "ckpt_path")
+        always: list[Any] = [_KnownWeights(asked), ResumableTraining(), FiniteTraining()]
         initializer = self._initializer()
         if initializer is not None:
             if any(isinstance(callback, type(initializer)) for callback in _listed(self._callbacks())):
@@ -260,6 +290,8 @@ def _refused_by_lightning(error: BaseException) -> bool:
 def _quieten() -> None:
     """Takes out what Lightning says at every start and is no news to anyone who runs this command."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own use of PyTorch
+    # _KnownWeights says it, or refuses.
+    warnings.filterwarnings("ignore", message=".*there is no last checkpoint available.*")
     # FSDP2 fears for activations that are changed in place, which none is.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor.*")
 

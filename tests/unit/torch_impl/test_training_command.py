@@ -307,6 +307,24 @@ def test_nothing_is_evaluated_with_the_weights_that_were_drawn(capsys, records, 
     assert f"{command} needs weights: give --ckpt_path or --init_from" in said
 
 
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_last_checkpoint_that_does_not_exist_fills_no_model(capsys, records, tmp_path, command):
+    config, out = write_config(tmp_path, records), tmp_path / "predicted.h5"
+    writer = {"class_path": "torch_impl.predictions.PredictionWriter", "init_args": {"output": str(out)}}
+    options = ("--trainer.callbacks+", json.dumps([writer])) if command == "predict" else ()
+    said = failing(capsys, command, "--config", config, "--ckpt_path", "last", *options)
+    assert "--ckpt_path last: there is no such checkpoint to take the weights from" in said
+    assert not out.exists()
+
+
+def test_a_last_checkpoint_is_found_and_a_run_without_one_begins(capsys, trained, records, tmp_path):
+    config = write_config(tmp_path, records)
+    assert train("fit", "--config", config, "--ckpt_path", "last", "--trainer.limit_train_batches", 1) == 0
+    assert "--ckpt_path last: there is no such checkpoint, so the run begins anew" in capsys.readouterr().out
+    assert train("validate", "--config", config, "--ckpt_path", "last") == 0
+    assert "no such checkpoint" not in capsys.readouterr().out
+
+
 def test_nothing_is_predicted_for_nobody(capsys, trained, records, tmp_path):
     last = trained / "run" / "checkpoints" / "last.ckpt"
     said = failing(capsys, "predict", "--config", write_config(tmp_path, records), "--ckpt_path", last)
