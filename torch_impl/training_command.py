@@ -18,7 +18,7 @@ from typing import Any
 
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
@@ -53,7 +53,7 @@ class _KnownWeights(Callback):
         if self.asked is not None and trainer.ckpt_path is None:
             trainer.print(f"--ckpt_path {self.asked}: there is no such checkpoint, so the run begins anew")
 
-    def _check(self, trainer: lightning.Trainer, *_: Any) -> None:
+    def _check(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Refuses to evaluate a model that is as it was drawn.
 
         Raises:
@@ -165,7 +165,9 @@ class Command(LightningCLI):
         logged = getattr(self.model, "logged_names", None)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             monitor = getattr(callback, "monitor", None)
-            if logged is not None and monitor is not None and monitor not in logged:
+            # Lightning offers these two to those that keep checkpoints, whatever is logged.
+            offered = ("step", "epoch") if isinstance(callback, ModelCheckpoint) else ()
+            if logged is not None and monitor is not None and monitor not in (*logged, *offered):
                 raise TrainingError(
                     f"{type(callback).__name__} watches {monitor!r}; what is logged is {', '.join(sorted(logged))}"
                 )

@@ -138,6 +138,13 @@ def test_a_checkpoint_is_loaded_by_lightnings_own_means(trained):
             assert torch.equal(value, content["state_dict"][name].to(value.dtype)), name
 
 
+@pytest.mark.parametrize("monitor", ["step", "epoch"])
+def test_a_checkpoint_may_be_chosen_by_what_lightning_counts(records, tmp_path, monitor):
+    chosen = {"monitor": monitor, "mode": "max", "save_top_k": 1}
+    assert train("fit", "--config", write_config(tmp_path, records, checkpoint=chosen)) == 0
+    assert len(steps_of(tmp_path)) == 1
+
+
 def test_validate_and_test_report_what_fitting_did(trained, records, tmp_path, capsys):
     config = write_config(tmp_path, records)
     last = trained / "run" / "checkpoints" / "last.ckpt"
@@ -242,6 +249,8 @@ def test_help_names_the_subcommands(capsys):
         (("--data.init_args.batch_size", "100", "--data.init_args.drop_last", "true"), "drop_last leaves no batch"),
         (("--trainer.callbacks+=torch_impl.early_stopping.EpiBERTEarlyStopping", "--trainer.callbacks.monitor=val_los"),
          "EpiBERTEarlyStopping watches 'val_los'; what is logged is train_loss, val_loss, val_pearson, val_r2"),
+        (("--trainer.callbacks+=torch_impl.early_stopping.EpiBERTEarlyStopping", "--trainer.callbacks.monitor=step"),
+         "EpiBERTEarlyStopping watches 'step'; what is logged is"),
         (("--trainer.callbacks+=torch_impl.early_stopping.EpiBERTEarlyStopping", "--trainer.callbacks.patience=0"),
          "patience must be at least 1, not 0"),
         (("--trainer.callbacks+=torch_impl.callbacks.ThroughputMonitor", "--trainer.callbacks.window_size=1"),
