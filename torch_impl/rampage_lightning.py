@@ -144,7 +144,8 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         """As ``EpiBERTLightning.setup``."""
         check_rounding(self.faithful_bf16, self.trainer.precision)
         choose_tf32(self.tf32)
-        check_lengths(self.model.config, getattr(getattr(self.trainer, "datamodule", None), "config", None))
+        data = getattr(getattr(self.trainer, "datamodule", None), "config", None)
+        check_lengths(self.model.config, data, finetuning=None if stage == "predict" else True)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Insists that a checkpoint is one of this configuration.

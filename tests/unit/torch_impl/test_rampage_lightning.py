@@ -22,7 +22,9 @@ from tests.assertions import assert_same
 from tests.unit.sources import ROOT
 from torch_impl import EpiBERTConfig, rampage_lightning
 from torch_impl.checkpointing import TrainingError
+from torch_impl.data.examples import ExampleConfig
 from torch_impl.early_stopping import EpiBERTEarlyStopping
+from torch_impl.epibert_lightning import EpiBERTLightning
 from torch_impl.metrics import R2, GeneCellCorrelation, PearsonR
 from torch_impl.optim import CosineWarmup, JointOptimizer, cosine_warmup
 from torch_impl.rampage_lightning import EpiBERTRampageLightning
@@ -349,6 +351,31 @@ def test_a_run_chooses_tf32(monkeypatch, allowed):
     module._trainer = SimpleNamespace(precision="32-true", datamodule=None)
     module.setup("fit")
     assert chosen == [allowed]
+
+
+@pytest.mark.parametrize("kind", [EpiBERTLightning, EpiBERTRampageLightning])
+def test_each_module_is_trained_on_examples_of_its_own_kind(kind):
+    module: Any = kind(CONFIG)
+    own = kind is EpiBERTRampageLightning
+    for finetuning in (False, True):
+        lengths = ExampleConfig(
+            input_length=CONFIG.sequence_length,
+            output_length_ATAC=CONFIG.atac_length,
+            output_length=CONFIG.output_length,
+            crop_size=CONFIG.crop,
+            output_res=CONFIG.sequence_length // CONFIG.output_length,
+            num_motifs=CONFIG.num_motifs,
+            mask_size=2 * CONFIG.sequence_length // CONFIG.output_length,
+            finetuning=finetuning,
+        )
+        module._trainer = SimpleNamespace(precision="32-true", datamodule=SimpleNamespace(config=lengths))
+        module.setup("predict")  # targets are not looked at
+        for stage in ("fit", "validate", "test"):
+            if finetuning is own:
+                module.setup(stage)
+                continue
+            with pytest.raises(TrainingError, match=f"finetuning is {finetuning}, the model needs {own}"):
+                module.setup(stage)
 
 
 def test_the_model_and_the_trainer_do_not_both_round():
