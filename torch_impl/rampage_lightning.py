@@ -45,9 +45,10 @@ class EpiBERTRampageLightning(lightning.LightningModule):
 
     Logged, over all processes: ``train_loss``, ``train_loss_rna`` and ``train_loss_atac`` of each step, and after each
     epoch their means, ``train_loss_epoch`` and so on, with ``train_rna_pearson``, ``train_rna_r2`` and those of
-    ``atac``. Of each validation ``val_loss``, ``val_rna_pearson`` and so on, with ``val_cell_pearson`` and
-    ``val_gene_pearson`` where examples have start sites; of a second validation set the same with ``_ho``; in
-    ``Trainer.test`` the same with ``test_``.
+    ``atac``; not of an epoch that was resumed in its middle, because checkpoints do not hold what came before. Of each
+    validation ``val_loss``, ``val_rna_pearson`` and so on, with ``val_cell_pearson`` and ``val_gene_pearson`` where
+    examples have start sites; of a second validation set the same with ``_ho``; in ``Trainer.test`` the same with
+    ``test_``.
 
     Args:
         config: Of the model, or its fields as a mapping, which is what a checkpoint holds.
@@ -117,6 +118,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         self.global_clipnorm = global_clipnorm
         self.faithful_bf16 = faithful_bf16
         self.tf32 = tf32
+        self._first_step_seen = False
         stages = (TRAINING, VALIDATION, VALIDATION + HOLDOUT, TEST)
         # A module has an attribute `train` already.
         self.metrics: Any = nn.ModuleDict(
@@ -172,6 +174,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+        self._first_step_seen |= batch_idx == 0
         prediction = self._predict(batch)
         loss = self.loss(prediction, batch)
         self.metrics[f"{TRAINING}_set"].update(loss, prediction, batch)
@@ -191,7 +194,11 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         return self._predict(batch)
 
     def on_train_epoch_end(self) -> None:
-        self._report(TRAINING)
+        if self._first_step_seen:
+            self._report(TRAINING)
+        else:
+            self.metrics[f"{TRAINING}_set"].forget()
+        self._first_step_seen = False
 
     def on_validation_epoch_end(self) -> None:
         self._report(VALIDATION)

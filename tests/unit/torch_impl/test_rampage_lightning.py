@@ -252,6 +252,17 @@ def test_training_is_reported_by_epoch_and_apart_from_validation(module):
     assert module.logged["train_loss_epoch"] != first
 
 
+def test_nothing_is_reported_of_an_epoch_that_was_resumed_in_its_middle(module):
+    parts = [batch(range(4)), batch(range(4, 8))]
+    module.training_step(parts[0], 1)
+    module.on_train_epoch_end()
+    assert module.logged.keys() == {"train_loss", "train_loss_rna", "train_loss_atac"}
+    module.training_step(parts[1], 0)  # nor does the next one hold any of it
+    module.on_train_epoch_end()
+    assert_same(module.logged["train_loss_epoch"], module.logged["train_loss"].detach(), "float32_only")
+    assert "train_rna_pearson" in module.logged
+
+
 def test_the_rates_stay_after_the_warm_up_if_told_to():
     module = EpiBERTRampageLightning(CONFIG, **SETTINGS, constant_rate=True)
     configured: Any = module.configure_optimizers()
