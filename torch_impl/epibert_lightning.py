@@ -203,12 +203,14 @@ class EpiBERTLightning(lightning.LightningModule):
             metric.reset()
 
 
-TRAINING = ("peak", "peak_rna", "warmup", "decay", "floor", "constant_rate", "epsilon", "weight_decay")
-"""Settings that live on in the states of optimizer and schedule."""
+SAVED_WITH_STATE = ("peak", "peak_rna", "warmup", "decay", "floor", "constant_rate", "epsilon", "weight_decay")
+"""Settings that live on in the states of optimizer and schedule, where those of the checkpoint would count."""
+OF_THE_LOSS = ("loss_type", "total_weight", "unmask_loss", "atac_scale", "global_clipnorm")
+"""Settings of loss and clipping, where those of the configuration would count from the step of the checkpoint on."""
 
 
 def check_same_training(module: lightning.LightningModule, checkpoint: Mapping[str, Any]) -> None:
-    """Insists that a run which goes on has the settings that it began with: those of the checkpoint would count.
+    """Insists that a run which goes on has the settings that it began with: others would be ignored, or change it.
 
     Raises:
         TrainingError: It has not; the message names what differs.
@@ -216,7 +218,7 @@ def check_same_training(module: lightning.LightningModule, checkpoint: Mapping[s
     if module._trainer is None or module.trainer.state.fn != TrainerFn.FITTING:
         return
     saved = checkpoint.get("hyper_parameters", {})
-    both = [name for name in TRAINING if name in module.hparams and name in saved]
+    both = [name for name in (*SAVED_WITH_STATE, *OF_THE_LOSS) if name in module.hparams and name in saved]
     found = differences({name: module.hparams[name] for name in both}, {name: saved[name] for name in both})
     if found:
         raise TrainingError("a run goes on with the settings that it began with: " + "; ".join(found))

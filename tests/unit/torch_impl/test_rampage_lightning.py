@@ -13,6 +13,7 @@ import h5py
 import lightning
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -273,6 +274,27 @@ def test_the_rates_stay_after_the_warm_up_if_told_to():
         optimizer.step()
         schedule.step()
     assert rates == {0.01, 0.03}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (EpiBERTRampageLightning, "loss_type", "poisson_multinomial"),
+        (EpiBERTRampageLightning, "total_weight", 0.5),
+        (EpiBERTRampageLightning, "atac_scale", 0.5),
+        (EpiBERTRampageLightning, "global_clipnorm", None),
+        (EpiBERTRampageLightning, "peak_rna", 0.5),
+        (EpiBERTLightning, "unmask_loss", True),
+        (EpiBERTLightning, "global_clipnorm", 0.5),
+    ],
+)
+def test_a_run_goes_on_with_its_loss_and_its_rates(kind, name, value):
+    module: Any = kind(CONFIG)
+    module._trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING))
+    saved = dict(module.hparams)
+    module.on_load_checkpoint({"hyper_parameters": saved})
+    with pytest.raises(TrainingError, match=f"the settings that it began with: {name}: the checkpoint has {value}"):
+        module.on_load_checkpoint({"hyper_parameters": saved | {name: value}})
 
 
 class Numbered(Dataset[tuple[Tensor, ...]]):
