@@ -205,7 +205,7 @@ class EpiBERTLightning(lightning.LightningModule):
 
 SAVED_WITH_STATE = ("peak", "peak_rna", "warmup", "decay", "floor", "constant_rate", "epsilon", "weight_decay")
 """Settings that live on in the states of optimizer and schedule, where those of the checkpoint would count."""
-OF_THE_LOSS = ("loss_type", "total_weight", "unmask_loss", "atac_scale", "global_clipnorm")
+OF_THE_STEP = ("loss_type", "total_weight", "unmask_loss", "atac_scale", "global_clipnorm")
 """Settings of loss and clipping, where those of the configuration would count from the step of the checkpoint on."""
 
 
@@ -218,7 +218,7 @@ def check_same_training(module: lightning.LightningModule, checkpoint: Mapping[s
     if module._trainer is None or module.trainer.state.fn != TrainerFn.FITTING:
         return
     saved = checkpoint.get("hyper_parameters", {})
-    both = [name for name in (*SAVED_WITH_STATE, *OF_THE_LOSS) if name in module.hparams and name in saved]
+    both = [name for name in (*SAVED_WITH_STATE, *OF_THE_STEP) if name in module.hparams and name in saved]
     found = differences({name: module.hparams[name] for name in both}, {name: saved[name] for name in both})
     if found:
         raise TrainingError("a run goes on with the settings that it began with: " + "; ".join(found))

@@ -27,6 +27,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch_impl.callbacks import FiniteTraining, NonFiniteError, ResumableTraining
 from torch_impl.checkpointing import SafeCheckpointIO, TrainingError, read_checkpoint_file
 from torch_impl.data.records import DataError
+from torch_impl.early_stopping import EpiBERTEarlyStopping
 
 DONE, DIVERGED, WRONG_USE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 USER_ERRORS = (TrainingError, DataError, MisconfigurationException, OSError, ModuleNotFoundError)
@@ -160,7 +161,8 @@ class Command(LightningCLI):
         """Refuses what would only come to light after hours, or never.
 
         Raises:
-            TrainingError: A callback watches what nobody logs, or gradients are clipped twice or never summed up.
+            TrainingError: A callback watches what nobody logs or takes an old loss for a new one, or gradients are
+                clipped twice or never summed up.
         """
         logged = getattr(self.model, "logged_names", None)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -171,6 +173,15 @@ class Command(LightningCLI):
                 raise TrainingError(
                     f"{type(callback).__name__} watches {monitor!r}; what is logged is {', '.join(sorted(logged))}"
                 )
+            # The other set, of cell types that were held out, is validated in every epoch.
+            of_first_set = str(monitor).startswith("val_") and not str(monitor).endswith("_ho")
+            if isinstance(callback, EpiBERTEarlyStopping) and of_first_set:
+                valid_every = getattr(self.datamodule, "valid_every", callback.every)
+                if callback.every != valid_every:
+                    raise TrainingError(
+                        f"EpiBERTEarlyStopping takes {monitor} for new in every {callback.every} epochs (every), and "
+                        f"the data are validated in every {valid_every} (valid_every)"
+                    )
         if self.trainer.gradient_clip_val and getattr(self.model, "global_clipnorm", None) is not None:
             raise TrainingError("the optimizer clips by itself (global_clipnorm): leave out trainer.gradient_clip_val")
         if self.trainer.accumulate_grad_batches < 1:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -16,8 +17,10 @@ from tests.unit.sources import ROOT
 from tests.unit.torch_impl.surroundings import environment_kept
 from tests.unit.torch_impl.training import load, losses, quiet, steps_of, write_config
 from torch_impl import training_command
+from torch_impl.checkpointing import TrainingError
 from torch_impl.config import EpiBERTConfig
 from torch_impl.data.examples import ExampleConfig
+from torch_impl.early_stopping import EpiBERTEarlyStopping
 from torch_impl.epibert_lightning import EpiBERTLightning
 
 pytestmark = [quiet, pytest.mark.usefixtures("environment")]
@@ -338,6 +341,21 @@ def test_nothing_is_predicted_for_nobody(capsys, trained, records, tmp_path):
     last = trained / "run" / "checkpoints" / "last.ckpt"
     said = failing(capsys, "predict", "--config", write_config(tmp_path, records), "--ckpt_path", last)
     assert "nothing writes the predictions" in said
+
+
+@pytest.mark.parametrize(
+    ("monitor", "every", "valid_every", "fits"),
+    [("val_loss", 2, 2, True), ("val_loss", 1, 2, False), ("val_loss", 2, 1, False), ("val_loss_ho", 1, 2, True)],
+)
+def test_stopping_counts_the_epochs_that_are_validated(monitor, every, valid_every, fits):
+    stopping = EpiBERTEarlyStopping(monitor, every=every)
+    trainer = SimpleNamespace(callbacks=[stopping], gradient_clip_val=None, accumulate_grad_batches=1)
+    command: Any = SimpleNamespace(model=None, datamodule=SimpleNamespace(valid_every=valid_every), trainer=trainer)
+    if fits:
+        assert training_command.Command.before_fit(command) is None
+        return
+    with pytest.raises(TrainingError, match=f"every {every} epochs .*in every {valid_every} "):
+        training_command.Command.before_fit(command)
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(records, tmp_path, monkeypatch):
