@@ -23,7 +23,7 @@ from torch_impl.finetuning_metrics import FinetuningMetrics
 from torch_impl.losses import POISSON, FinetuningLoss, finetuning_loss
 from torch_impl.optim import CosineWarmup, JointOptimizer, KerasAdamW, decay_groups
 from torch_impl.rampage import EpiBERTRampage, optimizer_parts
-from torch_impl.training_settings import check_rounding, check_settings, choose_tf32
+from torch_impl.training_settings import check_counted_once, check_rounding, check_settings, choose_tf32
 
 Batch = Sequence[Tensor]
 """Sequence (B, L, 4), masked accessibility (B, A, 1), mask, unmask and target (B, N, 1 each), motif activity (B, 1, M),
@@ -192,6 +192,12 @@ class EpiBERTRampageLightning(lightning.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Profile | None, Profile]:
         return self._predict(batch)
+
+    def on_validation_start(self) -> None:
+        check_counted_once(self.trainer.val_dataloaders)
+
+    def on_test_start(self) -> None:
+        check_counted_once(self.trainer.test_dataloaders)
 
     def on_train_epoch_end(self) -> None:
         if self._first_step_seen:

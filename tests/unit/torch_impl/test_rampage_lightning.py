@@ -276,6 +276,20 @@ def test_the_rates_stay_after_the_warm_up_if_told_to():
     assert rates == {0.01, 0.03}
 
 
+@pytest.mark.parametrize("stage", ["validation", "test"])
+def test_no_example_is_counted_twice(stage):
+    module: Any = EpiBERTRampageLightning(CONFIG)
+    loaders = [SimpleNamespace(sampler=SimpleNamespace(repeated=number)) for number in (0, 1)]
+    start = getattr(module, f"on_{stage}_start")
+    for given in (loaders[0], loaders[:1], DataLoader(Numbered(range(2), validation=True))):
+        module._trainer = SimpleNamespace(val_dataloaders=given, test_dataloaders=given)
+        start()
+    for given in (loaders[1], loaders):
+        module._trainer = SimpleNamespace(val_dataloaders=given, test_dataloaders=given)
+        with pytest.raises(TrainingError, match="1 examples would be counted twice"):
+            start()
+
+
 @pytest.mark.parametrize(
     ("kind", "name", "value"),
     [
