@@ -63,6 +63,19 @@ def test_a_training_step_trains():
     assert any(not torch.equal(old, new) for old, new in zip(before, parameters, strict=True))
 
 
+def test_every_weight_has_a_gradient_that_is_compared(monkeypatch):
+    port = device._port
+
+    def frozen(config, where, precision):
+        model = port(config, where, precision)
+        next(model.parameters()).requires_grad_(precision != "autocast")
+        return model
+
+    monkeypatch.setattr(device, "_port", frozen)
+    with pytest.raises(RuntimeError, match="has no gradient in autocast"):
+        device._gradient_distances(device.CONFIGS["tiny"](), "cpu")
+
+
 def test_operations_of_a_forward_are_those_of_its_products():
     config = device.CONFIGS["tiny"]()
     counted = device._operations(config)
