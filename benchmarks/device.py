@@ -220,9 +220,13 @@ def _gradient_distances(config: EpiBERTConfig, device: str) -> dict[str, float]:
             output = model(*_inputs(shorter, device, 1, dtype))
             loss = masked_loss(target.to(dtype), output.to(dtype), mask, loss_type="poisson")
             loss.backward()
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+        gradients = []
+        for name, parameter in model.named_parameters():
+            if parameter.grad is None:
+                raise RuntimeError(f"{name} has no gradient in {precision}")
+            gradients.append(parameter.grad)
         found[precision] = torch.cat([gradient.double().flatten() for gradient in gradients]).cpu()
-        del model, output, loss, gradients
+        del model, output, loss, gradients, parameter
         _release(device)
     truth = found.pop("float64")
     return {precision: float((value - truth).norm() / truth.norm()) for precision, value in found.items()}

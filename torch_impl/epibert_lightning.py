@@ -127,7 +127,8 @@ class EpiBERTLightning(lightning.LightningModule):
         """
         check_rounding(self.faithful_bf16, self.trainer.precision)
         choose_tf32(self.tf32)
-        check_lengths(self.model.config, getattr(getattr(self.trainer, "datamodule", None), "config", None))
+        data = getattr(getattr(self.trainer, "datamodule", None), "config", None)
+        check_lengths(self.model.config, data, finetuning=None if stage == "predict" else False)
 
     def loss(self, prediction: Float[Tensor, "B N 1"], batch: Batch) -> Float[Tensor, ""]:
         """The loss that is minimised: on the masked bins of the batch, pooled."""
@@ -202,12 +203,14 @@ class EpiBERTLightning(lightning.LightningModule):
             metric.reset()
 
 
-TRAINING = ("peak", "peak_rna", "warmup", "decay", "floor", "constant_rate", "epsilon", "weight_decay")
-"""Settings that live on in the states of optimizer and schedule."""
+SAVED_WITH_STATE = ("peak", "peak_rna", "warmup", "decay", "floor", "constant_rate", "epsilon", "weight_decay")
+"""Settings that live on in the states of optimizer and schedule, where those of the checkpoint would count."""
+OF_THE_STEP = ("loss_type", "total_weight", "unmask_loss", "atac_scale", "global_clipnorm")
+"""Settings of loss and clipping, where those of the configuration would count from the step of the checkpoint on."""
 
 
 def check_same_training(module: lightning.LightningModule, checkpoint: Mapping[str, Any]) -> None:
-    """Insists that a run which goes on has the settings that it began with: those of the checkpoint would count.
+    """Insists that a run which goes on has the settings that it began with: others would be ignored, or change it.
 
     Raises:
         TrainingError: It has not; the message names what differs.
@@ -215,18 +218,19 @@ def check_same_training(module: lightning.LightningModule, checkpoint: Mapping[s
     if module._trainer is None or module.trainer.state.fn != TrainerFn.FITTING:
         return
     saved = checkpoint.get("hyper_parameters", {})
-    both = [name for name in TRAINING if name in module.hparams and name in saved]
+    both = [name for name in (*SAVED_WITH_STATE, *OF_THE_STEP) if name in module.hparams and name in saved]
     found = differences({name: module.hparams[name] for name in both}, {name: saved[name] for name in both})
     if found:
         raise TrainingError("a run goes on with the settings that it began with: " + "; ".join(found))
 
 
-def check_lengths(model: EpiBERTConfig, data: Any) -> None:
-    """Insists that examples have the lengths of a model.
+def check_lengths(model: EpiBERTConfig, data: Any, *, finetuning: bool | None) -> None:
+    """Insists that examples have the lengths of a model, and what it is trained on.
 
     Args:
         model: The model's configuration.
         data: The ``ExampleConfig`` of a data module; anything else is not looked at.
+        finetuning: Whether they must have what fine-tuning needs, or must not; None where only inputs are needed.
 
     Raises:
         TrainingError: They have not.
@@ -240,6 +244,8 @@ def check_lengths(model: EpiBERTConfig, data: Any) -> None:
         "crop_size": (model.crop, data.crop_size),
         "num_motifs": (model.num_motifs, data.num_motifs),
     }
+    if finetuning is not None:
+        wanted["finetuning"] = (finetuning, data.finetuning)
     wrong = [f"{name} is {of_data}, the model needs {of_model}" for name, (of_model, of_data) in wanted.items()
              if of_model != of_data]  # fmt: skip
     if wrong:

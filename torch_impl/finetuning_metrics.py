@@ -88,9 +88,13 @@ class FinetuningMetrics(nn.Module):
                 self.genes.update(*_nothing(self.genes))
             correlations = self.genes.compute()
             found |= {name: correlations[name] for name in ("cell_pearson", "gene_pearson")}
+        self.forget()
+        return found
+
+    def forget(self) -> None:
+        """Begins anew."""
         for metric in (*self.losses.values(), *self.correlations.values(), *([self.genes] if self.genes else [])):
             metric.reset()
-        return found
 
 
 def _pooled(bins: Profile, chosen: Tensor) -> Float[Tensor, "1 n 1"]:

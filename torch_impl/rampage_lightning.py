@@ -23,7 +23,7 @@ from torch_impl.finetuning_metrics import FinetuningMetrics
 from torch_impl.losses import POISSON, FinetuningLoss, finetuning_loss
 from torch_impl.optim import CosineWarmup, JointOptimizer, KerasAdamW, decay_groups
 from torch_impl.rampage import EpiBERTRampage, optimizer_parts
-from torch_impl.training_settings import check_rounding, check_settings, choose_tf32
+from torch_impl.training_settings import check_counted_once, check_rounding, check_settings, choose_tf32
 
 Batch = Sequence[Tensor]
 """Sequence (B, L, 4), masked accessibility (B, A, 1), mask, unmask and target (B, N, 1 each), motif activity (B, 1, M),
@@ -45,9 +45,10 @@ class EpiBERTRampageLightning(lightning.LightningModule):
 
     Logged, over all processes: ``train_loss``, ``train_loss_rna`` and ``train_loss_atac`` of each step, and after each
     epoch their means, ``train_loss_epoch`` and so on, with ``train_rna_pearson``, ``train_rna_r2`` and those of
-    ``atac``. Of each validation ``val_loss``, ``val_rna_pearson`` and so on, with ``val_cell_pearson`` and
-    ``val_gene_pearson`` where examples have start sites; of a second validation set the same with ``_ho``; in
-    ``Trainer.test`` the same with ``test_``.
+    ``atac``; not of an epoch that was resumed in its middle, because checkpoints do not hold what came before. Of each
+    validation ``val_loss``, ``val_rna_pearson`` and so on, with ``val_cell_pearson`` and ``val_gene_pearson`` where
+    examples have start sites; of a second validation set the same with ``_ho``; in ``Trainer.test`` the same with
+    ``test_``.
 
     Args:
         config: Of the model, or its fields as a mapping, which is what a checkpoint holds.
@@ -117,6 +118,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         self.global_clipnorm = global_clipnorm
         self.faithful_bf16 = faithful_bf16
         self.tf32 = tf32
+        self._first_step_seen = False
         stages = (TRAINING, VALIDATION, VALIDATION + HOLDOUT, TEST)
         # A module has an attribute `train` already.
         self.metrics: Any = nn.ModuleDict(
@@ -144,7 +146,8 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         """As ``EpiBERTLightning.setup``."""
         check_rounding(self.faithful_bf16, self.trainer.precision)
         choose_tf32(self.tf32)
-        check_lengths(self.model.config, getattr(getattr(self.trainer, "datamodule", None), "config", None))
+        data = getattr(getattr(self.trainer, "datamodule", None), "config", None)
+        check_lengths(self.model.config, data, finetuning=None if stage == "predict" else True)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Insists that a checkpoint is one of this configuration.
@@ -171,6 +174,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
+        self._first_step_seen |= batch_idx == 0
         prediction = self._predict(batch)
         loss = self.loss(prediction, batch)
         self.metrics[f"{TRAINING}_set"].update(loss, prediction, batch)
@@ -189,8 +193,18 @@ class EpiBERTRampageLightning(lightning.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> tuple[Profile | None, Profile]:
         return self._predict(batch)
 
+    def on_validation_start(self) -> None:
+        check_counted_once(self.trainer.val_dataloaders)
+
+    def on_test_start(self) -> None:
+        check_counted_once(self.trainer.test_dataloaders)
+
     def on_train_epoch_end(self) -> None:
-        self._report(TRAINING)
+        if self._first_step_seen:
+            self._report(TRAINING)
+        else:
+            self.metrics[f"{TRAINING}_set"].forget()
+        self._first_step_seen = False
 
     def on_validation_epoch_end(self) -> None:
         self._report(VALIDATION)

@@ -18,14 +18,16 @@ from typing import Any
 
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import BasePredictionWriter, Callback
+from lightning.pytorch.callbacks import BasePredictionWriter, Callback, ModelCheckpoint
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from torch_impl.callbacks import FiniteTraining, NonFiniteError, ResumableTraining
 from torch_impl.checkpointing import SafeCheckpointIO, TrainingError, read_checkpoint_file
 from torch_impl.data.records import DataError
+from torch_impl.early_stopping import EpiBERTEarlyStopping
 
 DONE, DIVERGED, WRONG_USE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 USER_ERRORS = (TrainingError, DataError, MisconfigurationException, OSError, ModuleNotFoundError)
@@ -36,6 +38,34 @@ MakeInitializer = Callable[..., Callback]
 """From a path, whether to take optimizer state and step from there as well, and the keyword ``allow`` (what may happen
 without a word on the way from a pretrained model to one for fine-tuning): a callback that fills the model, and whose
 ``fills_model`` is true."""
+
+
+class _KnownWeights(Callback):
+    """Says where the weights come from when that turns out otherwise than asked.
+
+    Lightning only warns when there is no checkpoint that ``--ckpt_path last`` could mean.
+    """
+
+    def __init__(self, asked: str | None) -> None:
+        self.asked = asked
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Says that a run begins which was to go on if it could."""
+        if self.asked is not None and trainer.ckpt_path is None:
+            trainer.print(f"--ckpt_path {self.asked}: there is no such checkpoint, so the run begins anew")
+
+    def _check(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Refuses to evaluate a model that is as it was drawn.
+
+        Raises:
+            TrainingError: Neither a checkpoint nor a callback has filled it.
+        """
+        evaluating = trainer.state.fn != TrainerFn.FITTING
+        filled = any(getattr(callback, "fills_model", False) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if evaluating and not filled and trainer.ckpt_path is None:
+            raise TrainingError(f"--ckpt_path {self.asked}: there is no such checkpoint to take the weights from")
+
+    on_validation_start = on_test_start = on_predict_start = _check
 
 
 class Command(LightningCLI):
@@ -114,7 +144,8 @@ class Command(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
         """Adds what every run has."""
-        always: list[Any] = [ResumableTraining(), FiniteTraining()]
+        asked = self._get(self.config_init, "ckpt_path")
+        always: list[Any] = [_KnownWeights(asked), ResumableTraining(), FiniteTraining()]
         initializer = self._initializer()
         if initializer is not None:
             if any(isinstance(callback, type(initializer)) for callback in _listed(self._callbacks())):
@@ -130,15 +161,27 @@ class Command(LightningCLI):
         """Refuses what would only come to light after hours, or never.
 
         Raises:
-            TrainingError: A callback watches what nobody logs, or gradients are clipped twice or never summed up.
+            TrainingError: A callback watches what nobody logs or takes an old loss for a new one, or gradients are
+                clipped twice or never summed up.
         """
         logged = getattr(self.model, "logged_names", None)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             monitor = getattr(callback, "monitor", None)
-            if logged is not None and monitor is not None and monitor not in logged:
+            # Lightning offers these two to those that keep checkpoints, whatever is logged.
+            offered = ("step", "epoch") if isinstance(callback, ModelCheckpoint) else ()
+            if logged is not None and monitor is not None and monitor not in (*logged, *offered):
                 raise TrainingError(
                     f"{type(callback).__name__} watches {monitor!r}; what is logged is {', '.join(sorted(logged))}"
                 )
+            # The other set, of cell types that were held out, is validated in every epoch.
+            of_first_set = str(monitor).startswith("val_") and not str(monitor).endswith("_ho")
+            if isinstance(callback, EpiBERTEarlyStopping) and of_first_set:
+                valid_every = getattr(self.datamodule, "valid_every", callback.every)
+                if callback.every != valid_every:
+                    raise TrainingError(
+                        f"EpiBERTEarlyStopping takes {monitor} for new in every {callback.every} epochs (every), and "
+                        f"the data are validated in every {valid_every} (valid_every)"
+                    )
         if self.trainer.gradient_clip_val and getattr(self.model, "global_clipnorm", None) is not None:
             raise TrainingError("the optimizer clips by itself (global_clipnorm): leave out trainer.gradient_clip_val")
         if self.trainer.accumulate_grad_batches < 1:
@@ -260,6 +303,8 @@ def _refused_by_lightning(error: BaseException) -> bool:
 def _quieten() -> None:
     """Takes out what Lightning says at every start and is no news to anyone who runs this command."""
     warnings.filterwarnings("ignore", message=".*LeafSpec.*deprecated.*")  # Lightning's own use of PyTorch
+    # _KnownWeights says it, or refuses.
+    warnings.filterwarnings("ignore", message=".*there is no last checkpoint available.*")
     # FSDP2 fears for activations that are changed in place, which none is.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor.*")
 

@@ -103,3 +103,21 @@ def repeated_examples(loader: Any, batch_idx: int) -> int:
     """
     repeated = getattr(getattr(loader, "sampler", None), "repeated", 0)
     return repeated if repeated and batch_idx == len(loader) - 1 else 0
+
+
+def check_counted_once(loaders: Any) -> None:
+    """Insists that a module which counts all that it is given is given each example once.
+
+    Args:
+        loaders: One, or a list of them.
+
+    Raises:
+        TrainingError: Some come twice, to make the steps of processes even that share one sharded model.
+    """
+    for loader in loaders if isinstance(loaders, list | tuple) else [loaders]:
+        repeated = getattr(getattr(loader, "sampler", None), "repeated", 0)
+        if repeated:
+            raise TrainingError(
+                f"{repeated} examples would be counted twice: this module is not evaluated with a sharded model, "
+                "unless the examples divide among the processes"
+            )

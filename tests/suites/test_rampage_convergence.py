@@ -52,9 +52,10 @@ def test_every_planned_run_was_trained_and_judged(outcome):
 
 def test_correlation_rises_from_nothing_to_where_a_model_is_useful(outcome):
     for run in outcome[0]:
-        for quantity in ("pearsons", "ATAC pearsons"):
+        # The recorded 60 runs end at 0.82 to 0.87 for RNA, and at 0.60 to 0.77 for the small share of ATAC in the loss.
+        for quantity, reached in (("pearsons", 0.6), ("ATAC pearsons", 0.5)):
             assert abs(run.values(quantity)[0]) < 0.4
-            assert run.values(quantity)[-1] > 0.5
+            assert run.values(quantity)[-1] > reached
 
 
 def test_the_two_sides_start_alike_and_go_their_own_ways(outcome):

@@ -39,6 +39,11 @@ def test_every_precision_is_measured_and_held_against_float64(reference, where, 
         found["parity"]["float32"]["port"] / found["parity"]["float32"]["reference"]
     )
     assert 0 < found["parity"]["bfloat16"]["ratio"] < 2
+    # A CPU has no TF32; where there is, it has 11 bits, of which bfloat16 has 8.
+    outputs = {precision: values["port"] for precision, values in found["parity"].items()}
+    for distances in (outputs, found["gradients"]):
+        assert 0 < distances["tf32"] < distances["bfloat16"]
+        assert 1e-5 < distances["autocast"] < 2 * distances["bfloat16"]
     assert 0 < found["gradients"]["float32"] < 1e-4 < found["gradients"]["bfloat16"] < 1
     assert {entry["precision"] for entry in found["forward"]} == set(device.PRECISIONS)
     assert [(entry["batch"], entry.get("checkpointed")) for entry in found["training"]][-1][1] is True
@@ -63,10 +68,38 @@ def test_a_training_step_trains():
     assert any(not torch.equal(old, new) for old, new in zip(before, parameters, strict=True))
 
 
+def test_every_weight_has_a_gradient_that_is_compared(monkeypatch):
+    port = device._port
+
+    def frozen(config, where, precision):
+        model = port(config, where, precision)
+        next(model.parameters()).requires_grad_(precision != "autocast")
+        return model
+
+    monkeypatch.setattr(device, "_port", frozen)
+    with pytest.raises(RuntimeError, match="has no gradient in autocast"):
+        device._gradient_distances(device.CONFIGS["tiny"](), "cpu")
+
+
 def test_operations_of_a_forward_are_those_of_its_products():
     config = device.CONFIGS["tiny"]()
     counted = device._operations(config)
-    assert 2 < counted["training"] / counted["forward"] < 3
+    # Positions, outputs and inputs (of all taps of a kernel) of each product, from the widths above by hand.
+    first = [(1024, 6, 4 * 15), (256, 32, 1 * 50), (1, 8, 3)]  # of sequence, accessibility and motif activity
+    towers = [(1024, 6, 6), (512, 6, 6 * 5), (256, 6, 6 * 5), (128, 8, 6 * 5), (64, 10, 8 * 5)]
+    pooling = [(1024, 1, 6), (512, 1, 6), (256, 1, 6), (128, 1, 8), (64, 1, 10)]
+    others = [(256, 32, 32), (128, 5, 32 * 5), (1, 2, 8), (32, 10, 10 + 5 + 2)]
+    projected = [(32, 256, 10), (32, 256, 10)]  # query and key on 256 random features
+    attention = [(32, 10, 10)] * 4 + [(256, 10, 32), (32, 10, 256)]
+    dense = [(32, 20, 10), (32, 10, 20), (32, 1, 10), (32, 1, 1)]
+    forward = _of_products(first + towers + pooling + others + projected + attention + dense)
+    assert counted["forward"] == forward
+    # Backward makes two products of each, for both factors, but none for inputs and for features that are not learned.
+    assert counted["training"] == 3 * forward - _of_products(first) - _of_products(projected)
+
+
+def _of_products(shapes: list[tuple[int, int, int]]) -> int:
+    return sum(2 * positions * outputs * inputs for positions, outputs, inputs in shapes)
 
 
 def test_outputs_of_other_weights_are_refused(reference):

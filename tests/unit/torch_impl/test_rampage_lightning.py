@@ -13,6 +13,7 @@ import h5py
 import lightning
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -22,7 +23,9 @@ from tests.assertions import assert_same
 from tests.unit.sources import ROOT
 from torch_impl import EpiBERTConfig, rampage_lightning
 from torch_impl.checkpointing import TrainingError
+from torch_impl.data.examples import ExampleConfig
 from torch_impl.early_stopping import EpiBERTEarlyStopping
+from torch_impl.epibert_lightning import EpiBERTLightning
 from torch_impl.metrics import R2, GeneCellCorrelation, PearsonR
 from torch_impl.optim import CosineWarmup, JointOptimizer, cosine_warmup
 from torch_impl.rampage_lightning import EpiBERTRampageLightning
@@ -250,6 +253,17 @@ def test_training_is_reported_by_epoch_and_apart_from_validation(module):
     assert module.logged["train_loss_epoch"] != first
 
 
+def test_nothing_is_reported_of_an_epoch_that_was_resumed_in_its_middle(module):
+    parts = [batch(range(4)), batch(range(4, 8))]
+    module.training_step(parts[0], 1)
+    module.on_train_epoch_end()
+    assert module.logged.keys() == {"train_loss", "train_loss_rna", "train_loss_atac"}
+    module.training_step(parts[1], 0)  # nor does the next one hold any of it
+    module.on_train_epoch_end()
+    assert_same(module.logged["train_loss_epoch"], module.logged["train_loss"].detach(), "float32_only")
+    assert "train_rna_pearson" in module.logged
+
+
 def test_the_rates_stay_after_the_warm_up_if_told_to():
     module = EpiBERTRampageLightning(CONFIG, **SETTINGS, constant_rate=True)
     configured: Any = module.configure_optimizers()
@@ -260,6 +274,41 @@ def test_the_rates_stay_after_the_warm_up_if_told_to():
         optimizer.step()
         schedule.step()
     assert rates == {0.01, 0.03}
+
+
+@pytest.mark.parametrize("stage", ["validation", "test"])
+def test_no_example_is_counted_twice(stage):
+    module: Any = EpiBERTRampageLightning(CONFIG)
+    loaders = [SimpleNamespace(sampler=SimpleNamespace(repeated=number)) for number in (0, 1)]
+    start = getattr(module, f"on_{stage}_start")
+    for given in (loaders[0], loaders[:1], DataLoader(Numbered(range(2), validation=True))):
+        module._trainer = SimpleNamespace(val_dataloaders=given, test_dataloaders=given)
+        start()
+    for given in (loaders[1], loaders):
+        module._trainer = SimpleNamespace(val_dataloaders=given, test_dataloaders=given)
+        with pytest.raises(TrainingError, match="1 examples would be counted twice"):
+            start()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (EpiBERTRampageLightning, "loss_type", "poisson_multinomial"),
+        (EpiBERTRampageLightning, "total_weight", 0.5),
+        (EpiBERTRampageLightning, "atac_scale", 0.5),
+        (EpiBERTRampageLightning, "global_clipnorm", None),
+        (EpiBERTRampageLightning, "peak_rna", 0.5),
+        (EpiBERTLightning, "unmask_loss", True),
+        (EpiBERTLightning, "global_clipnorm", 0.5),
+    ],
+)
+def test_a_run_goes_on_with_its_loss_and_its_rates(kind, name, value):
+    module: Any = kind(CONFIG)
+    module._trainer = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING))
+    saved = dict(module.hparams)
+    module.on_load_checkpoint({"hyper_parameters": saved})
+    with pytest.raises(TrainingError, match=f"the settings that it began with: {name}: the checkpoint has {value}"):
+        module.on_load_checkpoint({"hyper_parameters": saved | {name: value}})
 
 
 class Numbered(Dataset[tuple[Tensor, ...]]):
@@ -349,6 +398,31 @@ def test_a_run_chooses_tf32(monkeypatch, allowed):
     module._trainer = SimpleNamespace(precision="32-true", datamodule=None)
     module.setup("fit")
     assert chosen == [allowed]
+
+
+@pytest.mark.parametrize("kind", [EpiBERTLightning, EpiBERTRampageLightning])
+def test_each_module_is_trained_on_examples_of_its_own_kind(kind):
+    module: Any = kind(CONFIG)
+    own = kind is EpiBERTRampageLightning
+    for finetuning in (False, True):
+        lengths = ExampleConfig(
+            input_length=CONFIG.sequence_length,
+            output_length_ATAC=CONFIG.atac_length,
+            output_length=CONFIG.output_length,
+            crop_size=CONFIG.crop,
+            output_res=CONFIG.sequence_length // CONFIG.output_length,
+            num_motifs=CONFIG.num_motifs,
+            mask_size=2 * CONFIG.sequence_length // CONFIG.output_length,
+            finetuning=finetuning,
+        )
+        module._trainer = SimpleNamespace(precision="32-true", datamodule=SimpleNamespace(config=lengths))
+        module.setup("predict")  # targets are not looked at
+        for stage in ("fit", "validate", "test"):
+            if finetuning is own:
+                module.setup(stage)
+                continue
+            with pytest.raises(TrainingError, match=f"finetuning is {finetuning}, the model needs {own}"):
+                module.setup(stage)
 
 
 def test_the_model_and_the_trainer_do_not_both_round():

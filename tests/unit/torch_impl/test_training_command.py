@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -16,8 +17,10 @@ from tests.unit.sources import ROOT
 from tests.unit.torch_impl.surroundings import environment_kept
 from tests.unit.torch_impl.training import load, losses, quiet, steps_of, write_config
 from torch_impl import training_command
+from torch_impl.checkpointing import TrainingError
 from torch_impl.config import EpiBERTConfig
 from torch_impl.data.examples import ExampleConfig
+from torch_impl.early_stopping import EpiBERTEarlyStopping
 from torch_impl.epibert_lightning import EpiBERTLightning
 
 pytestmark = [quiet, pytest.mark.usefixtures("environment")]
@@ -138,6 +141,13 @@ def test_a_checkpoint_is_loaded_by_lightnings_own_means(trained):
             assert torch.equal(value, content["state_dict"][name].to(value.dtype)), name
 
 
+@pytest.mark.parametrize("monitor", ["step", "epoch"])
+def test_a_checkpoint_may_be_chosen_by_what_lightning_counts(records, tmp_path, monitor):
+    chosen = {"monitor": monitor, "mode": "max", "save_top_k": 1}
+    assert train("fit", "--config", write_config(tmp_path, records, checkpoint=chosen)) == 0
+    assert len(steps_of(tmp_path)) == 1
+
+
 def test_validate_and_test_report_what_fitting_did(trained, records, tmp_path, capsys):
     config = write_config(tmp_path, records)
     last = trained / "run" / "checkpoints" / "last.ckpt"
@@ -242,6 +252,8 @@ def test_help_names_the_subcommands(capsys):
         (("--data.init_args.batch_size", "100", "--data.init_args.drop_last", "true"), "drop_last leaves no batch"),
         (("--trainer.callbacks+=torch_impl.early_stopping.EpiBERTEarlyStopping", "--trainer.callbacks.monitor=val_los"),
          "EpiBERTEarlyStopping watches 'val_los'; what is logged is train_loss, val_loss, val_pearson, val_r2"),
+        (("--trainer.callbacks+=torch_impl.early_stopping.EpiBERTEarlyStopping", "--trainer.callbacks.monitor=step"),
+         "EpiBERTEarlyStopping watches 'step'; what is logged is"),
         (("--trainer.callbacks+=torch_impl.early_stopping.EpiBERTEarlyStopping", "--trainer.callbacks.patience=0"),
          "patience must be at least 1, not 0"),
         (("--trainer.callbacks+=torch_impl.callbacks.ThroughputMonitor", "--trainer.callbacks.window_size=1"),
@@ -307,10 +319,43 @@ def test_nothing_is_evaluated_with_the_weights_that_were_drawn(capsys, records, 
     assert f"{command} needs weights: give --ckpt_path or --init_from" in said
 
 
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_a_last_checkpoint_that_does_not_exist_fills_no_model(capsys, records, tmp_path, command):
+    config, out = write_config(tmp_path, records), tmp_path / "predicted.h5"
+    writer = {"class_path": "torch_impl.predictions.PredictionWriter", "init_args": {"output": str(out)}}
+    options = ("--trainer.callbacks+", json.dumps([writer])) if command == "predict" else ()
+    said = failing(capsys, command, "--config", config, "--ckpt_path", "last", *options)
+    assert "--ckpt_path last: there is no such checkpoint to take the weights from" in said
+    assert not out.exists()
+
+
+def test_a_last_checkpoint_is_found_and_a_run_without_one_begins(capsys, trained, records, tmp_path):
+    config = write_config(tmp_path, records)
+    assert train("fit", "--config", config, "--ckpt_path", "last", "--trainer.limit_train_batches", 1) == 0
+    assert "--ckpt_path last: there is no such checkpoint, so the run begins anew" in capsys.readouterr().out
+    assert train("validate", "--config", config, "--ckpt_path", "last") == 0
+    assert "no such checkpoint" not in capsys.readouterr().out
+
+
 def test_nothing_is_predicted_for_nobody(capsys, trained, records, tmp_path):
     last = trained / "run" / "checkpoints" / "last.ckpt"
     said = failing(capsys, "predict", "--config", write_config(tmp_path, records), "--ckpt_path", last)
     assert "nothing writes the predictions" in said
+
+
+@pytest.mark.parametrize(
+    ("monitor", "every", "valid_every", "fits"),
+    [("val_loss", 2, 2, True), ("val_loss", 1, 2, False), ("val_loss", 2, 1, False), ("val_loss_ho", 1, 2, True)],
+)
+def test_stopping_counts_the_epochs_that_are_validated(monitor, every, valid_every, fits):
+    stopping = EpiBERTEarlyStopping(monitor, every=every)
+    trainer = SimpleNamespace(callbacks=[stopping], gradient_clip_val=None, accumulate_grad_batches=1)
+    command: Any = SimpleNamespace(model=None, datamodule=SimpleNamespace(valid_every=valid_every), trainer=trainer)
+    if fits:
+        assert training_command.Command.before_fit(command) is None
+        return
+    with pytest.raises(TrainingError, match=f"every {every} epochs .*in every {valid_every} "):
+        training_command.Command.before_fit(command)
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(records, tmp_path, monkeypatch):
