@@ -259,9 +259,10 @@ def root_mean_square(arrays: Iterable[np.ndarray]) -> float:
 
 
 def in_reference_layout(array: np.ndarray | None, pair: TensorPair, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The port's array as the reference would hold it; as it is where its size does not allow that."""
+    """The port's array as the reference would hold it; one that is not laid out as the port's keeps another shape."""
     if array is None or array.shape != pair.to_port(np.empty(shape, dtype=bool)).shape:
-        return array
+        # Left in the reference's layout it is wrong in a port, and must not pass for what it would have been turned to.
+        return pair.to_port(array) if array is not None and array.shape == shape else array
     return pair.to_reference(array, shape)
 
 
