@@ -97,7 +97,7 @@ class Snapshot:
         step: Number of steps taken.
         loss: Loss of the last step, before its update.
         learning_rates: Learning rates of the last step.
-        weights: Parameters.
+        weights: Parameters; of the port also those that no pair knows.
         statistics: Everything else in the model that training changes.
         exp_avg: First moments by parameter.
         exp_avg_sq: Second moments by parameter.
@@ -417,6 +417,17 @@ def compare_steps(
                     **where,
                     **common,
                 )
+        for name in sorted(set(port.weights) - {pair.port for pair in tensors if pair.trainable}):
+            yield compare(
+                None,
+                None,
+                tolerance="optimizer_update",
+                reference_path="",
+                port_path=name,
+                quantity=f"change after step {step}",
+                detail="no row of the weight map names this parameter of the port",
+                **common,
+            )
         yield from _bookkeeping(port, reference, gate="optimizer", case=common["case"], layer=OPTIMIZER)
 
 
