@@ -1,6 +1,7 @@
 """A pytest plugin: tests for a PyTorch port and its Keras reference, from a fixture that makes the two.
 
-A module that defines ``parity_pair`` gets one test for each rung of the ladder, and one with a subtest for each layer::
+A module that defines ``parity_pair`` gets one test for each rung of the ladder, and, where ``layers`` is one of them,
+one with a subtest for each layer::
 
     pytestmark = pytest.mark.parity(gates=("weights", "layers", "model"))
 
@@ -57,10 +58,15 @@ def parity_result(request: pytest.FixtureRequest) -> "Result":
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: Any, name: str, obj: object) -> list[pytest.Item] | None:
     """A module's own ``parity_pair`` becomes tests."""
-    if name != PAIR or not isinstance(collector, pytest.Module) or not hasattr(obj, "_fixture_function"):
+    if name != PAIR or not isinstance(collector, pytest.Module):
         return None
-    tests = [(f"test_parity[{gate}]", _test_of(gate)) for gate in _options(collector)["gates"]]
-    tests.append(("test_parity_layers", _test_of_layers))
+    # What a fixture is marked by, before pytest 8.4 and since.
+    if not hasattr(obj, "_fixture_function") and not hasattr(obj, "_pytestfixturefunction"):
+        raise pytest.UsageError(f"{collector.nodeid}: {PAIR} is no fixture; put @pytest.fixture above it")
+    gates = _options(collector)["gates"]
+    tests = [(f"test_parity[{gate}]", _test_of(gate)) for gate in gates]
+    if "layers" in gates:
+        tests.append(("test_parity_layers", _test_of_layers))
     return [pytest.Function.from_parent(collector, name=label, callobj=function) for label, function in tests]
 
 
@@ -87,7 +93,7 @@ def _test_of(gate: str) -> Callable[..., None]:
     return test_parity
 
 
-def _test_of_layers(parity_result: "Result", subtests: pytest.Subtests) -> None:
+def _test_of_layers(parity_result: "Result", subtests: "pytest.Subtests") -> None:
     by_layer: dict[str, list[Comparison]] = {}
     for row in parity_result.gates["layers"].comparisons:
         by_layer.setdefault(row.layer or "the model itself", []).append(row)

@@ -56,8 +56,8 @@ def parity(
         goldens: Folder of the recorded cases; that of the repository by default.
         device: Where the port computes.
         against: parity.json of an earlier run. What changed is printed and traced to port, reference, weights,
-            recordings, harness or environment by their hashes; a limit that grew without a new reason makes the exit
-            status 1.
+            recordings, harness or environment by their hashes; a limit that grew without a new reason, and what is not
+            compared any more, make the exit status 1.
     """
     from parity.drift import NotAResult, compare_results, read_result
     from parity.ledger import Ledger
@@ -65,6 +65,7 @@ def parity(
     from parity.pairs.epibert_run import GOLDENS, UsageError, run, tensorflow_installed
     from parity.report.junit import write_junit
     from parity.report.page import check_installed, write_html
+    from parity.report.summary import printable
     from parity.report.terminal import print_result
     from parity.repro import remove_repros
 
@@ -111,11 +112,12 @@ def parity(
     print_result(result, console)
     drift = None if earlier is None else compare_results(earlier, result.to_dict())
     if drift is not None:
-        console.print(f"Against {against}: {drift}", soft_wrap=True, markup=False, highlight=False)
+        console.print(f"Against {printable(str(against))}: {drift}", soft_wrap=True, markup=False, highlight=False)
     scripts = [culprit.script for culprit in result.culprit_rows if culprit.script]
     more = f", {len(scripts)} in {SCRIPTS}/" if scripts else ""
     console.print(f"written to {out}: report.html, parity.json, junit.xml{more}", soft_wrap=True, markup=False)
-    return PROVEN if result.passed and (drift is None or not drift.loosened) else NOT_PROVEN
+    kept = drift is None or not (drift.loosened or drift.vanished)
+    return PROVEN if result.passed and kept else NOT_PROVEN
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ class Inference:
     def __str__(self) -> str:
         rows = [
             f"{'confirmed  ' if row.confirmed else 'UNCONFIRMED'} {row.pair.port or '(the port)'} = "
-            f"{row.pair.reference or '(the reference)'}: {row.kind}, by {row.evidence}"
+            f"{row.pair.reference or '(the reference)'}: {row.kind}, by {row.evidence}{_layout_of(row.pair)}"
             f"{f', {row.detail}' if row.detail else ''}"
             for row in self.proposals
         ]
@@ -277,10 +277,8 @@ class _Search:
         free = self._trace(self._probe(path) for path in self.modules)
         self.reference_units = self._units(self.truth, self._reference_unit)
         self.port_units = self._units(free, self._port_unit) | self._unreached(free)
+        # What the port returns is the user's: of another layout it is a finding, unless a map of theirs says otherwise.
         self.whole = LayerPair(port="", reference="", inputs=0)
-        if ("", 0) in free.calls:
-            shapes = _shape(free.calls["", 0].outputs), _shape(self.truth.calls["", 0].outputs)
-            self.whole = dataclasses.replace(self.whole, layout=(_layouts(*shapes, "") or ["same"])[0])
         missing = [name for name in table if name and name not in self.port_units]
         missing += [path for path in table.values() if path and path not in self.reference_units]
         if missing:
@@ -649,6 +647,14 @@ class _Search:
             elif not unit.tensors and unit.kind not in ("dropout", "custom", "container", *kinds_of_port):
                 ignored[path] = "the port has no such layer to watch; the next layer's input shows its result"
         return ignored
+
+
+def _layout_of(pair: LayerPair) -> str:
+    """The layouts that the port was found to have, in words; nothing where they are the reference's."""
+    given = pair.layout if pair.input_layout is None else pair.input_layout
+    if given == pair.layout:
+        return "" if given == "same" else f", layout {given}"
+    return f", layout {given} in and {pair.layout} out"
 
 
 def _by_shapes(unit: _Unit) -> Any:

@@ -5,6 +5,8 @@ import math
 from typing import Any
 
 UNIT_ROUNDOFF = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8}
+_FEWEST = 24
+"""Of fewer numbers a ratio of norms is no longer normally distributed: they get the allowance of so many."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,8 @@ class Tolerance:
         ratio: The limit is a factor on the reference's own error, so it says nothing without one.
         peak_ratio: For ratios: factor on the reference's own largest deviation.
         largest_own: For ratios: a reference that is off by more than this decides nothing.
-        spread: For ratios: so many standard deviations of a ratio of two norms over as many numbers as were compared.
+        spread: For ratios: so many standard deviations of a ratio of two norms over as many numbers as were compared,
+            but at least 24.
         reason: Where the number comes from.
     """
 
@@ -42,11 +45,12 @@ class Tolerance:
         Args:
             reference_error: The reference's own error, where the row is a ratio.
             count: Over how many numbers both errors were taken; as good as infinitely many when None. A norm over n
-                rounding errors is off from its expectation by a share of 1 / √(2n), a ratio of two by 1 / √n.
+                rounding errors is off from its expectation by a share of 1 / √(2n), a ratio of two by 1 / √n. That
+                holds for many numbers; fewer than 24 are judged as 24 are.
         """
         if reference_error is None:
             return self.limit
-        chance = 0.0 if count is None else self.spread / math.sqrt(count)
+        chance = 0.0 if count is None else self.spread / math.sqrt(max(count, _FEWEST))
         return max(self.limit * (1 + chance) * reference_error, self.floor)
 
 
@@ -77,7 +81,8 @@ TABLE: dict[str, Tolerance] = {
         "by a random walk each. Floor: rounding the input once and the exact result once. Peak: the worst of up to 1e6 "
         "elements is five standard deviations out and that of two draws differs by less than a factor of 16. A "
         "reference off by 1 % decides nothing. Spread: of two dozen numbers the ratio of two correct draws is off by a "
-        "fifth already; three such deviations are allowed, which of 10,000 numbers are 3 %.",
+        "fifth already; three such deviations are allowed, which of 10,000 numbers are 3 % and of 24 are 61 %. Fewer "
+        "than 24 get no more: the normal theory that this rests on does not hold there.",
     ),
     "bfloat16": Tolerance(
         limit=1.5,
@@ -89,7 +94,8 @@ TABLE: dict[str, Tolerance] = {
         reason="As float32; rounding to 8 bits dominates the order of summation, so the two come closer. The spread "
         "between the reference's eager and graph execution counts as its own. Floor: rounding the exact result "
         "once; a second rounding inside a layer, as of a norm computed in bfloat16, is a fault. Peak as for float32; "
-        "a reference off by a quarter decides nothing.",
+        "a reference off by a quarter decides nothing. Spread: as for float32, three deviations of the ratio, 3 % of "
+        "10,000 numbers and at most the 61 % of 24.",
     ),
     "gradient": Tolerance(
         limit=1e-10,

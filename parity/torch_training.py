@@ -126,7 +126,11 @@ class TorchTraining:
     def steps(
         self, gradients: Sequence[Mapping[str, np.ndarray]], tensors: Sequence[TensorPair], *, precision: str
     ) -> list[Snapshot]:
-        """Optimizer steps along given gradients, one {parameter name: array in the port's layout} a step."""
+        """Optimizer steps along given gradients, one {parameter name: array in the port's layout} a step.
+
+        A parameter that no pair knows gets no gradient.
+        """
+        known = {pair.port for pair in tensors}
         snapshots: list[Snapshot] = []
         optimizers: Sequence[torch.optim.Optimizer] = ()
         rates: tuple[float, ...] = ()
@@ -134,6 +138,9 @@ class TorchTraining:
             parameters = dict(self.module.named_parameters())
             for step, given in enumerate(gradients):
                 for name, parameter in parameters.items():
+                    if name not in known:
+                        parameter.grad = None
+                        continue
                     array = given.get(name)
                     # A parameter too many, too few or of another shape is what the comparison then finds.
                     fits = array is not None and array.shape == tuple(parameter.shape)
@@ -196,11 +203,14 @@ class TorchTraining:
             counters.append(counts.pop() if len(counts) == 1 else -1)
         trainable = {pair.port for pair in tensors if pair.trainable}
         values = {pair.port: _array(state[pair.port]) for pair in tensors if pair.port in state}
+        # What is trained and has no pair is kept as well, for the comparison to find.
+        known = {pair.port for pair in tensors}
+        unknown = {n: _array(p) for n, p in self.module.named_parameters() if p.requires_grad and n not in known}
         return Snapshot(
             step=step,
             loss=loss,
             learning_rates=rates,
-            weights={name: value for name, value in values.items() if name in trainable},
+            weights={name: value for name, value in values.items() if name in trainable} | unknown,
             statistics={name: value for name, value in values.items() if name not in trainable},
             exp_avg=moments["exp_avg"],
             exp_avg_sq=moments["exp_avg_sq"],

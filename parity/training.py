@@ -97,7 +97,7 @@ class Snapshot:
         step: Number of steps taken.
         loss: Loss of the last step, before its update.
         learning_rates: Learning rates of the last step.
-        weights: Parameters.
+        weights: Parameters; of the port also those that no pair knows.
         statistics: Everything else in the model that training changes.
         exp_avg: First moments by parameter.
         exp_avg_sq: Second moments by parameter.
@@ -259,9 +259,10 @@ def root_mean_square(arrays: Iterable[np.ndarray]) -> float:
 
 
 def in_reference_layout(array: np.ndarray | None, pair: TensorPair, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The port's array as the reference would hold it; as it is where its size does not allow that."""
+    """The port's array as the reference would hold it; one that is not laid out as the port's keeps another shape."""
     if array is None or array.shape != pair.to_port(np.empty(shape, dtype=bool)).shape:
-        return array
+        # Left in the reference's layout it is wrong in a port, and must not pass for what it would have been turned to.
+        return pair.to_port(array) if array is not None and array.shape == shape else array
     return pair.to_reference(array, shape)
 
 
@@ -416,6 +417,17 @@ def compare_steps(
                     **where,
                     **common,
                 )
+        for name in sorted(set(port.weights) - {pair.port for pair in tensors if pair.trainable}):
+            yield compare(
+                None,
+                None,
+                tolerance="optimizer_update",
+                reference_path="",
+                port_path=name,
+                quantity=f"change after step {step}",
+                detail="no row of the weight map names this parameter of the port",
+                **common,
+            )
         yield from _bookkeeping(port, reference, gate="optimizer", case=common["case"], layer=OPTIMIZER)
 
 

@@ -1,5 +1,6 @@
 """The plugin for other people's tests: what a fixture becomes, what fails, and that it costs nothing otherwise."""
 
+import runpy
 import tomllib
 
 import pytest
@@ -64,6 +65,30 @@ def test_the_marker_chooses_the_gates(run):
     result = run(PAIR.format(mark=mark, transposed=".T"))
     result.assert_outcomes(passed=2)
     assert "test_parity[model]" not in result.stdout.str()
+
+
+def test_layers_have_no_test_where_their_gate_is_not_asked_for(run):
+    mark = 'pytestmark = pytest.mark.parity(gates=("weights",), modes=("evaluation",))'
+    result = run(PAIR.format(mark=mark, transposed=".T"))
+    result.assert_outcomes(passed=1)
+    assert "test_parity_layers" not in result.stdout.str()
+
+
+def test_a_pair_that_is_no_fixture_is_an_error(run):
+    result = run("def parity_pair():\n    return None, None, None\n")
+    assert result.ret not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED)
+    assert "parity_pair is no fixture" in result.stdout.str() + result.stderr.str()
+
+
+def test_a_fixture_of_an_older_pytest_is_one(run):
+    result = run("def parity_pair():\n    return None, None, None\nparity_pair._pytestfixturefunction = True\n")
+    assert "parity_pair is no fixture" not in result.stdout.str() + result.stderr.str()
+    assert "test_parity_layers" in result.stdout.str()
+
+
+def test_the_plugin_can_be_imported_by_a_pytest_without_subtests(monkeypatch):
+    monkeypatch.delattr(pytest, "Subtests")
+    assert runpy.run_path(str(ROOT / "pytest_parity.py"))["PAIR"] == "parity_pair"
 
 
 @pytest.mark.parametrize("mark", ["gates=('layer',)", "gates=()", "'layers'", "rungs=('layers',)"])

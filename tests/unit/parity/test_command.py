@@ -151,7 +151,28 @@ def test_a_run_is_held_against_an_earlier_one(tmp_path, monkeypatch, capsys):
     assert "not deterministic" in printed
 
 
-@pytest.mark.parametrize(("text", "message"), [(None, "No such file"), ("{}", "no result of this harness")])
+def test_a_run_that_compares_less_than_the_earlier_one_is_not_proven(tmp_path, capsys):
+    earlier, out = tmp_path / "earlier.json", tmp_path / "out"
+    assert status_of(*QUICK, "--out", out) == command.PROVEN
+    (out / "parity.json").rename(earlier)
+    fewer = ("--reference", "recorded", "--gates", "weights", "--out", out)
+    capsys.readouterr()
+    assert status_of(*fewer, "--against", earlier) == command.NOT_PROVEN
+    printed = capsys.readouterr().out
+    assert "not compared any more: the gate constants: " in printed
+    assert "not deterministic" not in printed
+    assert status_of(*QUICK, "--against", earlier, "--out", out) == command.PROVEN
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file"),
+        ("{}", "no result of this harness"),
+        ('{"schema": 1, "gates": []}', "'gates' is missing or of another type"),
+        ('{"schema": 1, "gates": {}}', "'tolerances' is missing"),
+    ],
+)
 def test_an_earlier_run_that_is_none_exits_with_2_before_any_work(tmp_path, monkeypatch, capsys, text, message):
     monkeypatch.setattr(epibert_run, "run", lambda **_: pytest.fail("the work began"))
     earlier = tmp_path / "parity.json"

@@ -341,6 +341,16 @@ def test_a_port_farther_than_the_factor_fails_and_one_nearer_passes(tolerance):
     )
 
 
+@pytest.mark.parametrize(("tolerance", "few", "many"), [("float32", 3.2247, 2.06), ("bfloat16", 2.4186, 1.545)])
+def test_few_numbers_are_judged_by_a_wider_ratio_but_not_by_any(tolerance, few, many):
+    for count, factor in ((1, few), (5, few), (24, few), (10_000, many)):
+        truth = np.ones(count)
+        own = truth + 0.005
+        for share, status in ((0.999, Status.PASS), (1.001, Status.FAIL)):
+            port = truth + share * factor * 0.005
+            assert check(port, truth, tolerance, reference_same_precision=own).status is status
+
+
 @pytest.mark.parametrize("tolerance", RATIOS)
 def test_a_reference_without_error_leaves_the_floor_and_no_more(tolerance):
     truth, floor = normal(1000), TABLE[tolerance].floor

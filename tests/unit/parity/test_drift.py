@@ -94,7 +94,8 @@ def test_better_worse_missing_and_moved_rows_are_named():
         "layers float64 evaluation isolated conv [output]: fail, now pass",
     )
     gone = compare_results(result(comparison(), comparison("dense")), result())
-    assert gone.worse == ("layers float64 evaluation isolated dense [output]: no longer compared",)
+    assert gone.vanished == ("layers float64 evaluation isolated dense [output]",)
+    assert gone.worse == ()
     grown = compare_results(result(comparison(error=2e-14)), result())
     assert grown.moved == ("layers float64 evaluation isolated conv [output]: error 2e-14, now 5e-13",)
     assert compare_results(result(comparison(error=1e-13)), result()).moved == ()
@@ -102,7 +103,33 @@ def test_better_worse_missing_and_moved_rows_are_named():
 
 def test_a_gate_that_no_longer_passes_is_named():
     drift = compare_results(result(), changed("gates", "layers", "status", value="blocked"))
-    assert drift.worse == ("the gate layers: passed, now blocked",)
+    assert drift.gates == ("the gate layers: passed, now blocked",)
+
+
+def test_a_run_that_compares_less_is_not_said_to_be_another_one():
+    later = changed("gates", "layers", value={"status": "not_run", "comparisons": []})
+    for less in (later, changed("gates", value={"weights": {"status": "passed", "comparisons": []}})):
+        drift = compare_results(result(), less)
+        assert len(drift.vanished) == 1
+        assert drift.vanished[0].startswith("the gate layers: 1 comparisons, passed, now ")
+        assert "not deterministic" not in drift.explanation
+        assert "does not compare all that the earlier one did" in drift.explanation
+    assert compare_results(later, result()).vanished == ()
+
+
+def test_an_error_that_is_no_number_is_named_as_it_is():
+    before = changed("gates", "layers", "comparisons", 0, "error", value="inf")
+    assert compare_results(before, result()).moved == (
+        "layers float64 evaluation isolated conv [output]: error inf, now 5e-13",
+    )
+
+
+def test_what_an_earlier_file_holds_does_not_steer_the_terminal():
+    before = changed("gates", "layers", "comparisons", 0, "port", value="a\x1b[31m\nlimit: fine")
+    lines = str(compare_results(before, result())).splitlines()
+    assert lines[1:] == [
+        "  not compared any more: layers float64 evaluation isolated a\\x1b[31m\\x0alimit: fine [output]"
+    ]
 
 
 def test_a_limit_that_could_be_tighter_is_reported_and_one_that_could_not_is_not():
@@ -111,7 +138,7 @@ def test_a_limit_that_could_be_tighter_is_reported_and_one_that_could_not_is_not
     assert compare_results(spare, spare).tighter == ("float64: at most 9.0% of its limit is used",)
 
 
-@pytest.mark.parametrize("field", ["limit", "peak", "floor", "peak_ratio", "largest_own"])
+@pytest.mark.parametrize("field", ["limit", "peak", "floor", "peak_ratio", "largest_own", "spread"])
 def test_a_limit_that_grew_needs_a_new_reason(field):
     loose = changed("tolerances", "float32", field, value=100.0)
     (named,) = compare_results(result(), loose).loosened
@@ -119,6 +146,54 @@ def test_a_limit_that_grew_needs_a_new_reason(field):
     reasoned = changed("tolerances", "float32", "reason", value="measured on another processor", of=loose)
     assert compare_results(result(), reasoned).loosened == ()
     assert compare_results(loose, result()).loosened == ()
+
+
+def test_a_ratio_that_became_a_distance_and_a_row_that_left_the_table_are_named():
+    flipped = changed("tolerances", "float32", "ratio", value=False)
+    assert compare_results(result(), flipped).loosened == ("float32: ratio True, now False; write down why",)
+    fewer = result()
+    del fewer["tolerances"]["float32"]
+    (named,) = compare_results(result(), fewer).loosened
+    assert named.startswith("float32: no longer in the table")
+    assert compare_results(fewer, result()).loosened == ()
+
+
+@pytest.mark.parametrize(("row", "limit"), [("state", 1e-10), ("float32", 4e-7), ("bfloat16", None)])
+def test_a_comparison_that_moved_to_a_looser_row_is_named(row, limit):
+    moved = changed("gates", "layers", "comparisons", 0, "tolerance", value=row)
+    moved["gates"]["layers"]["comparisons"][0]["limit"] = limit
+    assert compare_results(result(), moved).loosened == (
+        f"1 comparisons judged by float64, now by the looser {row}, "
+        "the first layers float64 evaluation isolated conv [output]",
+    )
+    if limit is not None:
+        assert compare_results(moved, result()).loosened == ()
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("gates",), []),
+        (("gates",), {}),
+        (("gates", "layers"), "passed"),
+        (("gates", "layers", "comparisons"), None),
+        (("gates", "layers", "comparisons", 0), {}),
+        (("gates", "layers", "comparisons", 0, "case"), 3),
+        (("tolerances",), []),
+        (("tolerances", "float64"), {"reason": "none"}),
+        (("tolerances", "float64", "limit"), "much"),
+        (("tolerances", "float64", "limit"), None),
+        (("environment",), None),
+        (("environment", "sources"), []),
+        (("weights",), [{}]),
+        (("configuration",), []),
+    ],
+)
+def test_a_broken_result_is_refused_when_it_is_read(tmp_path, path, value):
+    file = tmp_path / "parity.json"
+    file.write_text(json.dumps(changed(*path, value=value)))
+    with pytest.raises(NotAResult, match="no result of this harness: "):
+        read_result(file)
 
 
 @pytest.mark.parametrize("text", ["no json", "[]", '{"schema": 0, "gates": {}}', '{"schema": 1}'])

@@ -241,3 +241,31 @@ def test_a_layer_that_the_port_does_without_is_named_and_left_out(tensorflow):
     assert "difference" not in pairs_of(found).values()
     with pytest.raises(ValueError, match="not there"):
         parity.infer(attention(), Attention(), X, ignored={"sum": "there is none"})
+
+
+class Convolved(nn.Module):
+    """Channels first inside; whether they are last again outside is the question."""
+
+    def __init__(self, *, last: bool) -> None:
+        super().__init__()
+        self.conv, self.last = nn.Conv1d(4, 5, 1), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x.transpose(1, 2))
+        return x.transpose(1, 2) if self.last else x
+
+
+def test_a_port_that_forgets_its_last_transpose_does_not_pass(tensorflow):
+    from tf_keras import layers
+
+    model = chain(layers.Conv1D(5, 1))
+    x = np.random.default_rng(4).standard_normal((2, 6, 4)).astype(np.float32)
+    for last in (True, False):
+        port = Convolved(last=last)
+        found = parity.infer(model, port, x)
+        parity.load_weights(port, model, found.weight_map)
+        assert "conv = 0: convolution, by type and shape, layout channels_first" in str(found)
+        assert [row.pair.port for row in found.unconfirmed] == ([] if last else [""])
+        result = parity.verify(model, port, x, modes=("evaluation",), precisions=("float64",))
+        assert result.passed is last
+        assert result.culprits == (() if last else ("Convolved",))

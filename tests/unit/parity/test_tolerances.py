@@ -74,9 +74,12 @@ def test_a_bound_without_the_references_error_is_the_limit():
 
 
 def test_chance_widens_a_ratio_of_few_numbers_and_hardly_one_of_many():
-    row = TABLE["bfloat16"]
-    assert row.bound(1.0) < row.bound(1.0, 10_000) < row.bound(1.0, 9) == 2 * row.limit
-    assert row.bound(1.0, 10_000) / row.limit < 1.04
+    counts = (1, 5, 24, 10_000)
+    # 2 and 1.5 times 1 + 3 / sqrt(24) = 1.6124, also for fewer numbers, and 1 + 3 / sqrt(10,000) = 1.03.
+    assert [round(TABLE["float32"].bound(1.0, count), 4) for count in counts] == [3.2247, 3.2247, 3.2247, 2.06]
+    assert [round(TABLE["bfloat16"].bound(1.0, count), 4) for count in counts] == [2.4186, 2.4186, 2.4186, 1.545]
+    assert TABLE["float32"].bound(1.0) == 2.0
+    assert all("61 %" in TABLE[name].reason for name in ("float32", "bfloat16"))
     assert TABLE["float64"].bound(None, 1) == TABLE["float64"].limit
     assert TABLE["gradient_float32"].bound(1.0, 1) == TABLE["gradient_float32"].limit
 

@@ -34,7 +34,7 @@ def failed(module: nn.Module) -> set[tuple[str, Status]]:
     before = {name: tensor.detach().double().numpy() for name, tensor in right.named_parameters()}
     with torch.no_grad():
         for name, tensor in module.named_parameters():
-            if tuple(tensor.shape) == SHAPES[name]:
+            if tuple(tensor.shape) == SHAPES.get(name):
                 tensor.copy_(torch.from_numpy(before[name]))
     rows = compare_steps(stepped(module), stepped(right), before, TENSORS, steps=(1,), label="")
     return {(row.port, row.status) for row in rows if row.status is not Status.PASS}
@@ -50,3 +50,17 @@ def test_a_parameter_that_the_port_lacks_is_missing_and_the_others_are_compared(
 
 def test_a_parameter_of_another_shape_fails_and_the_others_are_compared():
     assert failed(nn.Linear(4, 2)) == {("weight", Status.FAIL)}
+
+
+class Scaled(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.scale = nn.Parameter(torch.ones(2))
+
+
+def test_a_parameter_that_no_pair_knows_gets_no_gradient_and_is_missing():
+    module = Scaled()
+    assert failed(module) == {("scale", Status.MISSING)}
+    (after,) = stepped(module)
+    assert "scale" not in after.exp_avg
+    assert module.scale.grad is None

@@ -142,6 +142,11 @@ def test_a_wrong_gradient_names_the_layer_of_its_parameter(name):
     assert blamed(gradients(with_parameter(name, wrong))) == {name.partition(".")[0]}
 
 
+def test_a_gradient_left_in_the_layout_of_the_reference_fails_by_its_shape():
+    (row,) = failing(gradients(with_parameter(NAMES[0], TRUTH.parameters[f"r/{NAMES[0]}"])))
+    assert (row.port, row.status, row.detail) == (NAMES[0], Status.FAIL, "shape: expected (4, 5), got (5, 4)")
+
+
 def test_a_parameter_without_a_gradient_is_missing():
     (row,) = failing(gradients(with_parameter(NAMES[1], None)))
     assert (row.port, row.status) == (NAMES[1], Status.MISSING)
