@@ -193,8 +193,8 @@ class EpiBERTLightning(lightning.LightningModule):
         for metric in (self.pearson, self.r2):
             metric.update(prediction[:count][masked].reshape(1, -1, 1), target[masked].reshape(1, -1, 1))
         loss = self.loss(prediction[:count], kept) if count else prediction.new_zeros(())
-        # Lightning averages the number of examples over the processes as a whole number, rounded down: of three examples
-        # two processes had one each. Of a multiple of their number nothing is rounded.
+        # Lightning averages the number of examples over the processes as a whole number, rounded down: of three, two
+        # processes had one each. Of a multiple of their number nothing is rounded.
         weight = count * (self.trainer.world_size if self._trainer else 1)
         self.log(f"{stage}_loss", loss, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=weight)
         return prediction
