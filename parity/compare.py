@@ -10,6 +10,9 @@ from parity.records import Comparison, Reading, Status
 from parity.tolerances import TABLE
 from parity.trace import Sample
 
+PIECE = 1 << 16
+"""Numbers that are held against each other at a time: with their differences they stay in the processor's cache."""
+
 
 def distance(port: np.ndarray, reference: np.ndarray, scale: float | None = None) -> tuple[float, float]:
     """Relative L2 distance and relative peak of the difference of two finite arrays of one shape, in float64.
@@ -23,6 +26,8 @@ def distance(port: np.ndarray, reference: np.ndarray, scale: float | None = None
         (L2 norm of the difference / L2 norm of the reference, largest difference / largest reference value). Both are 0
         for equal arrays and infinite for a non-zero difference from a reference that is zero throughout.
     """
+    if reference.size > PIECE:
+        return _distance_of_pieces(port, reference, scale)
     port, reference = np.asarray(port, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     # Scaling by the largest value first keeps squares of huge and tiny numbers in range.
     unit = float(np.max(np.abs(reference), initial=0.0)) if scale is None else scale
@@ -37,6 +42,46 @@ def distance(port: np.ndarray, reference: np.ndarray, scale: float | None = None
     norm = math.sqrt(reference.size) if scale is not None else _norm(reference / unit)
     with np.errstate(over="ignore"):
         return _norm(difference / unit) / norm, peak / unit
+
+
+def _distance_of_pieces(port: np.ndarray, reference: np.ndarray, scale: float | None) -> tuple[float, float]:
+    """As ``distance``, holding no other array of that size."""
+    unit, peak = 0.0 if scale is None else scale, 0.0
+    with np.errstate(over="ignore"):
+        for ours, theirs in _pieces(port, reference):
+            if scale is None:
+                unit = max(unit, float(np.max(np.abs(theirs))))
+            peak = max(peak, float(np.max(np.abs(ours - theirs))))
+    if peak == 0.0:
+        return 0.0, 0.0
+    if unit == 0.0 or not math.isfinite(peak):
+        return math.inf, math.inf
+    squares, differences = [], []
+    for ours, theirs in _pieces(port, reference):
+        squares.append(float(np.sum(np.square(theirs / unit))))
+        differences.append(float(np.sum(np.square((ours - theirs) / unit))))
+    norm = math.sqrt(reference.size if scale is not None else math.fsum(squares))
+    return math.sqrt(math.fsum(differences)) / norm, peak / unit
+
+
+def _pieces(*arrays: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """Arrays of one shape, cut alike along their longest axis and in float64, one piece after the other."""
+    shape = arrays[0].shape
+    if not shape:
+        yield [np.asarray(array, dtype=np.float64) for array in arrays]
+        return
+    axis = int(np.argmax(shape))
+    step = max(1, PIECE * shape[axis] // max(1, arrays[0].size))
+    for start in range(0, shape[axis], step):
+        part = (slice(None),) * axis + (slice(start, start + step),)
+        yield [np.asarray(array[part], dtype=np.float64) for array in arrays]
+
+
+def _first_non_finite(array: np.ndarray) -> tuple[int, ...] | None:
+    """Where an array has its first NaN or infinity, if it has one."""
+    if all(np.all(np.isfinite(piece)) for (piece,) in _pieces(array)):
+        return None
+    return tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
 
 
 def _norm(array: np.ndarray) -> float:
@@ -115,8 +160,8 @@ def compare(
     if reference.size == 0:
         return record(Status.FAIL, "nothing to compare: the arrays are empty")
     for side, array in (("port", port), ("reference", reference), ("reference", reference_same_precision)):
-        if array is not None and not np.all(np.isfinite(array)):
-            index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        index = None if array is None else _first_non_finite(array)
+        if array is not None and index is not None:
             return record(Status.NON_FINITE, f"the {side} has {float(array[index])} at {index}")
     if row.ratio and reference_same_precision is None:
         return record(Status.MISSING, f"the reference has no such array in {precision} to measure its own error by")
@@ -134,14 +179,14 @@ def compare(
         largest_peak = row.peak_ratio * max(own_peak, row.floor)
     limit = row.bound(own, reference.size)
     passed = error <= limit and peak <= largest_peak
-    differs = np.zeros(reference.shape, dtype=bool)
+    differs = None
     if limit == 0.0:
         # A quotient may underflow, and -0.0 equals 0.0, but neither is the same bits.
         differs = (port != reference) | (np.signbit(port) != np.signbit(reference))
         passed = not np.any(differs)
     if not passed and not detail:
         with np.errstate(over="ignore"):
-            apart = np.abs(port - reference) if limit > 0.0 else differs
+            apart = np.abs(port - reference) if differs is None else differs
         index = tuple(int(i) for i in np.unravel_index(int(np.argmax(apart)), reference.shape))
         detail = f"largest difference at {index}: expected {float(reference[index])!r}, got {float(port[index])!r}"
     return record(

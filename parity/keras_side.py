@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from parity.records import NotCompared
-from parity.trace import Call, Recorder, Sample, Trace, flatten, replace
+from parity.trace import Key, Readable, Recorder, Sample, Trace, flatten, replace
 
 POLICIES = {"float64": "float64", "float32": "float32", "bfloat16": "mixed_bfloat16"}
 """Keras dtype policy of each precision, most precise first; bfloat16 computes with float32 variables."""
@@ -42,9 +42,10 @@ class KerasSide:
         inputs: tuple[np.ndarray, ...],
         *,
         training: bool,
-        truth: Trace | None = None,
+        truth: Readable | None = None,
         fed: frozenset[str] | None = None,
         graph: bool = False,
+        recorder: Recorder | None = None,
     ) -> Trace:
         """One forward pass.
 
@@ -54,6 +55,7 @@ class KerasSide:
             truth: A trace of the same model in float64 to feed the layers with, as ``TorchSide.trace`` does.
             fed: Paths to feed; all when None.
             graph: Run as one ``tf.function``; only the final output is then recorded.
+            recorder: What collects the calls, where not all of their arrays are to be kept.
 
         Returns:
             The trace. Exceptions are raised: the reference has to work.
@@ -62,7 +64,7 @@ class KerasSide:
 
         tensors = [tf.constant(array) for array in inputs]
         tensors = [tf.cast(tensor, self.dtype) if tensor.dtype.is_floating else tensor for tensor in tensors]
-        recorder = Recorder()
+        recorder = Recorder() if recorder is None else recorder
         with contextlib.ExitStack() as stack:
             stack.enter_context(_kept_variables(self.model))
             stack.enter_context(_no_dropout(self.layers))
@@ -170,25 +172,18 @@ def _no_dropout(layers: Mapping[str, Any]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(path: str, layer: Any, recorder: Recorder, truth: Trace | None) -> Iterator[None]:
+def _watched(path: str, layer: Any, recorder: Recorder, truth: Readable | None) -> Iterator[None]:
     """Records every call of one layer and, with a truth, feeds it."""
     import tensorflow as tf
 
     call, own_call = layer.call, vars(layer).get("call")
 
     def watched_call(*args: Any, **kwargs: Any) -> Any:
-        key = recorder.begin(path)
-        given = flatten((args, kwargs), tf.is_tensor)
-        reference = None if truth is None else truth.calls.get(key)
-        if reference is not None and reference.inputs is not None:
-            fed = [_tensor(array, like) for array, like in zip(reference.inputs, given, strict=True)]
-            args, kwargs = replace((args, kwargs), tf.is_tensor, fed)
+        key, given, args, kwargs = _begun(path, args, kwargs, recorder, truth)
         result = call(*args, **kwargs)
         returned = flatten(result, tf.is_tensor)
-        recorder.end(key, _arrays(given), _arrays(returned))
-        if reference is None:
-            return result
-        return replace(result, tf.is_tensor, _fed_outputs(reference, returned))
+        recorder.end(key, given, _arrays(returned, recorder.wide))
+        return result if truth is None else replace(result, tf.is_tensor, _fed_outputs(truth, key, returned))
 
     # Layer.__call__ looks ``call`` up on the instance; writing to its dictionary avoids Keras' attribute tracking.
     vars(layer)["call"] = watched_call
@@ -203,35 +198,29 @@ def _watched(path: str, layer: Any, recorder: Recorder, truth: Trace | None) -> 
 
 @contextlib.contextmanager
 def _watched_activation(
-    path: str, layer: Any, recorder: Recorder, truth: Trace | None, ignored: Collection[str]
+    path: str, layer: Any, recorder: Recorder, truth: Readable | None, ignored: Collection[str]
 ) -> Iterator[None]:
     """As ``_watched``, the layer and its own activation as two."""
-    import tensorflow as tf
-
     call, own_call, activation = layer.call, vars(layer).get("call"), layer.activation
-    waiting: list[tuple[tuple[str, int], tuple[np.ndarray, ...], Call | None]] = []
+    waiting: list[tuple[Key, tuple[np.ndarray, ...]]] = []
 
     def watched_activation(x: Any) -> Any:
-        key, given, reference = waiting.pop()
-        recorder.end(key, given, _arrays([x]))
-        if reference is not None:
-            (x,) = _fed_outputs(reference, [x])
+        key, given = waiting.pop()
+        recorder.end(key, given, _arrays([x], recorder.wide))
+        (x,) = [x] if truth is None else _fed_outputs(truth, key, [x])
         if activation_path(path) in ignored:
             return activation(x)
+        # What it is given is the reference's already.
         key = recorder.begin(activation_path(path))
+        given = _arrays([x], recorder.wide)
+        recorder.enter(key, given)
         y = activation(x)
-        recorder.end(key, _arrays([x]), _arrays([y]))
-        reference = None if truth is None else truth.calls.get(key)
-        return y if reference is None else _fed_outputs(reference, [y])[0]
+        recorder.end(key, given, _arrays([y], recorder.wide))
+        return y if truth is None else _fed_outputs(truth, key, [y])[0]
 
     def watched_call(*args: Any, **kwargs: Any) -> Any:
-        key = recorder.begin(path)
-        given = flatten((args, kwargs), tf.is_tensor)
-        reference = None if truth is None else truth.calls.get(key)
-        if reference is not None and reference.inputs is not None:
-            fed = [_tensor(array, like) for array, like in zip(reference.inputs, given, strict=True)]
-            args, kwargs = replace((args, kwargs), tf.is_tensor, fed)
-        waiting.append((key, _arrays(given), reference))
+        key, given, args, kwargs = _begun(path, args, kwargs, recorder, truth)
+        waiting.append((key, given))
         result = call(*args, **kwargs)
         if waiting:
             raise ValueError(f"{path} does not call its activation, so it cannot be split from it")
@@ -248,25 +237,59 @@ def _watched_activation(
             vars(layer)["call"] = own_call
 
 
+def _begun(
+    path: str, args: tuple[Any, ...], kwargs: dict[str, Any], recorder: Recorder, truth: Readable | None
+) -> tuple[Key, tuple[np.ndarray, ...], tuple[Any, ...], dict[str, Any]]:
+    """(key, what the call was given, the arguments to go on with) of a call that begins."""
+    import tensorflow as tf
+
+    key = recorder.begin(path)
+    given = flatten((args, kwargs), tf.is_tensor)
+    arrays = _arrays(given, recorder.wide)
+    recorder.enter(key, arrays)
+    reference = None if truth is None else truth.entered(key)
+    if reference is not None and reference.inputs is not None:
+        fed = [_tensor(array, like) for array, like in zip(reference.inputs, given, strict=True)]
+        args, kwargs = replace((args, kwargs), tf.is_tensor, fed)
+    return key, arrays, args, kwargs
+
+
 def activation_path(path: str) -> str:
     """Name of a layer's own activation where it is watched beside the layer."""
     return f"{path}/activation"
 
 
-def _fed_outputs(reference: Call, returned: list[Any]) -> list[Any]:
-    return [_tensor(array, like) for array, like in zip(reference.outputs, returned, strict=True)]
+def _fed_outputs(truth: Readable, key: Key, returned: list[Any]) -> list[Any]:
+    """What the call returned in the truth; what it returned itself where that has no such call."""
+    reference = truth.left(key)
+    if reference is None:
+        return returned
+    fed = [_tensor(array, like) for array, like in zip(reference.outputs, returned, strict=True)]
+    truth.release(key)
+    return fed
 
 
 def _short_name(variable: Any) -> str:
     return variable.name.rpartition("/")[2].partition(":")[0]
 
 
-def _arrays(tensors: list[Any]) -> tuple[np.ndarray, ...]:
+def _arrays(tensors: list[Any], wide: bool = True) -> tuple[np.ndarray, ...]:
+    """Tensors as float64 arrays; if not wide, as narrow as holds them exactly and without a copy where that can be."""
     import tensorflow as tf
 
     if any(tensor.dtype.is_complex for tensor in tensors):
         raise TypeError("complex activations cannot be compared: let the layer return real and imaginary part")
-    return tuple(tf.cast(tensor, tf.float64).numpy() for tensor in tensors)
+    if wide:
+        return tuple(tf.cast(tensor, tf.float64).numpy() for tensor in tensors)
+    # Tensors of TensorFlow never change, so a view of their memory will do.
+    narrow = (tf.float64, tf.float32)
+    return tuple(np.asarray(t if t.dtype in narrow else tf.cast(t, _exact_dtype(t))) for t in tensors)
+
+
+def _exact_dtype(tensor: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.float32 if tensor.dtype in (tf.bfloat16, tf.float16) else tf.float64
 
 
 def _tensor(array: np.ndarray | Sample, like: Any) -> Any:

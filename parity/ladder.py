@@ -1,6 +1,8 @@
 """The ladder: comparisons in, gates and culprits out."""
 
+import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +12,9 @@ from parity.compare import compare, compare_array, values_of
 from parity.layer_map import LayerMap, LayerPair
 from parity.records import Comparison, Culprit, Gate, GateStatus, NotCompared, Reading, Status
 from parity.reference import LiveReference, Recording
+from parity.stream import Handing, Stream
 from parity.torch_side import TorchSide
-from parity.trace import Call, Sample, Trace
+from parity.trace import Call, Key, Readable, Recorder, Sample, Trace
 
 FORWARD_GATES = ("weights", "constants", "layers", "blocks", "model")
 TRAINING_GATES = ("losses", "gradients", "optimizer", "state", "trajectory")
@@ -45,11 +48,11 @@ def compare_live(
     first = reference.precisions[0]
     for mode in modes:
         training = mode == "training"
-        truth = reference.trace(first, training=training, reading=Reading.ACCUMULATED)
         if "layers" in gates:
+            truth = reference.outline(first, training=training)
             yield from _unmapped(truth, layer_map, case=case, mode=mode)
             if training:
-                before = reference.trace(first, training=False, reading=Reading.ACCUMULATED)
+                before = reference.outline(first, training=False)
                 yield from _unmapped_state(before, truth, layer_map, case=case)
         for precision in reference.precisions:
             for reading, gate in GATE_OF_READING.items():
@@ -81,18 +84,9 @@ def compare_pass(
     """One pass of the port in one reading, and of the reference where it has to show its own error."""
     first = reference.precisions[0]
     training = mode == "training"
-    truth = reference.trace(first, training=training, reading=Reading.ACCUMULATED)
     pairs = [pair for pair in layer_map if reading is not Reading.BLOCK or pair.block]
-    observed = port.trace(
-        reference.inputs,
-        precision=precision,
-        training=training,
-        truth=None if reading is Reading.ACCUMULATED else truth,
-        fed=frozenset(pair.port for pair in pairs) if reading is Reading.BLOCK else None,
-    )
-    own = None if precision == first else reference.trace(precision, training=training, reading=reading)
     graph = None
-    if own is not None and reading is Reading.ACCUMULATED:
+    if precision != first and reading is Reading.ACCUMULATED:
         graph = reference.graph_output(precision, training=training)
     comparer = _Comparer(
         gate=GATE_OF_READING[reading],
@@ -102,15 +96,111 @@ def compare_pass(
         mode=mode,
         tolerance=tolerance_of(precision, first, reading),
         layer_map=layer_map,
-        observed=observed,
-        truth=truth,
-        own=own,
         graph=graph,
         modules=port.modules,
     )
+    fed = frozenset(pair.port for pair in pairs) if reading is Reading.BLOCK else None
+    run = {"precision": precision, "training": training}
+    if reference.streamed:
+        passes = _run_streamed(port, reference, comparer, pairs, fed=fed, **run)
+    else:
+        truth = reference.trace(first, training=training, reading=Reading.ACCUMULATED)
+        feed = None if reading is Reading.ACCUMULATED else truth
+        observed = port.trace(reference.inputs, truth=feed, fed=fed, **run)
+        own = None if precision == first else reference.trace(precision, training=training, reading=reading)
+        passes = _Passes(observed=observed, truth=truth, own=own)
     for pair in pairs:
-        yield from comparer.calls(pair)
-        yield from comparer.state(pair)
+        yield from comparer.calls(pair, passes)
+        yield from comparer.state(pair, passes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Passes:
+    """What is compared.
+
+    Attributes:
+        observed: The port's pass.
+        truth: The reference's, in its most precise form.
+        own: The reference's in the port's precision, where that is another one.
+        judged: Calls that were compared while the passes ran, by the reference's path and number: of those only the
+            comparisons are left.
+    """
+
+    observed: Trace
+    truth: Trace
+    own: Trace | None
+    judged: Mapping[Key, tuple[Comparison, ...]] = dataclasses.field(default_factory=dict)
+
+
+def _run_streamed(
+    port: TorchSide,
+    reference: LiveReference,
+    comparer: "_Comparer",
+    pairs: Sequence[LayerPair],
+    *,
+    fed: frozenset[str] | None,
+    precision: str,
+    training: bool,
+) -> _Passes:
+    """Runs all passes at once and compares every call as soon as it ends."""
+    first, reading = reference.precisions[0], comparer.common["reading"]
+    isolated = reading is not Reading.ACCUMULATED
+    compared = {pair.reference for pair in pairs if pair.port in port.modules}
+    feeding = {pair.reference for pair in pairs if not pair.alias} & compared if isolated else set()
+    by_port: dict[str, list[LayerPair]] = {}
+    for pair in pairs:
+        by_port.setdefault(pair.port, []).append(pair)
+    judged: dict[Key, tuple[Comparison, ...]] = {}
+    broken: list[Exception] = []
+
+    def judge_call(call: Call) -> None:
+        for pair in by_port.get(call.path, ()):
+            key = (pair.reference, call.index)
+            expected, same = reader.left(key), None if own is None else own.readers[0].left(key)
+            if expected is None or (own is not None and same is None):
+                continue  # not called so often, which is found when all calls are counted
+            judged[key] = tuple(comparer.call(pair, call.index, expected, call, same))
+            reader.release(key)
+            if own is not None:
+                own.readers[0].release(key)
+
+    def on_call(call: Call) -> None:
+        # It runs inside the port, and what goes wrong in here is not the port's doing.
+        try:
+            judge_call(call)
+        except Exception as exception:  # noqa: BLE001  raised again below
+            broken.append(exception)
+
+    run = functools.partial(reference.run, training=training, reading=reading)
+    with contextlib.ExitStack() as stack:
+        needed = frozenset() if precision == first else reference.fed_paths(reading)
+        make = functools.partial(_run_for, run, first, None)
+        truth = stack.enter_context(Stream(make, (needed, feeding, compared)))
+        for_own, feed, reader = truth.readers
+        own = None
+        if precision != first:
+            make = functools.partial(_run_for, run, precision, for_own if isolated else None)
+            own = stack.enter_context(Stream(make, (compared,)))
+        observed = port.trace(
+            reference.inputs,
+            precision=precision,
+            training=training,
+            truth=feed if isolated else None,
+            fed=fed,
+            recorder=Handing(on_call),
+        )
+        for unread in (feed, reader, *(() if own is None else own.readers)):
+            unread.close()
+        own_trace = None if own is None else own.finish()
+        for_own.close()
+        passes = _Passes(observed=observed, truth=truth.finish(), own=own_trace, judged=judged)
+    if broken:
+        raise broken[0]
+    return passes
+
+
+def _run_for(run: Callable[..., Trace], precision: str, truth: Readable | None, recorder: Recorder) -> Trace:
+    return run(precision, truth=truth, recorder=recorder)
 
 
 def _unwatched(
@@ -118,7 +208,7 @@ def _unwatched(
 ) -> Iterator[Comparison]:
     """The final outputs of a port that nobody watches: being watched must not change what it computes."""
     training = mode == "training"
-    truth = reference.trace(precision, training=training, reading=Reading.ACCUMULATED).calls["", 0]
+    truth = reference.outline(precision, training=training).calls["", 0]
     outputs, error = port.outputs(reference.inputs, precision=precision, training=training)
     names = next((pair.outputs for pair in layer_map if pair.port == ""), ("output",))
     for index in range(max(len(outputs), len(truth.outputs), len(names))):
@@ -194,11 +284,8 @@ def compare_recorded(
                 tolerance=precision,
                 layer_map=layer_map,
                 modules=port.modules,
-                observed=observed,
-                truth=truth,
-                own=own,
                 graph=None if exact else recording.finals[precision, "graph"],
-            ).calls(pair)
+            ).calls(pair, _Passes(observed=observed, truth=truth, own=own))
         training = _Comparer(
             gate="model",
             case=case,
@@ -208,6 +295,8 @@ def compare_recorded(
             tolerance=precision,
             layer_map=layer_map,
             modules=port.modules,
+        )
+        passes = _Passes(
             observed=port.trace(inputs, precision=precision, training=True),
             truth=trained,
             own=None
@@ -216,8 +305,8 @@ def compare_recorded(
         )
         for pair in layer_map:
             if pair.port == "":
-                yield from training.calls(pair)
-            yield from training.state(pair)
+                yield from training.calls(pair, passes)
+            yield from training.state(pair, passes)
 
 
 def unrecorded(absent: Iterable[str], *, case: str = "") -> tuple[NotCompared, ...]:
@@ -314,9 +403,6 @@ class _Comparer:
         mode: str,
         tolerance: str,
         layer_map: LayerMap,
-        observed: Trace,
-        truth: Trace,
-        own: Trace | None,
         modules: Collection[str],
         graph: Sequence[np.ndarray | Sample] | None = None,
     ) -> None:
@@ -329,42 +415,41 @@ class _Comparer:
             "tolerance": tolerance,
         }
         self.layer_map = layer_map
-        self.observed = observed
-        self.truth = truth
-        self.own = own
         self.graph = graph
         self.modules = modules
 
-    def calls(self, pair: LayerPair) -> Iterator[Comparison]:
+    def calls(self, pair: LayerPair, passes: _Passes) -> Iterator[Comparison]:
         """Every call of a layer: how many there are, what went in, what came out."""
-        expected, found = self.truth.count(pair.reference), self.observed.count(pair.port)
+        expected, found = passes.truth.count(pair.reference), passes.observed.count(pair.port)
         for index in range(max(expected, found, 1)):
-            suffix = f"@{index}" if index else ""
-            where = {
-                "reference_path": pair.reference + suffix,
-                "port_path": pair.port + suffix,
-                "layer": pair.port,
-            }
-            truth = self.truth.calls.get((pair.reference, index))
-            observed = self.observed.calls.get((pair.port, index))
-            if truth is None or observed is None:
-                detail = f"called {found} times in the port and {expected} times in the reference"
-                if self.observed.error:
-                    detail = f"{detail}; the pass ended with {self.observed.error}"
-                order = truth.order if truth else 0
-                if pair.port not in self.modules:
-                    # What is not there answers for itself; whoever should have called it is judged by its own output.
-                    detail, owner = f"the port has no module of this name; {detail}", pair.port
-                else:
-                    # Of a pass that ended early, what was not reached is nobody's fault but that of the model itself.
-                    owner = "" if self.observed.error else self.layer_map.owner(pair.port)
-                blamed = where | {"layer": owner if observed is None else pair.port}
-                yield compare(None, None, order=order, detail=detail, **blamed, **self.common)
+            if (pair.reference, index) in passes.judged:
+                yield from passes.judged[pair.reference, index]
                 continue
-            own = None if self.own is None else self.own.calls[pair.reference, index]
-            if self.common["reading"] is Reading.ISOLATED and not pair.alias:
-                yield from self._inputs(pair, where, truth, observed, own)
-            yield from self._outputs(pair, where, truth, observed, own)
+            truth = passes.truth.calls.get((pair.reference, index))
+            observed = passes.observed.calls.get((pair.port, index))
+            if truth is not None and observed is not None:
+                own = None if passes.own is None else passes.own.calls[pair.reference, index]
+                yield from self.call(pair, index, truth, observed, own)
+                continue
+            error = passes.observed.error
+            detail = f"called {found} times in the port and {expected} times in the reference"
+            if error:
+                detail = f"{detail}; the pass ended with {error}"
+            order = truth.order if truth else 0
+            if pair.port not in self.modules:
+                # What is not there answers for itself; whoever should have called it is judged by its own output.
+                detail, owner = f"the port has no module of this name; {detail}", pair.port
+            else:
+                # Of a pass that ended early, what was not reached is nobody's fault but that of the model itself.
+                owner = "" if error else self.layer_map.owner(pair.port)
+            blamed = _where(pair, index) | {"layer": owner if observed is None else pair.port}
+            yield compare(None, None, order=order, detail=detail, **blamed, **self.common)
+
+    def call(self, pair: LayerPair, index: int, truth: Call, observed: Call, own: Call | None) -> Iterator[Comparison]:
+        """One call of a layer: what went in, what came out."""
+        if self.common["reading"] is Reading.ISOLATED and not pair.alias:
+            yield from self._inputs(pair, _where(pair, index), truth, observed, own)
+        yield from self._outputs(pair, _where(pair, index), truth, observed, own)
 
     def _inputs(
         self, pair: LayerPair, where: Mapping[str, str], truth: Call, observed: Call, own: Call | None
@@ -407,7 +492,7 @@ class _Comparer:
                 **self.common,
             )
 
-    def state(self, pair: LayerPair) -> Iterator[Comparison]:
+    def state(self, pair: LayerPair, passes: _Passes) -> Iterator[Comparison]:
         """Statistics after a training pass."""
         if self.common["mode"] != "training" or self.common["reading"] is Reading.BLOCK:
             return
@@ -418,16 +503,23 @@ class _Comparer:
             if common["gate"] == "layers":
                 common["reading"] = Reading.STATE
             yield compare(
-                self.observed.state.get(pair.port, {}).get(port_name),
-                self.truth.state.get(pair.reference, {}).get(reference_name),
-                reference_same_precision=None if self.own is None else self.own.state[pair.reference][reference_name],
+                passes.observed.state.get(pair.port, {}).get(port_name),
+                passes.truth.state.get(pair.reference, {}).get(reference_name),
+                reference_same_precision=None
+                if passes.own is None
+                else passes.own.state[pair.reference][reference_name],
                 reference_path=pair.reference,
                 port_path=pair.port,
-                layer="" if self.observed.error else pair.port,
+                layer="" if passes.observed.error else pair.port,
                 quantity=port_name,
-                order=next((c.order for c in self.truth.calls.values() if c.path == pair.reference), 0),
+                order=next((c.order for c in passes.truth.calls.values() if c.path == pair.reference), 0),
                 **common,
             )
+
+
+def _where(pair: LayerPair, index: int) -> dict[str, str]:
+    suffix = f"@{index}" if index else ""
+    return {"reference_path": pair.reference + suffix, "port_path": pair.port + suffix, "layer": pair.port}
 
 
 def _farther(

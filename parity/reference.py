@@ -9,10 +9,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from parity.keras_side import KerasSide
+from parity.keras_side import KerasSide, activation_path
 from parity.layer_map import LayerMap
 from parity.records import Reading
-from parity.trace import Call, Sample, Trace
+from parity.stream import Outline
+from parity.trace import Call, Readable, Recorder, Sample, Trace
 
 
 class LiveReference:
@@ -23,12 +24,21 @@ class LiveReference:
         inputs: The models' arguments.
         layer_map: Tells which layers are blocks and which are ignored.
         name: What it is, with versions.
+        streamed: Whether comparisons read its passes while they run, so that memory grows with the largest layer and
+            not with the number of layers; each comparison then runs passes of its own.
     """
 
     def __init__(
-        self, models: Mapping[str, Any], inputs: tuple[np.ndarray, ...], layer_map: LayerMap, name: str
+        self,
+        models: Mapping[str, Any],
+        inputs: tuple[np.ndarray, ...],
+        layer_map: LayerMap,
+        name: str,
+        *,
+        streamed: bool = False,
     ) -> None:
         self.name = name
+        self.streamed = streamed
         self.inputs = inputs
         self.sides = {
             precision: KerasSide(model, layer_map.ignored, layer_map.split) for precision, model in models.items()
@@ -62,6 +72,27 @@ class LiveReference:
         if remembered:
             self._truths[training] = trace
         return trace
+
+    def fed_paths(self, reading: Reading) -> frozenset[str]:
+        """Layers that are fed in a reading."""
+        if reading is Reading.ACCUMULATED:
+            return frozenset()
+        side = self.sides[self.precisions[0]]
+        paths = self.blocks if reading is Reading.BLOCK else frozenset(side.layers)
+        return paths | {activation_path(path) for path in side.split & paths}
+
+    def run(
+        self, precision: str, *, training: bool, reading: Reading, truth: Readable | None, recorder: Recorder
+    ) -> Trace:
+        """A pass of which the recorder decides what is kept; fed from the truth where there is one."""
+        fed = self.blocks if reading is Reading.BLOCK else None
+        return self.sides[precision].trace(self.inputs, training=training, truth=truth, fed=fed, recorder=recorder)
+
+    def outline(self, precision: str, *, training: bool) -> Trace:
+        """The end-to-end pass where of the arrays only statistics and what the model returns are needed."""
+        if not self.streamed:
+            return self.trace(precision, training=training, reading=Reading.ACCUMULATED)
+        return self.sides[precision].trace(self.inputs, training=training, recorder=Outline())
 
     def on_other_inputs(self) -> "LiveReference":
         """The same models on inputs that no layer has seen: examples in reverse order, longest axes turned by one."""

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from parity.layer_map import LayerMap, LayerPair
-from parity.trace import Call, Recorder, Sample, Trace, describe, flatten, replace
+from parity.trace import Call, Readable, Recorder, Sample, Trace, describe, flatten, replace
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
+"""What float32 holds exactly."""
+
 PrecisionSetter = Callable[[nn.Module, str], contextlib.AbstractContextManager[None]]
 
 
@@ -44,8 +47,9 @@ class TorchSide:
         *,
         precision: str,
         training: bool,
-        truth: Trace | None = None,
+        truth: Readable | None = None,
         fed: frozenset[str] | None = None,
+        recorder: Recorder | None = None,
     ) -> Trace:
         """One forward pass.
 
@@ -57,11 +61,12 @@ class TorchSide:
                 replaced by the reference's outputs after it was recorded. So one pass reads every layer in isolation,
                 and of a layer that contains others only its own code.
             fed: Port paths to feed; all when None. Unfed layers run freely inside their fed ancestors.
+            recorder: What collects the calls, where not all of their arrays are to be kept.
 
         Returns:
             The trace, in the reference's activation layout. An exception ends the pass and stands in ``error``.
         """
-        recorder = Recorder()
+        recorder = Recorder() if recorder is None else recorder
         with self._prepared(self.module, precision, training) as stack:
             for pair in self.layer_map:
                 if not pair.alias and pair.port in self.modules:
@@ -165,7 +170,7 @@ def _mode(module: nn.Module, training: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Trace | None) -> Iterator[None]:
+def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Readable | None) -> Iterator[None]:
     """Records every call of one module and, with a truth, feeds it.
 
     Our hook sees the arguments before the module's own hooks do, and the result after them, so a hook of the module
@@ -177,13 +182,15 @@ def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Trac
     forward = module.forward
 
     def counterpart(key: tuple[str, int]) -> Call | None:
-        return None if truth is None else truth.calls.get((pair.reference, key[1]))
+        return None if truth is None else truth.left((pair.reference, key[1]))
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         key = recorder.begin(pair.port)
         given = flatten((args, kwargs), torch.is_tensor)[: pair.inputs]
-        open_calls.append((key, given, _arrays(pair, given, is_input=True)))
-        reference = counterpart(key)
+        arrays = _arrays(pair, given, is_input=True, wide=recorder.wide)
+        open_calls.append((key, given, arrays))
+        recorder.enter(key, arrays)
+        reference = None if truth is None else truth.entered((pair.reference, key[1]))
         if reference is None or reference.inputs is None or not given:
             return None
         fed = [
@@ -212,13 +219,15 @@ def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Trac
         places = [place for place in chosen if place < len(everything)]
         returned = [everything[place] for place in places]
         if key not in recorder.calls:
-            recorder.end(key, values, _arrays(pair, returned))
+            recorder.end(key, values, _arrays(pair, returned, wide=recorder.wide, copy=recorder.keeps))
         reference = counterpart(key)
         if reference is None or any(isinstance(array, Sample) for array in reference.outputs):
             return None
         count = min(len(reference.outputs), len(returned))
         for place, array, like in zip(places[:count], reference.outputs[:count], returned[:count], strict=True):
             everything[place] = _tensor(pair.to_port(_whole(array)), like)
+        if truth is not None:
+            truth.release((pair.reference, key[1]))
         return replace(result, torch.is_tensor, everything)
 
     handles = [
@@ -237,16 +246,19 @@ def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Trac
             module.forward = own_forward
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def _array(tensor: Tensor, *, wide: bool = True, copy: bool = True) -> np.ndarray:
     if tensor.is_complex():
         raise TypeError("complex activations cannot be compared: let the layer return real and imaginary part")
     # Widening to float64 is exact, so one dtype serves all comparisons; the copy outlives in-place changes of the
     # tensor.
-    return tensor.detach().to(device="cpu", dtype=torch.float64, copy=True).numpy()
+    dtype = torch.float64 if wide or tensor.dtype not in _NARROW else torch.float32
+    return tensor.detach().to(device="cpu", dtype=dtype, copy=copy).numpy()
 
 
-def _arrays(pair: LayerPair, tensors: list[Tensor], *, is_input: bool = False) -> tuple[np.ndarray, ...]:
-    return tuple(pair.to_reference(_array(tensor), is_input=is_input) for tensor in tensors)
+def _arrays(
+    pair: LayerPair, tensors: list[Tensor], *, is_input: bool = False, wide: bool = True, copy: bool = True
+) -> tuple[np.ndarray, ...]:
+    return tuple(pair.to_reference(_array(tensor, wide=wide, copy=copy), is_input=is_input) for tensor in tensors)
 
 
 def _whole(array: np.ndarray | Sample) -> np.ndarray:

@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 T = TypeVar("T")
+Key = tuple[str, int]
+"""Path of a layer and number of its call."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class Trace:
         error: What ended the pass early, if anything did.
     """
 
-    calls: Mapping[tuple[str, int], Call]
+    calls: Mapping[Key, Call]
     state: Mapping[str, Mapping[str, np.ndarray]] = dataclasses.field(default_factory=dict)
     error: str = ""
 
@@ -67,28 +69,67 @@ class Trace:
         """How often a layer was called."""
         return sum(1 for called, _ in self.calls if called == path)
 
+    def entered(self, key: Key) -> Call | None:
+        """A call of which the inputs are needed; None if there was none."""
+        return self.calls.get(key)
+
+    def left(self, key: Key) -> Call | None:
+        """A call of which the outputs are needed; None if there was none."""
+        return self.calls.get(key)
+
+    def release(self, key: Key) -> None:
+        """Says that a call is no longer needed, which matters to a pass that is read while it runs."""
+
+
+class Readable(Protocol):
+    """What layers are fed from and compared with: a whole ``Trace``, or a pass that is read while it runs."""
+
+    def entered(self, key: Key) -> Call | None:
+        """A call with its inputs."""
+        ...
+
+    def left(self, key: Key) -> Call | None:
+        """A call with its outputs."""
+        ...
+
+    def release(self, key: Key) -> None:
+        """Says that a call is no longer needed."""
+        ...
+
 
 class Recorder:
-    """Collects calls while a pass runs; both sides use it, so that order and counting mean the same on both."""
+    """Collects calls while a pass runs; both sides use it, so that order and counting mean the same on both.
+
+    Attributes:
+        wide: Whether it wants float64, or arrays as narrow as holds them exactly.
+        keeps: Whether it keeps outputs beyond the end of a call, when they may be changed in place.
+    """
+
+    wide = True
+    keeps = True
 
     def __init__(self) -> None:
-        self.calls: dict[tuple[str, int], Call] = {}
+        self.calls: dict[Key, Call] = {}
         self._counts: dict[str, int] = {}
-        self._orders: dict[tuple[str, int], int] = {}
+        self._orders: dict[Key, int] = {}
 
-    def begin(self, path: str) -> tuple[str, int]:
+    def begin(self, path: str) -> Key:
         """Registers the start of a call and returns its key."""
         key = (path, self._counts.get(path, 0))
         self._counts[path] = key[1] + 1
         self._orders[key] = len(self._orders)
         return key
 
-    def end(
-        self, key: tuple[str, int], inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...], error: str = ""
-    ) -> None:
+    def enter(self, key: Key, inputs: tuple[np.ndarray, ...]) -> None:
+        """Says what a call was given, before it is known what it returns."""
+
+    def end(self, key: Key, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...], error: str = "") -> None:
         """Registers what went in and what came out."""
+        self.calls[key] = self._call(key, inputs, outputs, error)
+
+    def _call(self, key: Key, inputs: tuple[np.ndarray, ...], outputs: tuple[np.ndarray, ...], error: str = "") -> Call:
         order = self._orders[key]
-        self.calls[key] = Call(path=key[0], index=key[1], order=order, inputs=inputs, outputs=outputs, error=error)
+        return Call(path=key[0], index=key[1], order=order, inputs=inputs, outputs=outputs, error=error)
 
     def trace(self, state: Mapping[str, Mapping[str, np.ndarray]], error: str = "") -> Trace:
         """Everything collected, in order of execution."""

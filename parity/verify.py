@@ -17,6 +17,7 @@ from parity.layer_map import LayerMap
 from parity.operations import name_operations
 from parity.records import Comparison, NotCompared, Reading, Result
 from parity.reference import LiveReference
+from parity.stream import Outline
 from parity.tolerances import table
 from parity.torch_side import TorchSide
 
@@ -35,6 +36,7 @@ def verify(
     modes: Sequence[str] = MODES,
     precisions: Sequence[str] | None = None,
     case: str = "",
+    streamed: bool = False,
 ) -> Result:
     """Compares a port with a living reference, layer by layer, in several precisions.
 
@@ -57,6 +59,9 @@ def verify(
         precisions: ``float64``, ``float32``, ``bfloat16``; by default all three for EpiBERT and the first two for
             others.
         case: A name for the comparisons, where several results are put together.
+        streamed: Compare while both models run, for models and inputs of which not all activations fit into memory:
+            what is held grows with the largest layer, not with their sum. The comparisons are the same; each takes
+            passes of its own of the reference.
 
     Returns:
         The result. ``result.passed`` is True only if every gate asked for passed.
@@ -101,7 +106,7 @@ def verify(
         name, configuration, weights = f"{type(reference).__name__} and {type(port).__name__}", {}, ()
         side, lent = TorchSide(watched, mapped, original=port), None
     described = f"living model, TensorFlow {version('tensorflow')}, tf_keras {version('tf_keras')}"
-    live = LiveReference(models, arrays, mapped, described)
+    live = LiveReference(models, arrays, mapped, described, streamed=streamed)
     prepared_at = time.perf_counter()
     rows = [row for row in comparisons if row.gate in wanted]
     readings = [gate for gate in wanted if gate in ("layers", "blocks", "model")]
@@ -113,7 +118,7 @@ def verify(
             if pair is not None and live.precisions[0] == "float64":
                 label = f"{case}, drawn weights" if case else "drawn weights"
                 with pair.drawn_weights(port, models["float64"]):
-                    drawn = LiveReference({"float64": models["float64"]}, arrays, mapped, described)
+                    drawn = LiveReference({"float64": models["float64"]}, arrays, mapped, described, streamed=streamed)
                     rows += compare_live(side, drawn, mapped, gates=["layers"], modes=["evaluation"], case=label)
     usual = tuple(POLICIES) if pair is not None else FOREIGN_PRECISIONS
     left_out = (*left_out, *_unasked(modes, usual if precisions is None else precisions, usual))
@@ -172,8 +177,8 @@ def _compare_copy(reference: Any, live: LiveReference, *, case: str) -> list[Com
     if own not in live.sides or live.sides[own].model is reference:
         return []
     with_rates = KerasSide(reference)
-    given = with_rates.trace(live.inputs, training=False).calls["", 0].outputs
-    copied = live.trace(own, training=False, reading=Reading.ACCUMULATED).calls["", 0].outputs
+    given = with_rates.trace(live.inputs, training=False, recorder=Outline()).calls["", 0].outputs
+    copied = live.outline(own, training=False).calls["", 0].outputs
     return [
         compare(
             np.asarray(found),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from parity import Comparison, Reading, Status
-from parity.compare import compare, distance, summaries, take
+from parity.compare import PIECE, compare, distance, summaries, take
 from parity.tolerances import TABLE
 from parity.trace import Sample
 
@@ -505,3 +505,46 @@ def test_one_element_over_the_limit_fails_wherever_it_stands(reference, position
     port = reference.copy()
     port[position % reference.size] += factor * LIMIT * size
     assert check(port, reference).status is Status.FAIL
+
+
+# --- large arrays, piece by piece -------------------------------------------------------------------------------------
+
+LARGE = (3, PIECE, 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_the_distance_of_large_arrays_is_that_of_the_whole(dtype, scale, monkeypatch):
+    reference, port = (normal(*LARGE).astype(dtype).transpose(0, 2, 1) for _ in range(2))
+    found = distance(port, reference, scale)
+    monkeypatch.setattr("parity.compare.PIECE", reference.size)
+    assert found == pytest.approx(distance(port, reference, scale), rel=1e-13)
+
+
+def test_large_arrays_that_are_equal_have_no_distance():
+    array = normal(*LARGE)
+    assert distance(array.copy(), array) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("position", [(0, 0, 0), (1, PIECE // 2, 1), (2, PIECE - 1, 1)])
+def test_one_number_of_a_large_array_is_found_wherever_it_is(position):
+    reference = normal(*LARGE)
+    port = reference.copy()
+    port[position] += 1.0
+    row = check(port, reference)
+    assert row.status is Status.FAIL
+    assert f"largest difference at {position}" in row.detail
+    port[position] = np.nan
+    row = check(port, reference)
+    assert row.status is Status.NON_FINITE
+    assert str(position) in row.detail
+
+
+def test_large_arrays_of_huge_and_of_tiny_numbers_do_not_overflow():
+    unit = normal(*LARGE)
+    for size in (1e300, 1e-300):
+        error, peak = distance(unit * size * (1 + 1e-9), unit * size)
+        assert error == pytest.approx(1e-9, rel=1e-6)
+        assert peak == pytest.approx(1e-9, rel=1e-6)
+    assert distance(np.full(LARGE, 1e308), np.full(LARGE, -1e308)) == (math.inf, math.inf)
+    assert distance(unit, np.zeros(LARGE)) == (math.inf, math.inf)

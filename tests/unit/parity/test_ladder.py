@@ -11,10 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from parity import Comparison, GateStatus, LayerMap, LayerPair, Reading, Status
-from parity.ladder import GATES, compare_array, compare_live, compare_recorded, find_culprits, judge, tolerance_of
+from parity.ladder import (
+    GATES,
+    compare_array,
+    compare_live,
+    compare_pass,
+    compare_recorded,
+    find_culprits,
+    judge,
+    tolerance_of,
+)
 from parity.reference import Recording
+from parity.stream import Stream
 from parity.torch_side import TorchSide
-from parity.trace import Call, Sample, Trace
+from parity.trace import Call, Readable, Recorder, Sample, Trace
 
 GENERATOR = np.random.default_rng(4)
 INPUT: tuple[np.ndarray] = (GENERATOR.standard_normal((4, 16, 3)).astype(np.float32).astype(np.float64),)
@@ -258,6 +268,23 @@ class Reference:
         self.layer_map = layer_map
         self.precisions = precisions
         self.inputs = INPUT
+        self.streamed = False
+
+    def fed_paths(self, reading: Reading) -> frozenset[str]:
+        if reading is Reading.ACCUMULATED:
+            return frozenset()
+        return frozenset(p.port for p in self.layer_map if p.block or reading is not Reading.BLOCK)
+
+    def run(
+        self, precision: str, *, training: bool, reading: Reading, truth: Readable | None, recorder: Recorder
+    ) -> Trace:
+        fed = self.fed_paths(reading) if reading is Reading.BLOCK else None
+        # A module for itself, as a Keras model in another precision is.
+        side = TorchSide(copy.deepcopy(self.side.module), self.layer_map)
+        return side.trace(self.inputs, precision=precision, training=training, truth=truth, fed=fed, recorder=recorder)
+
+    def outline(self, precision: str, *, training: bool) -> Trace:
+        return self.trace(precision, training=training, reading=Reading.ACCUMULATED)
 
     def trace(self, precision: str, *, training: bool, reading: Reading) -> Trace:
         truth = fed = None
@@ -278,8 +305,14 @@ class Reference:
 def compared(
     port: nn.Module, reference: nn.Module | None = None, layer_map: LayerMap = NET, **more: object
 ) -> list[Comparison]:
+    """What is compared, which must be the same whether passes are kept whole or read while they run."""
     living = Reference(reference or Net(), NET)
-    return list(compare_live(TorchSide(port, layer_map), living, layer_map, **more))  # type: ignore[arg-type]
+    found = list(compare_live(TorchSide(port, layer_map), living, layer_map, **more))  # type: ignore[arg-type]
+    living.streamed = True
+    streamed = list(compare_live(TorchSide(port, layer_map), living, layer_map, **more))  # type: ignore[arg-type]
+    # Compared as text, in which NaN equals NaN.
+    assert [repr(row) for row in streamed] == [repr(row) for row in found]
+    return found
 
 
 def failures(comparisons: list[Comparison]) -> list[Comparison]:
@@ -301,6 +334,32 @@ def test_a_port_that_is_right_passes_everywhere_and_everything_is_there():
         assert free == outputs | unwatched | ({("norm", "mean")} if mode == "training" else set())
         assert len([c for c in here if c.reading is Reading.STATE]) == (mode == "training")
     assert set(judge(found, requested=("layers", "blocks", "model"), unavailable=dict.fromkeys(GATES[:2], "")).values())
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("reading", [Reading.ISOLATED, Reading.ACCUMULATED])
+def test_streamed_no_more_is_held_than_a_few_layers_have(monkeypatch, reading, precision):
+    held = []
+
+    class Watched(Stream):
+        def _publish(self, call: Call, ended: bool) -> None:
+            held.append(self.held)
+            super()._publish(call, ended)
+
+    def chain() -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Sequential(*(nn.Linear(3, 3) for _ in range(40)))
+
+    monkeypatch.setattr("parity.ladder.Stream", Watched)
+    names = {str(index): str(index) for index in range(40)}
+    layers = LayerMap.from_names(names)
+    living = Reference(chain(), layers)
+    living.streamed = True
+    where = {"precision": precision, "mode": "evaluation", "reading": reading, "case": ""}
+    found = list(compare_pass(TorchSide(chain(), layers), living, layers, **where))  # type: ignore[arg-type]
+    assert len(found) == (81 if reading is Reading.ISOLATED else 41)
+    assert failures(found) == []
+    assert 0 < max(held) <= 4 * INPUT[0].nbytes * 2
 
 
 def test_only_the_gates_asked_for_are_compared():
@@ -431,11 +490,11 @@ def test_a_layer_called_more_often_in_the_port_than_in_the_reference_fails():
 
 
 def test_a_layer_called_less_often_in_the_port_than_in_the_reference_fails():
-    twice: Any = Net()
-    plain = twice.forward
-    twice.stem.forward, stem = (lambda x: x @ twice.stem.weight.T + twice.stem.bias), twice.stem
-    twice.forward = lambda x: plain(x + 0 * stem(x).sum())
-    found = failures(compared(Net(), twice))
+    class Twice(Net):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return super().forward(x + 0 * self.stem(x).sum())
+
+    found = failures(compared(Net(), Twice()))
     assert ("stem@1", Status.MISSING) in {(c.port, c.status) for c in found}
 
 

@@ -1,7 +1,7 @@
 """verify() on a pair of the user's own: a right port is proven, each wrong one is caught and its layer named."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import parity
-from parity import GateStatus, Reading, Result, Status
+from parity import GateStatus, Reading, Result, Status, ladder
 from tests.unit.parity import keras_models
 from tests.unit.parity.foreign_pair import INPUT, LAYER_MAP, WEIGHT_MAP, Port, port_of, reference
 
@@ -366,6 +366,47 @@ def test_inputs_that_are_not_finite_prove_nothing(keras_model, port, value):
     result = verified(keras_model, port, inputs=inputs)
     assert result.passed is False
     assert Status.NON_FINITE in {row.status for row in failures(result)}
+
+
+# --- compared while both run ------------------------------------------------------------------------------------------
+
+
+def test_streamed_comparisons_are_the_same(keras_model, port):
+    kept = verified(keras_model, port, precisions=None)
+    streamed = verified(keras_model, port, precisions=None, streamed=True)
+    assert [repr(row) for row in streamed.comparisons] == [repr(row) for row in kept.comparisons]
+    assert streamed.passed is True
+
+
+def test_streamed_a_fault_is_named_as_well(keras_model, port):
+    port.norm.epsilon = 1e-5
+    kept, streamed = (verified(keras_model, port, streamed=way) for way in (False, True))
+    assert streamed.culprits == kept.culprits == ("norm",)
+    assert [repr(row) for row in streamed.comparisons] == [repr(row) for row in kept.comparisons]
+
+
+def test_streamed_both_models_are_left_as_they_were_found(keras_model, port):
+    weights = [variable.numpy() for variable in keras_model.variables]
+    state = {name: tensor.clone() for name, tensor in port.state_dict().items()}
+    verified(keras_model, port, streamed=True)
+    assert all(np.array_equal(a.numpy(), b) for a, b in zip(keras_model.variables, weights, strict=True))
+    assert all(torch.equal(tensor, state[name]) for name, tensor in port.state_dict().items())
+    assert not any("call" in vars(layer) for layer in keras_model.layers)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in port.modules())
+
+
+def test_streamed_an_error_of_the_comparison_is_not_taken_for_one_of_the_port(keras_model, port, monkeypatch):
+    plain, calls = ladder.compare_array, []
+
+    def broken(*args: Any, **where: Any) -> Iterator[parity.Comparison]:
+        calls.append(where)
+        if len(calls) == 1:
+            raise ZeroDivisionError("in the comparison")
+        return plain(*args, **where)
+
+    monkeypatch.setattr(ladder, "compare_array", broken)
+    with pytest.raises(ZeroDivisionError, match="in the comparison"):
+        verified(keras_model, port, streamed=True)
 
 
 # --- wrong use --------------------------------------------------------------------------------------------------------
