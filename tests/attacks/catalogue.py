@@ -7,7 +7,7 @@ TEST_COMPARE, TEST_LADDER = "tests/unit/parity/test_compare.py", "tests/unit/par
 TEST_HOLES, TEST_TRAINING = "tests/unit/parity/test_holes.py", "tests/unit/parity/test_training.py"
 
 DECISION = "    passed = error <= limit and peak <= largest_peak\n"
-FINITE = "        if array is not None and not np.all(np.isfinite(array)):\n"
+FINITE = "        if array is not None and index is not None:\n"
 SHAPES = "    if port.shape != reference.shape:\n"
 TAKEN = "        port, reference = _taken(observed, step), _taken(truth, step)\n"
 AS_DOUBLE = (
@@ -271,10 +271,10 @@ OF_LAYERS = (
         file=LADDER,
         edits=(
             (
-                "            if truth is None or observed is None:\n",
-                "            if self.observed.error or (observed is not None and observed.error):\n"
+                "            if truth is not None and observed is not None:\n",
+                "            if passes.observed.error or (observed is not None and observed.error):\n"
                 "                continue\n"
-                "            if truth is None or observed is None:\n",
+                "            if truth is not None and observed is not None:\n",
             ),
         ),
         tests=(TEST_LADDER,),
@@ -292,8 +292,8 @@ OF_LAYERS = (
         file=LADDER,
         edits=(
             (
-                '    first = reference.precisions[0]\n    training = mode == "training"\n    truth = reference.trace',
-                "    first = reference.precisions[0]\n    training = False\n    truth = reference.trace",
+                '    first = reference.precisions[0]\n    training = mode == "training"\n    pairs = ',
+                "    first = reference.precisions[0]\n    training = False\n    pairs = ",
             ),
         ),
         tests=(TEST_LADDER,),
@@ -321,7 +321,10 @@ OF_LAYERS = (
         name="fed_with_its_own_numbers",
         hole="layers are compared end to end only, so all after the first fault fail and none is named",
         file=LADDER,
-        edits=(("        truth=None if reading is Reading.ACCUMULATED else truth,\n", "        truth=None,\n"),),
+        edits=(
+            ("        feed = None if reading is Reading.ACCUMULATED else truth\n", "        feed = None\n"),
+            ("            truth=feed if isolated else None,\n", "            truth=None,\n"),
+        ),
         tests=(TEST_LADDER,),
     ),
     Attack(
