@@ -4,6 +4,7 @@ Exit status 0: proven, or done. 1: not proven, or different. 2: wrong use or bad
 """
 
 import contextlib
+import dataclasses
 import inspect
 import json
 import os
@@ -33,11 +34,12 @@ def parity(
     goldens: str | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     against: str | None = None,
+    attack: str | None = None,
 ) -> int:
     """Climb the ladder: does the port compute what the original computes, layer by layer?
 
-    Writes parity.json, junit.xml and report.html, and for each layer at fault a script that shows its difference with
-    NumPy and PyTorch alone. Exit status 0: every gate asked for is proven; 1: not; 2: bad input.
+    Writes parity.json, junit.xml, summary.md and report.html, and for each layer at fault a script that shows its
+    difference with NumPy and PyTorch alone. Exit status 0: every gate asked for is proven; 1: not; 2: bad input.
 
     Args:
         checkpoint: A checkpoint of the original to verify on (prefix, directory, SavedModel or .h5); by default the
@@ -48,7 +50,7 @@ def parity(
         gates: Rungs to prove, separated by commas, of weights, constants, layers, blocks, model, data, losses,
             gradients, optimizer, state, trajectory, convergence; the ones before them are climbed as well. By default
             all up to trajectory for the recorded cases, and up to model for a checkpoint of your own.
-        out: Folder for the three files, and for the scripts in its folder repro; those of an earlier run are replaced.
+        out: Folder for the four files, and for the scripts in its folder repro; those of an earlier run are replaced.
         reference: Compare with numbers recorded from the original, with the living TensorFlow reference, or with both.
             A checkpoint of your own has only a living one.
         bins: Window for a checkpoint of your own, in 128-bp bins; no weight depends on its length.
@@ -58,26 +60,31 @@ def parity(
         against: parity.json of an earlier run. What changed is printed and traced to port, reference, weights,
             recordings, harness or environment by their hashes; a limit that grew without a new reason, and what is not
             compared any more, make the exit status 1.
+        attack: attack.json of epibert attack, to be shown in the report.
     """
     from parity.drift import NotAResult, compare_results, read_result
+    from parity.environment import describe_environment
     from parity.ledger import Ledger
     from parity.pairs.epibert_repro import write_scripts
     from parity.pairs.epibert_run import GOLDENS, UsageError, run, tensorflow_installed
+    from parity.report.campaign import NotACampaignError, read_campaign
     from parity.report.junit import write_junit
+    from parity.report.markdown import write_markdown
     from parity.report.page import check_installed, write_html
     from parity.report.summary import printable
     from parity.report.terminal import print_result
     from parity.repro import remove_repros
 
     console = Console()
-    # Whether the three files can be made and written is found out before the minutes of work, not after.
+    # Whether the files can be made and written is found out before the minutes of work, not after.
     try:
         check_installed()
     except ImportError as error:
         raise UsageError(str(error)) from None
     try:
         earlier = None if against is None else read_result(against)
-    except (OSError, NotAResult) as error:
+        campaign = None if attack is None else read_campaign(attack, describe_environment())
+    except (OSError, NotAResult, NotACampaignError) as error:
         raise UsageError(str(error)) from None
     with _files(out) as scratch:
         with console.status("starting") as status:
@@ -105,9 +112,12 @@ def parity(
                     batch=batch,
                     goldens=GOLDENS if goldens is None else goldens,
                 )
+        if campaign is not None:
+            result = dataclasses.replace(result, campaign=campaign)
         remove_repros(Path(out) / SCRIPTS)
         result.to_json(scratch / "parity.json")
         write_junit(result, scratch / "junit.xml")
+        write_markdown(result, scratch / "summary.md")
         write_html(result, scratch / "report.html")
     print_result(result, console)
     drift = None if earlier is None else compare_results(earlier, result.to_dict())
@@ -115,7 +125,9 @@ def parity(
         console.print(f"Against {printable(str(against))}: {drift}", soft_wrap=True, markup=False, highlight=False)
     scripts = [culprit.script for culprit in result.culprit_rows if culprit.script]
     more = f", {len(scripts)} in {SCRIPTS}/" if scripts else ""
-    console.print(f"written to {out}: report.html, parity.json, junit.xml{more}", soft_wrap=True, markup=False)
+    console.print(
+        f"written to {out}: report.html, parity.json, junit.xml, summary.md{more}", soft_wrap=True, markup=False
+    )
     kept = drift is None or not (drift.loosened or drift.vanished)
     return PROVEN if result.passed and kept else NOT_PROVEN
 

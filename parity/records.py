@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-SCHEMA = 1
+SCHEMA = 2
+"""Version of the form that ``Result.to_dict`` has; ``parity/report/schema.json`` describes it."""
 
 
 class Status(enum.StrEnum):
@@ -202,6 +203,7 @@ class Result(_NoTruthValue):
         tolerances: Rows of the tolerance table: {name: {"limit": ..., "reason": ...}}.
         runs: Whole training runs of both sides (``parity.convergence.Run``).
         equivalences: What the equivalence test made of them (``parity.convergence.Equivalence``).
+        campaign: What a campaign of seeded faults found (``parity.report.campaign``); empty where none was given.
         configuration: Constructor arguments of the model.
         environment: Versions, machine, content hashes.
         seconds: Wall time of each stage.
@@ -218,6 +220,7 @@ class Result(_NoTruthValue):
     tolerances: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     runs: tuple[Any, ...] = ()
     equivalences: tuple[Any, ...] = ()
+    campaign: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     configuration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     environment: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)

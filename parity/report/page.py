@@ -10,6 +10,7 @@ from typing import Any
 
 from parity.ladder import CONVERGENCE, TRAINING_GATES
 from parity.records import Comparison, Result, Status
+from parity.report.campaign import SURVIVED, kill_matrix
 from parity.report.figures import absent, by_case, figures
 from parity.report.summary import (
     PARTS,
@@ -92,9 +93,11 @@ def render(result: Result) -> str:
         verdict=verdict(result),
         ladder=ladder(result),
         parts=PARTS,
+        survived=SURVIVED,
         figures=drawn,
         absent=absent(result, drawn),
         by_case=by_case(result),
+        kills=kill_matrix(result.campaign) if result.campaign else None,
         not_compared=by_reason(result.not_compared),
         tolerances=list(_tolerances(result)),
         configuration=list(_flat(result.configuration)),

@@ -13,14 +13,17 @@ import torch
 
 import benchmarks.command
 from parity import command
+from parity.attack import report as attack_report
 from parity.attack.records import Campaign
+from parity.environment import describe_environment
 from parity.ladder import GATES
 from parity.pairs import epibert_run
+from parity.records import SCHEMA
 from parity.report import page
 from tests.unit.parity.attack.toy import OUTCOME
 from torch_impl import EpiBERT
 
-FILES = ("junit.xml", "parity.json", "report.html")
+FILES = ("junit.xml", "parity.json", "report.html", "summary.md")
 QUICK = ("--reference", "recorded", "--gates", "weights,constants")
 
 
@@ -68,7 +71,7 @@ def flip_a_bit(port: EpiBERT) -> None:
 # --- proven -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_proven_exits_with_0_and_writes_three_complete_files(tmp_path, capsys):
+def test_what_is_proven_exits_with_0_and_writes_four_complete_files(tmp_path, capsys):
     out = tmp_path / "new [/]" / "folder"
     assert status_of(*QUICK, "--out", out) == command.PROVEN == 0
     assert sorted(content(out)) == sorted(FILES)
@@ -79,12 +82,16 @@ def test_what_is_proven_exits_with_0_and_writes_three_complete_files(tmp_path, c
     assert statuses == {**dict.fromkeys(GATES, "not_run"), "weights": "passed", "constants": "passed"}
     assert ElementTree.parse(out / "junit.xml").getroot().tag == "testsuites"
     assert (out / "report.html").read_text().rstrip().endswith("</html>")
+    assert (out / "summary.md").read_text().startswith("## ✓ Proven in part: EpiBERT")
     assert str(out) in capsys.readouterr().out.replace("\n", "")
 
 
 def test_the_recorded_cases_of_the_fine_tuning_model_are_climbed_by_name(tmp_path):
-    assert status_of(*QUICK, "--config", "rampage_tiny", "--out", tmp_path) == 0
+    attack_report.write(Campaign(outcomes=(OUTCOME,), environment=describe_environment()), tmp_path)
+    campaign = tmp_path / "attack.json"
+    assert status_of(*QUICK, "--config", "rampage_tiny", "--attack", campaign, "--out", tmp_path) == 0
     result = json.loads((tmp_path / "parity.json").read_text())
+    assert result["campaign"]["matrix"] == {OUTCOME.expected_rung: {OUTCOME.rung: 1}}
     assert result["pair"] == "EpiBERTRampage"
     assert set(result["configuration"]) == {"R1", "R2"}
     assert {row["case"] for row in result["gates"]["weights"]["comparisons"]} == {"R1 recorded", "R2 recorded"}
@@ -169,8 +176,8 @@ def test_a_run_that_compares_less_than_the_earlier_one_is_not_proven(tmp_path, c
     [
         (None, "No such file"),
         ("{}", "no result of this harness"),
-        ('{"schema": 1, "gates": []}', "'gates' is missing or of another type"),
-        ('{"schema": 1, "gates": {}}', "'tolerances' is missing"),
+        (f'{{"schema": {SCHEMA}, "gates": []}}', "'gates' is missing or of another type"),
+        (f'{{"schema": {SCHEMA}, "gates": {{}}}}', "'tolerances' is missing"),
     ],
 )
 def test_an_earlier_run_that_is_none_exits_with_2_before_any_work(tmp_path, monkeypatch, capsys, text, message):
@@ -179,6 +186,16 @@ def test_an_earlier_run_that_is_none_exits_with_2_before_any_work(tmp_path, monk
     if text is not None:
         earlier.write_text(text)
     assert status_of("--against", earlier, "--out", tmp_path / "out") == command.WRONG_USE
+    assert message in error_of(capsys)
+
+
+@pytest.mark.parametrize(("text", "message"), [(None, "No such file"), ("{}", "no record of a campaign")])
+def test_a_campaign_that_is_none_exits_with_2_before_any_work(tmp_path, monkeypatch, capsys, text, message):
+    monkeypatch.setattr(epibert_run, "run", lambda **_: pytest.fail("the work began"))
+    campaign = tmp_path / "attack.json"
+    if text is not None:
+        campaign.write_text(text)
+    assert status_of("--attack", campaign, "--out", tmp_path / "out") == command.WRONG_USE
     assert message in error_of(capsys)
 
 
@@ -389,9 +406,9 @@ def test_every_argument_of_the_command_is_explained(capsys):
     with pytest.raises(SystemExit):
         command.main(["parity", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    for name in ("checkpoint", "config", "gates", "out", "reference", "bins", "batch", "goldens", "device"):
+    for name in ("checkpoint", "config", "gates", "out", "reference", "bins", "batch", "goldens", "device", "attack"):
         assert f"--{name}" in text
-    for word in ("Rungs to prove", "Folder for the three files", "128-bp bins"):
+    for word in ("Rungs to prove", "Folder for the four files", "128-bp bins"):
         assert word in text
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from parity import Comparison, Culprit, Gate, GateStatus, Reading, Result, Status
-from parity.records import KnownDifference, NotCompared, WeightRow
+from parity.records import SCHEMA, KnownDifference, NotCompared, WeightRow
 
 
 def comparison(**changes: object) -> Comparison:
@@ -131,7 +131,7 @@ def test_json_holds_every_field_the_verdict_and_the_culprits():
     assert {field.name for field in dataclasses.fields(Result)} <= data.keys()
     assert data["passed"] is False
     assert data["culprits"] == []
-    assert data["schema"] == 1
+    assert data["schema"] == SCHEMA
     (row,) = data["gates"]["layers"]["comparisons"]
     assert row == {**dataclasses.asdict(found.comparisons[0]), "shape": [2, 3]}
 

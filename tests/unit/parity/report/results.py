@@ -575,6 +575,14 @@ def failing() -> Result:
         ),
         not_compared=(*result.not_compared, NotCompared(side="port", name=HOSTILE, reason=HOSTILE)),
         environment={**result.environment, HOSTILE: HOSTILE},
+        campaign={
+            "passed": False,
+            "summary": ["faults: 5, caught 4"],
+            "matrix": {"layers": {"layers": 3, "model": 1}, HOSTILE: {"not caught": 1}},
+            "survivors": {HOSTILE: HOSTILE},
+            "alarms": [f"seed 1: {HOSTILE}"],
+            "same_sources": False,
+        },
         reference=f"{result.reference} {HOSTILE}",
     )
 

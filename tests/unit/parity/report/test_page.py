@@ -250,3 +250,13 @@ def test_a_full_run_stays_small():
     result = results.full_size()
     assert len(result.comparisons) > 16_000
     assert len(render(result)) < 8_000_000
+
+
+def test_seeded_faults_are_shown_where_a_campaign_is_given():
+    assert "Seeded faults" not in " ".join(Parsed(render(results.passing())).texts)
+    texts = [text.strip() for text in Parsed(render(results.failing())).texts]
+    assert "Seeded faults" in texts
+    assert "faults: 5, caught 4" in texts
+    assert any("Of other sources than this run" in text for text in texts)
+    assert any(text.startswith("not caught: ") for text in texts)
+    assert any(text.startswith("false alarm: seed 1") for text in texts)
