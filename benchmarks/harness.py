@@ -46,12 +46,14 @@ def harness_benchmark(
 
     Returns:
         ``environment``, ``settings`` and for each way ``plain_seconds`` (both forward passes, unwatched), ``seconds``
-        (the pass that compares), ``cost`` (what it takes beyond them, over them), ``comparisons``, and in bytes
+        (the pass that compares), ``cost`` (what it takes beyond them, over them), ``comparisons``, ``beyond_limit`` (how
+        many of them differ by more than the limit for two float32 runs without float64 to decide; at full length
+        sums over thousands of positions may), and in bytes
         ``plain_peak``, ``peak`` (resident memory at its highest, before and with the comparison), ``largest`` (what the
         layer with most of it is given and returns) and ``activations`` (what all layers are given and return).
 
     Raises:
-        RuntimeError: A process fails, or a comparison does.
+        RuntimeError: A process fails, or a value is missing or not finite.
     """
     unknown = sorted(set(ways) - set(WAYS))
     if unknown:
@@ -74,7 +76,7 @@ def describe(way: str, found: dict[str, Any]) -> str:
     """One way in a line of text."""
     sizes = {name: f"{found[name] / 1e9:.2f} GB" for name in ("plain_peak", "peak", "largest", "activations")}
     return (
-        f"{way}: {found['comparisons']} comparisons cost {found['cost']:.2f} of the two forward passes "
+        f"{way}: {found['comparisons']} comparisons ({found['beyond_limit']} beyond the limit of float32 alone) cost {found['cost']:.2f} of the two forward passes "
         f"({found['plain_seconds']:.1f} s; limit {LIMIT:g}); peak {sizes['plain_peak']} without, {sizes['peak']} with; "
         f"largest layer {sizes['largest']}, all activations {sizes['activations']}"
     )
@@ -130,9 +132,9 @@ def _measure(bins: int, way: str) -> dict[str, Any]:
         compare_pass(side, live, mapped, precision="float32", mode="evaluation", reading=Reading.ISOLATED, case="")
     )
     seconds = time.perf_counter() - started
-    failed = [row for row in found if row.status is not Status.PASS]
-    if failed:
-        raise RuntimeError(f"{len(failed)} comparisons fail, first {failed[0]}")
+    broken = [row for row in found if row.status not in (Status.PASS, Status.FAIL)]
+    if broken:
+        raise RuntimeError(f"{len(broken)} values are missing or not finite, first {broken[0]}")
     sizes: dict[str, int] = {}
     for row in found:
         sizes[row.port] = sizes.get(row.port, 0) + 4 * int(np.prod(row.shape or (0,)))
@@ -141,6 +143,7 @@ def _measure(bins: int, way: str) -> dict[str, Any]:
         "seconds": seconds,
         "cost": seconds / plain_seconds - 1,
         "comparisons": len(found),
+        "beyond_limit": sum(row.status is Status.FAIL for row in found),
         "plain_peak": plain_peak,
         "peak": _peak(),
         "largest": max(sizes.values()),

@@ -1,6 +1,8 @@
 """Holding two arrays against each other. The only place that turns numbers into a status."""
 
+import concurrent.futures
 import math
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,9 @@ from parity.trace import Sample
 
 PIECE = 1 << 16
 """Numbers that are held against each other at a time: with their differences they stay in the processor's cache."""
+
+SMALLEST_SQUARES = 1e-280
+"""Sums of squares below this may have lost some to underflow."""
 
 
 def distance(port: np.ndarray, reference: np.ndarray, scale: float | None = None) -> tuple[float, float]:
@@ -46,40 +51,66 @@ def distance(port: np.ndarray, reference: np.ndarray, scale: float | None = None
 
 def _distance_of_pieces(port: np.ndarray, reference: np.ndarray, scale: float | None) -> tuple[float, float]:
     """As ``distance``, holding no other array of that size."""
-    unit, peak = 0.0 if scale is None else scale, 0.0
-    with np.errstate(over="ignore"):
-        for ours, theirs in _pieces(port, reference):
-            if scale is None:
-                unit = max(unit, float(np.max(np.abs(theirs))))
-            peak = max(peak, float(np.max(np.abs(ours - theirs))))
+    largest, peak, squares, differences = _measure(port, reference)
+    unit = largest if scale is None else scale
     if peak == 0.0:
         return 0.0, 0.0
     if unit == 0.0 or not math.isfinite(peak):
         return math.inf, math.inf
-    squares, differences = [], []
-    for ours, theirs in _pieces(port, reference):
-        squares.append(float(np.sum(np.square(theirs / unit))))
-        differences.append(float(np.sum(np.square((ours - theirs) / unit))))
-    norm = math.sqrt(reference.size if scale is not None else math.fsum(squares))
-    return math.sqrt(math.fsum(differences)) / norm, peak / unit
+    if not all(SMALLEST_SQUARES < total < math.inf for total in (squares, differences)):
+        # Squares of huge and of tiny numbers are out of range; those of numbers scaled by the largest are not.
+        squares, differences = _measure(port, reference, unit)[2:]
+        unit_of_squares = 1.0
+    else:
+        unit_of_squares = unit
+    norm = math.sqrt(reference.size) if scale is not None else math.sqrt(squares) / unit_of_squares
+    return math.sqrt(differences) / unit_of_squares / norm, peak / unit
+
+
+def _measure(port: np.ndarray, reference: np.ndarray, unit: float = 1.0) -> tuple[float, float, float, float]:
+    """One look at two large arrays, by as many threads as there are processors.
+
+    Returns:
+        (largest absolute value of the reference, that of the difference, sum of the squares of the reference over
+        ``unit``, of the difference over ``unit``). NaN and infinities come through.
+    """
+
+    def piece(parts: list[np.ndarray]) -> tuple[float, float, float, float]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            difference, theirs = (part.astype(np.float64, order="C").ravel() for part in parts)
+            difference -= theirs
+            largest, peak = _largest(theirs), _largest(difference)
+            if unit != 1.0:
+                difference /= unit
+                theirs /= unit
+            # Not a BLAS dot product, see _norm.
+            squares = (float(np.einsum("i,i", array, array)) for array in (theirs, difference))
+            return largest, peak, *squares
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        largest, peak, squares, differences = zip(*pool.map(piece, _pieces(port, reference)), strict=True)
+    # NumPy's maximum lets NaN through, Python's need not.
+    return float(np.max(largest)), float(np.max(peak)), math.fsum(squares), math.fsum(differences)
+
+
+def _largest(array: np.ndarray) -> float:
+    return float(np.maximum(np.max(array), -np.min(array)))
 
 
 def _pieces(*arrays: np.ndarray) -> Iterator[list[np.ndarray]]:
-    """Arrays of one shape, cut alike along their longest axis and in float64, one piece after the other."""
+    """Arrays of one shape, cut alike along their longest axis."""
     shape = arrays[0].shape
-    if not shape:
-        yield [np.asarray(array, dtype=np.float64) for array in arrays]
-        return
     axis = int(np.argmax(shape))
-    step = max(1, PIECE * shape[axis] // max(1, arrays[0].size))
+    step = max(1, PIECE * shape[axis] // arrays[0].size)
     for start in range(0, shape[axis], step):
         part = (slice(None),) * axis + (slice(start, start + step),)
-        yield [np.asarray(array[part], dtype=np.float64) for array in arrays]
+        yield [array[part] for array in arrays]
 
 
 def _first_non_finite(array: np.ndarray) -> tuple[int, ...] | None:
     """Where an array has its first NaN or infinity, if it has one."""
-    if all(np.all(np.isfinite(piece)) for (piece,) in _pieces(array)):
+    pieces = ([array],) if array.size <= PIECE else _pieces(array)
+    if all(np.all(np.isfinite(piece)) for (piece,) in pieces):
         return None
     return tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
 
