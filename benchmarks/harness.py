@@ -46,9 +46,9 @@ def harness_benchmark(
 
     Returns:
         ``environment``, ``settings`` and for each way ``plain_seconds`` (both forward passes, unwatched), ``seconds``
-        (the pass that compares), ``cost`` (what it takes beyond them, over them), ``comparisons``, ``beyond_limit`` (how
-        many of them differ by more than the limit for two float32 runs without float64 to decide; at full length
-        sums over thousands of positions may), and in bytes
+        (the pass that compares), ``cost`` (what it takes beyond them, over them), ``comparisons``, ``beyond_limit``
+        (how many of them differ by more than the limit for two float32 runs without float64 to decide; at full
+        length sums over thousands of positions may), and in bytes
         ``plain_peak``, ``peak`` (resident memory at its highest, before and with the comparison), ``largest`` (what the
         layer with most of it is given and returns) and ``activations`` (what all layers are given and return).
 
@@ -76,9 +76,10 @@ def describe(way: str, found: dict[str, Any]) -> str:
     """One way in a line of text."""
     sizes = {name: f"{found[name] / 1e9:.2f} GB" for name in ("plain_peak", "peak", "largest", "activations")}
     return (
-        f"{way}: {found['comparisons']} comparisons ({found['beyond_limit']} beyond the limit of float32 alone) cost {found['cost']:.2f} of the two forward passes "
-        f"({found['plain_seconds']:.1f} s; limit {LIMIT:g}); peak {sizes['plain_peak']} without, {sizes['peak']} with; "
-        f"largest layer {sizes['largest']}, all activations {sizes['activations']}"
+        f"{way}: {found['comparisons']} comparisons ({found['beyond_limit']} beyond the limit of float32 alone) cost "
+        f"{found['cost']:.2f} of the two forward passes ({found['plain_seconds']:.1f} s; limit {LIMIT:g}); "
+        f"peak {sizes['plain_peak']} without, {sizes['peak']} with; layer {sizes['largest']}, all activations "
+        f"{sizes['activations']}"
     )
 
 
