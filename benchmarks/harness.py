@@ -128,6 +128,7 @@ def _measure(bins: int, way: str) -> dict[str, Any]:
 
     plain()
     plain_seconds, plain_peak = plain(), _peak()
+    print(f"two forward passes: {plain_seconds:.1f} s", file=sys.stderr, flush=True)
     started = time.perf_counter()
     found = list(
         compare_pass(side, live, mapped, precision="float32", mode="evaluation", reading=Reading.ISOLATED, case="")

@@ -187,15 +187,18 @@ def _watched(module: nn.Module, pair: LayerPair, recorder: Recorder, truth: Read
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
         key = recorder.begin(pair.port)
         given = flatten((args, kwargs), torch.is_tensor)[: pair.inputs]
-        arrays = _arrays(pair, given, is_input=True, wide=recorder.wide)
+        reference = None if truth is None else truth.entered((pair.reference, key[1]))
+        fed_inputs = None if reference is None or not given else reference.inputs
+        # A layer that is fed never sees what it was given, so it cannot overwrite it.
+        kept = recorder.keeps or fed_inputs is None
+        arrays = _arrays(pair, given, is_input=True, wide=recorder.wide, copy=kept)
         open_calls.append((key, given, arrays))
         recorder.enter(key, arrays)
-        reference = None if truth is None else truth.entered((pair.reference, key[1]))
-        if reference is None or reference.inputs is None or not given:
+        if fed_inputs is None:
             return None
         fed = [
             _tensor(pair.to_port(array, is_input=True), like)
-            for array, like in zip(reference.inputs[: len(given)], given, strict=True)
+            for array, like in zip(fed_inputs[: len(given)], given, strict=True)
         ]
         rest = flatten((args, kwargs), torch.is_tensor)[pair.inputs :]
         return replace((args, kwargs), torch.is_tensor, fed + rest)
