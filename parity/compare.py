@@ -156,13 +156,14 @@ def compare(
         mode: ``evaluation`` or ``training``.
         order: Position in the reference's order of execution.
         reference_same_precision: The reference's array in the port's precision; makes the row a ratio.
-        scale: See ``distance``.
+        scale: See ``distance``; that of the row of the table when None, which most have not.
         detail: What is known already, such as the exception of the port.
 
     Returns:
         The record; MISSING, NON_FINITE and shape mismatches never pass.
     """
     row = TABLE[tolerance]
+    scale = row.scale if scale is None else scale
 
     def record(status: Status, detail: str = detail, **numbers: float | None) -> Comparison:
         return Comparison(

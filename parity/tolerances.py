@@ -20,6 +20,8 @@ class Tolerance:
         ratio: The limit is a factor on the reference's own error, so it says nothing without one.
         peak_ratio: For ratios: factor on the reference's own largest deviation.
         largest_own: For ratios: a reference that is off by more than this decides nothing.
+        scale: What differences are related to in place of the reference's own size, for quantities that have a size by
+            nature and may be near zero.
         spread: For ratios: so many standard deviations of a ratio of two norms over as many numbers as were compared,
             but at least 24.
         reason: Where the number comes from.
@@ -31,6 +33,7 @@ class Tolerance:
     ratio: bool = False
     peak_ratio: float = 0.0
     largest_own: float = 0.0
+    scale: float | None = None
     spread: float = 0.0
     reason: str
 
@@ -69,6 +72,14 @@ TABLE: dict[str, Tolerance] = {
         reason="Sums of up to 1e4 terms that round at 1.1e-16 differ by about 1e-14 when summed in another order; two "
         "decimal digits are left for depth. The smallest semantic fault of the catalogue (an epsilon of 1e-6 in the "
         "attention's denominator) moves the output by 2e-12 to 2e-9, its own layer by more.",
+    ),
+    "correlation": Tolerance(
+        limit=1e-12,
+        scale=1.0,
+        reason="Pearson correlations of two float64 runs, as a difference and not as a share: predictions p that move "
+        "by a share e of their norm move r = cos(y - mean y, p - mean p) by at most e |p| / |p - mean p|, whatever r "
+        "is, so the size of r is 1 and one near zero has no size of its own. Limit as float64, which e has to keep "
+        "as well: predictions that vary by a thirtieth of themselves, as after few steps, amplify e by thirty.",
     ),
     "float32": Tolerance(
         limit=2.0,

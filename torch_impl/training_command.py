@@ -9,12 +9,15 @@ Exit status 0: done. 1: training has gone to NaN or infinity. 2: wrong use or ba
 steps of training, resumes.
 """
 
+import functools
+import inspect
+import operator
 import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import lightning
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -79,6 +82,7 @@ class Command(LightningCLI):
 
     def __init__(self, arguments: Sequence[str], *, initializer: MakeInitializer | None, program: str) -> None:
         self.initializer = initializer
+        _read_whole_numbers_as_such()
         kinds = {"model_class": lightning.LightningModule, "datamodule_class": lightning.LightningDataModule}
         super().__init__(
             **kinds,
@@ -298,6 +302,19 @@ def _refused_by_lightning(error: BaseException) -> bool:
     while place is not None and place.tb_next is not None:
         place = place.tb_next
     return place is not None and place.tb_frame.f_globals.get("__name__", "").startswith("lightning.")
+
+
+def _read_whole_numbers_as_such() -> None:
+    """Lets ``--trainer.limit_train_batches 1`` mean one batch, whatever was imported before Lightning.
+
+    The parser tries the types of an option in their order, and as a fraction 1 is all batches. ``typing`` keeps one
+    object for ``Union[int, float] | None`` in either order, that of the package which asked first; rich asks for float.
+    """
+    annotations = inspect.unwrap(lightning.Trainer.__init__).__annotations__
+    for name, annotation in annotations.items():
+        kinds = get_args(annotation)
+        if int in kinds:
+            annotations[name] = functools.reduce(operator.or_, sorted(kinds, key=lambda kind: kind is not int))
 
 
 def _quieten() -> None:

@@ -401,6 +401,16 @@ def test_a_scale_of_zero_excuses_nothing():
     assert check(np.array([0.5]), np.array([0.25]), scale=0.0).status is Status.FAIL
 
 
+@pytest.mark.parametrize("value", [0.0, 0.05, -0.9])
+def test_a_correlation_is_related_to_one_however_small_it_is(value):
+    reference = np.array(value)
+    assert check(reference + 0.9 * LIMIT, reference, "correlation").status is Status.PASS
+    assert check(reference + 1.1 * LIMIT, reference, "correlation").status is Status.FAIL
+    assert check(-reference - 1.1 * LIMIT, reference, "correlation").status is Status.FAIL
+    if value:
+        assert check(reference * (1 + 1.1 * LIMIT), reference).status is Status.FAIL
+
+
 # --- samples and summaries --------------------------------------------------------------------------------------------
 
 

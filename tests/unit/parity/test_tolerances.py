@@ -16,6 +16,7 @@ def test_every_row_has_a_reason_and_usable_numbers(name):
     row = TABLE[name]
     assert len(row.reason.split()) >= 10
     assert all(math.isfinite(number) and number >= 0 for number in (row.limit, row.floor, row.largest_peak))
+    assert row.scale is None or 0 < row.scale < math.inf
 
 
 def test_rows_cannot_be_changed():
@@ -71,6 +72,29 @@ def test_unit_roundoffs_are_those_of_the_formats():
 
 def test_a_bound_without_the_references_error_is_the_limit():
     assert Tolerance(limit=0.5, reason="").bound() == 0.5
+
+
+def test_a_correlation_moves_as_far_as_its_row_says():
+    """By e |p| / |p - mean p| when predictions move by a share e of their norm, a small one as far as a large."""
+    generator = np.random.default_rng(0)
+    target, noise = generator.standard_normal((2, 9))
+    share = 2.0**-20
+    for slope in (0.0, 1.0):
+        varying = slope * target + noise
+        predictions = 30 + varying
+        centred, across = varying - varying.mean(), target - target.mean()
+        # The direction that moves it most: along the target, as far as that is not along the predictions.
+        across -= centred * (across @ centred) / (centred @ centred)
+        step = across * share * np.linalg.norm(predictions) / np.linalg.norm(across)
+        before, after = (np.corrcoef(each, target)[0, 1] for each in (predictions, predictions + step))
+        bound = share * np.linalg.norm(predictions) / np.linalg.norm(centred)
+        assert 0.5 * bound < abs(after - before) <= bound
+
+
+def test_correlations_alone_have_a_size_by_nature():
+    assert {name for name, row in TABLE.items() if row.scale is not None} == {"correlation"}
+    assert TABLE["correlation"].scale == 1
+    assert TABLE["correlation"].limit == TABLE["float64"].limit
 
 
 def test_chance_widens_a_ratio_of_few_numbers_and_hardly_one_of_many():

@@ -7,12 +7,13 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
-from tests.assertions import assert_same
+from tests.assertions import Disagreement, assert_same
 from tests.unit.torch_impl.training import (
     WITHOUT_DROPOUT,
     finish,
@@ -29,6 +30,7 @@ EPOCHS = 5
 DDP = {"devices": 2, "strategy": "ddp"}
 MODULE = {"peak": 1e-3}
 GRACE_SECONDS = 15
+CORRELATION = "correlation"
 
 
 def config(folder: Path, records: Path, processes: int, workers: int = 0) -> Path:
@@ -203,27 +205,51 @@ def assert_same_losses(joint: Path, two: Path) -> None:
     assert found.keys() == expected.keys()
     assert len(found) == 5
     for at, values in expected.items():
-        names = ("loss",) if at >= 0 else ("validation loss", "pearson", "r2")
+        names = ("loss",) if at >= 0 else ("validation loss", CORRELATION, "r2")
         for name, value, port in zip(names, values.split(), found[at].split(), strict=True):
-            assert_same(number(port), number(value), what=f"{name} {at}")
+            row = "correlation" if name == CORRELATION else "float64"
+            assert_same(number(port), number(value), row, what=f"{name} {at}")
 
 
-def test_two_processes_train_one_sharded_model(joint, records, tmp_path):
-    """FSDP2: each holds half of every parameter and moment."""
-    strategy = {
-        "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
-        "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
-    }
+SHARDED: dict[str, Any] = {
+    "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+    "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
+}
+
+
+def train_sharded(
+    folder: Path, records: Path, model: dict[str, Any] | None = None, trainer: dict[str, Any] | None = None
+) -> None:
+    """FSDP2: each of two processes holds half of every parameter and moment."""
     path = write_config(
-        tmp_path,
+        folder,
         records,
-        model=WITHOUT_DROPOUT,
+        model={**WITHOUT_DROPOUT, **(model or {})},
         module=MODULE,
         loader={"batch_size": 1},
-        trainer={"max_epochs": 1, "devices": 2, "strategy": strategy, "precision": "32-true"},
+        trainer={"max_epochs": 1, "devices": 2, "strategy": SHARDED, "precision": "32-true", **(trainer or {})},
         class_path="tests.unit.torch_impl.training.ShardedDouble",
     )
     status, said = finish(start("fit", "--config", path))
     assert status == 0, said
+
+
+def test_two_processes_train_one_sharded_model(joint, records, tmp_path):
+    train_sharded(tmp_path, records)
     assert_same_losses(joint, tmp_path)
     assert_trained_alike(joint, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "trainer"),
+    [({"BN_momentum": 0.8}, {}), ({}, {"limit_val_batches": 1})],  # of two
+    ids=["statistics at twice the rate", "a batch of validation is dropped"],
+)
+def test_a_fault_of_a_sharded_run_shows_in_its_correlation(joint, records, tmp_path, model, trainer):
+    """Whose size is taken to be one, so that the row is wider for a small one."""
+    train_sharded(tmp_path, records, model, trainer)
+    (expected,), (found,) = (
+        [number(values.split()[1]) for at, values in losses(run).items() if at < 0] for run in (joint, tmp_path)
+    )
+    with pytest.raises(Disagreement, match=CORRELATION):
+        assert_same(found, expected, "correlation", what=CORRELATION)

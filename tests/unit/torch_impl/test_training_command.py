@@ -1,6 +1,7 @@
 """``epibert train`` as a user meets it: configurations, every subcommand, and one clear line for whatever is wrong."""
 
 import dataclasses
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import h5py
+import lightning
 import pytest
 import torch
 import yaml
@@ -119,6 +121,16 @@ def test_values_are_overridden_on_the_command_line(capsys, records, tmp_path):
 
 
 # --- what it does ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("given", "meant"), [("1", 1), ("1.0", 1.0)], ids=["one", "all"])
+def test_a_number_of_batches_is_no_share_of_them(capsys, monkeypatch, given, meant):
+    """Also after a package that asks ``typing`` for float or int first, as rich does."""
+    annotations = inspect.unwrap(lightning.Trainer.__init__).__annotations__
+    monkeypatch.setitem(annotations, "limit_train_batches", float | int | None)
+    path = ROOT / "configs" / "tiny.yaml"
+    found = printed(capsys, "fit", "--config", path, "--trainer.limit_train_batches", given)
+    assert repr(found["trainer"]["limit_train_batches"]) == repr(meant)
 
 
 def test_fitting_leaves_losses_checkpoints_and_the_configuration(trained):
