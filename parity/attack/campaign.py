@@ -9,6 +9,7 @@ Each part starts from the same random state and one thread, whichever process do
 """
 
 import dataclasses
+import gc
 import hashlib
 import importlib
 import json
@@ -169,11 +170,15 @@ class Store:
 
 def _outcome(result: Mapping[str, Any]) -> Outcome:
     fields = {**result, "effect": float(result["effect"]), "verdicts": _verdicts(result)}
-    return Outcome(**{**fields, "expected": tuple(fields["expected"]), "named": tuple(fields["named"])})
+    return Outcome(**{**fields, **_tuples(result, "expected", "named")})
 
 
 def _clean(result: Mapping[str, Any]) -> CleanRun:
-    return CleanRun(**{**result, "alarms": tuple(result["alarms"]), "verdicts": _verdicts(result)})
+    return CleanRun(**{**result, "verdicts": _verdicts(result), **_tuples(result, "alarms", "second_looks")})
+
+
+def _tuples(result: Mapping[str, Any], *names: str) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(result[name]) for name in names}
 
 
 def _verdicts(result: Mapping[str, Any]) -> dict[str, Verdict]:
@@ -218,6 +223,9 @@ def _start(target: str) -> None:
     torch.set_num_threads(1)
     module, _, name = target.partition(":")
     _target = getattr(importlib.import_module(module), name)()
+    # Millions of objects of the libraries that are there to stay: the collector need not look at them again.
+    gc.collect()
+    gc.freeze()
 
 
 def _work(part: Part) -> dict[str, Any]:

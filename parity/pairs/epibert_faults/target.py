@@ -66,6 +66,7 @@ class EpiBERTTarget:
             what=fault.what,
             expected_rung=fault.rung,
             expected=fault.named,
+            of_layers=bench.are_layers(fault.named),
             rung=found.rung,
             stage=found.stage,
             named=named,
@@ -97,12 +98,16 @@ class EpiBERTTarget:
         """Judges a port without a fault."""
         started = time.perf_counter()
         clean = Clean(seed)
-        comparisons, alarms = judge_clean(clean)
+        found = judge_clean(clean)
         seconds = time.perf_counter() - started
         verdicts: dict[str, Verdict] = {}
         if rules:
-            count = sum(comparisons.values())
-            ours = Verdict(found=bool(alarms), compared=count, seconds=seconds, detail=alarms[0] if alarms else "")
+            ours = Verdict(
+                found=bool(found.alarms),
+                compared=sum(found.comparisons.values()),
+                seconds=seconds,
+                detail=found.alarms[0] if found.alarms else "",
+            )
             observed = Observer(clean.live, clean.training_pair).observe(clean.port, clean.training_pair)
             verdicts = {**judge(observed), OURS: ours}
         described = clean.described
@@ -111,8 +116,9 @@ class EpiBERTTarget:
         return CleanRun(
             seed=seed,
             configuration=described,
-            comparisons=comparisons,
-            alarms=alarms,
+            comparisons=found.comparisons,
+            alarms=found.alarms,
+            second_looks=found.second_looks,
             seconds=seconds,
             verdicts=verdicts,
         )
