@@ -3,6 +3,7 @@
 import functools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -106,7 +107,8 @@ def test_a_ratio_that_chance_failed_is_measured_again_and_a_second_rounding_fail
     assert all("performer.layers.0" in text or "output_2" in text for text in found.second_looks)
     assert found.second_looks
     clean = Clean(48)
-    clean.port.get_submodule("performer.layers.0.norm").register_forward_hook(lambda module, given, result: _rounded_twice(result))
+    norm: Any = clean.port.get_submodule("performer.layers.0.norm")
+    norm.register_forward_hook(lambda module, given, result: _rounded_twice(result))
     alarms = judge(clean).alarms
     assert any(re.match(r"layers bfloat16 .* performer.layers.0.norm .*measured on 17 inputs", text) for text in alarms)
     assert any(re.match(r"model bfloat16 .*measured on 17 inputs", text) for text in alarms)
