@@ -87,7 +87,7 @@ class EpiBERTTarget:
                 return _observed_data(subject)
             with injected(fault, bench.subject(training=True)) as trained:
                 pair = bench.training_pair.of(trained.port, trained.training)
-                return observer.observe(subject.port, pair)
+                return observer.observe(subject.port, pair, sound="port" not in subject.touched)
 
     @functools.cache  # noqa: B019  one target a process
     def _observer(self, case: str) -> Observer:
