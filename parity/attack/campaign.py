@@ -9,7 +9,6 @@ Each part starts from the same random state and one thread, whichever process do
 """
 
 import dataclasses
-import gc
 import hashlib
 import importlib
 import json
@@ -223,9 +222,6 @@ def _start(target: str) -> None:
     torch.set_num_threads(1)
     module, _, name = target.partition(":")
     _target = getattr(importlib.import_module(module), name)()
-    # Millions of objects of the libraries that are there to stay: the collector need not look at them again.
-    gc.collect()
-    gc.freeze()
 
 
 def _work(part: Part) -> dict[str, Any]:

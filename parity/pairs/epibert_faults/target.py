@@ -31,6 +31,13 @@ class EpiBERTTarget:
 
     faults: Mapping[str, Fault] = CATALOGUE
 
+    def __init__(self) -> None:
+        import tf_keras  # noqa: F401  every part needs it
+
+        # Millions of objects of the libraries are there to stay: the collector need not look at them after every run.
+        gc.collect()
+        gc.freeze()
+
     @functools.cache  # noqa: B019  one target a process
     def bench(self, case: str) -> Bench:
         """The bench of a case."""
