@@ -171,8 +171,8 @@ def pool(rows: Sequence[Comparison]) -> Comparison:
         rows: The same comparison on each input, that which failed first.
 
     Returns:
-        The first, with the status and the numbers of all together, and with each look. A comparison that could not be
-        measured on one of the inputs has that one's status.
+        The first, with the status and the numbers of all together, and with each look; what fails on every input fails.
+        A comparison that could not be measured on one of the inputs has that one's status.
     """
     first, row = rows[0], TABLE[rows[0].tolerance]
     for number, other in enumerate(rows):
@@ -185,9 +185,10 @@ def pool(rows: Sequence[Comparison]) -> Comparison:
     )
     peak, largest_peak = max(look.peak for look in looks), max(r.peak_limit or 0.0 for r in rows)
     limit = row.bound(own, math.prod(first.shape or ()) * len(looks))
+    passed = error <= limit and peak <= largest_peak and any(r.status is Status.PASS for r in rows)
     return dataclasses.replace(
         first,
-        status=Status.PASS if error <= limit and peak <= largest_peak else Status.FAIL,
+        status=Status.PASS if passed else Status.FAIL,
         error=error,
         peak=peak,
         reference_error=own,

@@ -218,8 +218,8 @@ OF_NUMBERS = (
         file=COMPARE,
         edits=(
             (
-                "status=Status.PASS if error <= limit and peak <= largest_peak else Status.FAIL,",
-                "status=Status.PASS,",
+                "        first,\n        status=Status.PASS if passed else Status.FAIL,",
+                "        first,\n        status=Status.PASS,",
             ),
         ),
         tests=("tests/unit/parity/test_second_look.py",),

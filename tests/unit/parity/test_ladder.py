@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from parity import Comparison, GateStatus, LayerMap, LayerPair, Reading, Status
 from parity.ladder import GATES, compare_array, compare_live, compare_recorded, find_culprits, judge, tolerance_of
 from parity.reference import Recording
-from parity.tolerances import TABLE
+from parity.second_look import SURE
 from parity.torch_side import TorchSide
 from parity.trace import Call, Sample, Trace
 
@@ -513,7 +513,7 @@ def test_a_layer_that_rounds_once_more_fails_on_every_input():
     found = compared(rounded_by(lambda _, result: result.bfloat16().float()), modes=("evaluation",))
     own = [c for c in failures(found) if c.reading is Reading.ISOLATED]
     assert named(own) == ("stem",)
-    assert [len(c.looks) for c in own] == [1 + TABLE["float32"].looks]
+    assert [len(c.looks) for c in own] == [1 + SURE]
     assert {c.status for c in own} == {Status.FAIL}
 
 

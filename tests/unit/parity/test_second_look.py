@@ -10,7 +10,7 @@ import scipy.stats
 
 from parity import Comparison, Reading, Status
 from parity.compare import compare
-from parity.second_look import look_again
+from parity.second_look import SURE, look_again
 from parity.tolerances import TABLE, UNIT_ROUNDOFF
 
 LOOKS = TABLE["bfloat16"].looks
@@ -66,6 +66,9 @@ def test_chance_passes_and_the_record_keeps_every_look():
 def test_a_port_that_rounds_worse_on_every_input_fails_again():
     found = looked(measured(1.74), measured(1.6), measured(1.7))
     assert found.status is Status.FAIL
+    assert len(found.looks) == SURE + 1
+    found = looked(measured(1.74), *[measured(1.7)] * 5, measured(1.4))
+    assert found.status is Status.FAIL
     assert len(found.looks) == LOOKS + 1
 
 
@@ -86,12 +89,30 @@ def test_an_element_that_went_astray_is_no_matter_of_luck():
     assert looked(astray, measured(1.0)).status is Status.FAIL
 
 
+def test_what_fails_on_every_input_fails_whatever_all_together_say():
+    first = measured(1.0, status=Status.FAIL, detail="")
+    assert looked(first, measured(1.0)).status is Status.PASS
+    assert looked(first, first).status is Status.FAIL
+
+
 def test_an_input_on_which_nothing_could_be_measured_excuses_nothing():
     lost = measured(1.0, status=Status.NON_FINITE, error=None, detail="the port has nan")
     found = looked(measured(1.74), measured(1.0), lost)
     assert found.status is Status.NON_FINITE
     assert "the port has nan" in found.detail
     assert looked(measured(1.74), measured(1.0, port="another")).status is Status.MISSING
+
+
+def test_a_reference_that_refuses_other_inputs_leaves_the_first_result():
+    def refuse(number: int) -> Iterator[Comparison]:
+        raise ValueError("not sorted")
+        yield
+
+    rows = [measured(1.0), measured(1.74, port="b")]
+    passed, failed = look_again(rows, refuse)
+    assert passed == rows[0]
+    assert failed == dataclasses.replace(rows[1], detail=failed.detail)
+    assert "not measured on other inputs: ValueError: not sorted" in failed.detail
 
 
 def test_only_what_failed_is_looked_at_again():
