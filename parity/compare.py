@@ -1,14 +1,15 @@
 """Holding two arrays against each other. The only place that turns numbers into a status."""
 
 import concurrent.futures
+import dataclasses
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from parity.records import Comparison, Reading, Status
+from parity.records import Comparison, Look, Reading, Status
 from parity.tolerances import TABLE
 from parity.trace import Sample
 
@@ -165,7 +166,7 @@ def compare(
     row = TABLE[tolerance]
     scale = row.scale if scale is None else scale
 
-    def record(status: Status, detail: str = detail, **numbers: float | None) -> Comparison:
+    def record(status: Status, detail: str = detail, **numbers: Any) -> Comparison:
         return Comparison(
             gate=gate,
             case=case,
@@ -228,6 +229,51 @@ def compare(
         peak=peak,
         reference_error=own,
         limit=limit,
+        peak_limit=largest_peak,
+    )
+
+
+def undecided(row: Comparison) -> bool:
+    """Whether more inputs could tell more: a ratio of two measured errors that is beyond its limit."""
+    measured = row.error is not None and row.reference_error is not None and row.limit is not None
+    return measured and row.status is Status.FAIL and TABLE[row.tolerance].looks > 0
+
+
+def pool(rows: Sequence[Comparison]) -> Comparison:
+    """One ratio over several inputs: the port's error over all of them against the reference's over all of them.
+
+    Each input counts by its relative errors, so none outweighs another, and the first is one of them.
+
+    Args:
+        rows: The same comparison on each input, that which failed first.
+
+    Returns:
+        The first, with the status and the numbers of all together, and with each look; what fails on every input fails.
+        A comparison that could not be measured on one of the inputs has that one's status.
+    """
+    first, row = rows[0], TABLE[rows[0].tolerance]
+    for number, other in enumerate(rows):
+        if other.error is None or other.reference_error is None or other.peak is None or other.peak_limit is None:
+            return dataclasses.replace(first, status=other.status, detail=f"on input {number}: {other.detail}")
+    looks = tuple(Look(error=r.error, reference_error=r.reference_error, peak=r.peak) for r in rows)  # type: ignore[arg-type]
+    error, own = (
+        math.sqrt(sum(size**2 for size in sizes) / len(looks))
+        for sizes in ([look.error for look in looks], [look.reference_error for look in looks])
+    )
+    peak, largest_peak = max(look.peak for look in looks), max(r.peak_limit or 0.0 for r in rows)
+    limit = row.bound(own, math.prod(first.shape or ()) * len(looks))
+    passed = error <= limit and peak <= largest_peak and any(r.status is Status.PASS for r in rows)
+    return dataclasses.replace(
+        first,
+        status=Status.PASS if passed else Status.FAIL,
+        error=error,
+        peak=peak,
+        reference_error=own,
+        limit=limit,
+        peak_limit=largest_peak,
+        looks=looks,
+        detail=f"measured on {len(looks)} inputs; on the first alone {first.error:.2g}, where {first.limit:.2g} "
+        f"passes, the reference's own {first.reference_error:.2g}; {first.detail}",
     )
 
 

@@ -152,7 +152,8 @@ class IsolatedLayer:
         }
         live.sides = sides
         live.inputs = tuple(np.asarray(tensor, dtype=np.float64) for tensor in expected.tensors[: self.mapped])
-        live.blocks, live._truths = frozenset(), {}
+        live.blocks = frozenset()
+        live._forget()
         return PortLayer(self.whole, self.pair, self.layer_map, given, self.mapped), live
 
     def shrink(self) -> tuple[Part, list[Comparison]]:

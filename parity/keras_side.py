@@ -34,6 +34,7 @@ class KerasSide:
         self.layers = layers_by_path(model)
         self.split = frozenset(split)
         self.ignored = frozenset(ignored or {})
+        self._graph: Any = None
         for path in ignored or {}:
             self.layers.pop(path, None)
 
@@ -71,7 +72,9 @@ class KerasSide:
             if graph:
                 key = recorder.begin("")
                 arguments = tensors[0] if len(tensors) == 1 else tuple(tensors)
-                output = as_graph(self.model)(arguments, training=training)
+                # Made once: tracing it takes longer than many passes.
+                self._graph = self._graph or as_graph(self.model)
+                output = self._graph(arguments, training=training)
                 recorder.end(key, (), _arrays(flatten(output, tf.is_tensor)))
             else:
                 for path, layer in self.layers.items():

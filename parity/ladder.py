@@ -12,6 +12,7 @@ from parity.compare import compare, compare_array, values_of
 from parity.layer_map import LayerMap, LayerPair
 from parity.records import Comparison, Culprit, Gate, GateStatus, NotCompared, Reading, Status
 from parity.reference import LiveReference, Recording
+from parity.second_look import look_again
 from parity.stream import Handing, Stream
 from parity.torch_side import TorchSide
 from parity.trace import Call, Key, Readable, Recorder, Sample, Trace
@@ -35,33 +36,54 @@ def compare_live(
     *,
     gates: Sequence[str] = ("layers", "blocks", "model"),
     modes: Sequence[str] = ("evaluation", "training"),
+    precisions: Sequence[str] | None = None,
     case: str = "",
 ) -> Iterator[Comparison]:
     """Every layer of a port against a living reference, in every precision of the reference.
 
     Isolated and block readings are fed from the reference's first precision, which should be float64. In that precision
-    both are also run once on other inputs, because a port that remembers its first results would agree with itself.
+    both are also run once on other inputs, because a port that remembers its first results would agree with itself. In
+    the others, where errors are random, what fails is measured on more inputs (``parity.second_look``), unless the port
+    is wrong in the first precision already.
+
+    Args:
+        port: The port.
+        reference: The reference.
+        layer_map: Which layer is which.
+        gates: Which of ``layers``, ``blocks`` and ``model`` to compare.
+        modes: Which of ``evaluation`` and ``training``.
+        precisions: Some of the reference's, where the others are compared by somebody else; all by default.
+        case: Name of the case.
 
     Yields:
         The comparisons of the gates asked for.
     """
     first = reference.precisions[0]
+    wanted = reference.precisions if precisions is None else precisions
     for mode in modes:
         training = mode == "training"
-        if "layers" in gates:
+        if "layers" in gates and first in wanted:
             truth = reference.outline(first, training=training)
             yield from _unmapped(truth, layer_map, case=case, mode=mode)
             if training:
                 before = reference.outline(first, training=False)
                 yield from _unmapped_state(before, truth, layer_map, case=case)
-        for precision in reference.precisions:
+        right = True
+        for precision in (name for name in reference.precisions if name in wanted):
             for reading, gate in GATE_OF_READING.items():
-                if gate in gates:
-                    yield from compare_pass(
-                        port, reference, layer_map, precision=precision, mode=mode, reading=reading, case=case
-                    )
-        if "model" in gates:
+                if gate not in gates:
+                    continue
+                how = {"precision": precision, "mode": mode, "reading": reading, "case": case}
+                rows = tuple(compare_pass(port, reference, layer_map, **how))
+                if precision == first:
+                    right = right and all(row.status is Status.PASS for row in rows)
+                elif right:
+                    rows = look_again(rows, functools.partial(_compare_shuffled, port, reference, layer_map, **how))
+                yield from rows
+        if "model" in gates and first in wanted:
             yield from _unwatched(port, reference, layer_map, precision=first, mode=mode, case=case)
+    if first not in wanted:
+        return
     others = reference.on_other_inputs()
     label = f"{case}, other inputs" if case else "other inputs"
     for reading, gate in GATE_OF_READING.items():
@@ -69,6 +91,13 @@ def compare_live(
             yield from compare_pass(
                 port, others, layer_map, precision=first, mode=modes[0], reading=reading, case=label
             )
+
+
+def _compare_shuffled(
+    port: TorchSide, reference: LiveReference, layer_map: LayerMap, draw: int, **how: Any
+) -> Iterator[Comparison]:
+    """One pass on inputs in another order."""
+    return compare_pass(port, reference.on_shuffled_inputs(draw), layer_map, **how)
 
 
 def compare_pass(

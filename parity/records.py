@@ -54,6 +54,21 @@ class _NoTruthValue:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Look:
+    """A ratio measured on one input.
+
+    Attributes:
+        error: Relative L2 distance of the port to the float64 reference.
+        reference_error: The reference's own.
+        peak: Largest absolute difference over the largest absolute value of the reference.
+    """
+
+    error: float
+    reference_error: float
+    peak: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison(_NoTruthValue):
     """One array of the port held against one of the reference.
 
@@ -75,6 +90,9 @@ class Comparison(_NoTruthValue):
         peak: Largest absolute difference over the largest absolute value of the reference.
         reference_error: The reference's own distance to float64, for float32 and bfloat16.
         limit: Largest error that passes.
+        peak_limit: Largest peak that passes.
+        looks: Of a ratio that failed on its own input and was measured on others: each of these measurements, that on
+            its own input first. The numbers above are then those of all inputs together. Empty where one decided.
         tolerance: Name of the row in the table of tolerances that gave the limit.
         detail: What happened, in words, where the numbers do not say it.
     """
@@ -95,6 +113,8 @@ class Comparison(_NoTruthValue):
     peak: float | None = None
     reference_error: float | None = None
     limit: float | None = None
+    peak_limit: float | None = None
+    looks: tuple[Look, ...] = ()
     tolerance: str = ""
     detail: str = ""
 

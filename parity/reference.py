@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from parity.draws import Draws
 from parity.keras_side import KerasSide, activation_path
 from parity.layer_map import LayerMap
 from parity.records import Reading
@@ -24,6 +25,7 @@ class LiveReference:
         inputs: The models' arguments.
         layer_map: Tells which layers are blocks and which are ignored.
         name: What it is, with versions.
+        remember: Keep every pass, for small models that many ports are held against.
         streamed: Whether comparisons read its passes while they run, so that memory grows with the largest layer and
             not with the number of layers; each comparison then runs passes of its own.
     """
@@ -35,16 +37,23 @@ class LiveReference:
         layer_map: LayerMap,
         name: str,
         *,
+        remember: bool = False,
         streamed: bool = False,
     ) -> None:
         self.name = name
+        self.remember = remember
         self.streamed = streamed
         self.inputs = inputs
         self.sides = {
             precision: KerasSide(model, layer_map.ignored, layer_map.split) for precision, model in models.items()
         }
         self.blocks = frozenset(pair.reference for pair in layer_map if pair.block)
-        self._truths: dict[bool, Trace] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self._traces: dict[tuple[str, bool, Reading], Trace] = {}
+        self._graphs: dict[tuple[str, bool], tuple[np.ndarray | Sample, ...]] = {}
+        self._others: dict[str, LiveReference] = {}
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -61,16 +70,16 @@ class LiveReference:
 
         That one is remembered, because every comparison needs it; the others are large and needed once.
         """
-        remembered = precision == self.precisions[0] and reading is Reading.ACCUMULATED
-        if remembered and training in self._truths:
-            return self._truths[training]
+        key = precision, training, reading
+        if key in self._traces:
+            return self._traces[key]
         truth = fed = None
         if reading is not Reading.ACCUMULATED:
             truth = self.trace(self.precisions[0], training=training, reading=Reading.ACCUMULATED)
             fed = self.blocks if reading is Reading.BLOCK else None
         trace = self.sides[precision].trace(self.inputs, training=training, truth=truth, fed=fed)
-        if remembered:
-            self._truths[training] = trace
+        if self.remember or (precision == self.precisions[0] and reading is Reading.ACCUMULATED):
+            self._traces[key] = trace
         return trace
 
     def fed_paths(self, reading: Reading) -> frozenset[str]:
@@ -96,14 +105,39 @@ class LiveReference:
 
     def on_other_inputs(self) -> "LiveReference":
         """The same models on inputs that no layer has seen: examples in reverse order, longest axes turned by one."""
+        return self.on("turned", tuple(_turned(array) for array in self.inputs))
+
+    def on_shuffled_inputs(self, draw: int) -> "LiveReference":
+        """The same models on the same numbers in another order: along the longest axis, arrays of one length alike.
+
+        Every value keeps its precision, bases stay bases and words stay words.
+
+        Args:
+            draw: Tells one order from another.
+        """
+        name = f"shuffled {draw}"
+        return self.on(name, tuple(_shuffled(array, Draws(draw)) for array in self.inputs))
+
+    def on(self, name: str, inputs: tuple[np.ndarray, ...]) -> "LiveReference":
+        """The same models on other inputs, which go by a name where passes are kept."""
+        if name in self._others:
+            return self._others[name]
         other = copy.copy(self)
-        other.inputs = tuple(_turned(array) for array in self.inputs)
-        other._truths = {}
+        other.inputs = inputs
+        other._forget()
+        if self.remember:
+            self._others[name] = other
         return other
 
     def graph_output(self, precision: str, *, training: bool) -> tuple[np.ndarray | Sample, ...]:
         """The final output of the same pass as a ``tf.function``."""
-        return self.sides[precision].trace(self.inputs, training=training, graph=True).calls[("", 0)].outputs
+        key = precision, training
+        if key in self._graphs:
+            return self._graphs[key]
+        outputs = self.sides[precision].trace(self.inputs, training=training, graph=True).calls[("", 0)].outputs
+        if self.remember:
+            self._graphs[key] = outputs
+        return outputs
 
 
 def _turned(array: np.ndarray) -> np.ndarray:
@@ -111,6 +145,14 @@ def _turned(array: np.ndarray) -> np.ndarray:
     if array.ndim < 2:
         return reversed_examples
     return np.roll(reversed_examples, 1, axis=1 + int(np.argmax(array.shape[1:])))
+
+
+def _shuffled(array: np.ndarray, draws: Draws) -> np.ndarray:
+    if array.ndim < 2:
+        return array
+    axis = 1 + int(np.argmax(array.shape[1:]))
+    length = array.shape[axis]
+    return np.take(array, draws.generator(f"positions {length}").permutation(length), axis=axis)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

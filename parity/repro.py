@@ -9,7 +9,6 @@ import base64
 import contextlib
 import dataclasses
 import io
-import math
 import re
 import runpy
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -310,10 +309,12 @@ def _inputs(truth: Trace, path: str, call: int) -> tuple[np.ndarray, ...]:
 def _bounds(rows: Iterable[Comparison], port: str, quantity: str, precision: str) -> tuple[float, float]:
     """Limits of an array's norm and of its largest difference."""
     row = next((row for row in rows if (row.port, row.quantity) == (port, quantity)), None)
+    if row is not None and row.limit is not None and row.peak_limit is not None:
+        return row.limit, row.peak_limit
     tolerance = TABLE[precision if row is None else row.tolerance]
-    if row is not None and row.limit is not None:
-        return row.limit, math.inf if tolerance.ratio else tolerance.largest_peak
-    return (tolerance.floor, math.inf) if tolerance.ratio else (tolerance.limit, tolerance.largest_peak)
+    if tolerance.ratio:
+        return tolerance.floor, tolerance.peak_ratio * tolerance.floor
+    return tolerance.limit, tolerance.largest_peak
 
 
 def _output_checks(layer: IsolatedLayer, truth: Trace, rows: list[Comparison]) -> Iterator[Check]:

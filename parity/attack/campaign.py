@@ -169,11 +169,15 @@ class Store:
 
 def _outcome(result: Mapping[str, Any]) -> Outcome:
     fields = {**result, "effect": float(result["effect"]), "verdicts": _verdicts(result)}
-    return Outcome(**{**fields, "expected": tuple(fields["expected"]), "named": tuple(fields["named"])})
+    return Outcome(**{**fields, **_tuples(result, "expected", "named")})
 
 
 def _clean(result: Mapping[str, Any]) -> CleanRun:
-    return CleanRun(**{**result, "alarms": tuple(result["alarms"]), "verdicts": _verdicts(result)})
+    return CleanRun(**{**result, "verdicts": _verdicts(result), **_tuples(result, "alarms", "second_looks")})
+
+
+def _tuples(result: Mapping[str, Any], *names: str) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(result[name]) for name in names}
 
 
 def _verdicts(result: Mapping[str, Any]) -> dict[str, Verdict]:

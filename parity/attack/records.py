@@ -21,6 +21,7 @@ class Outcome:
         what: The mistake.
         expected_rung: The rung that must turn red first.
         expected: Who must be named.
+        of_layers: Whether these are layers of the port, and no other parts, such as the loss or the optimizer.
         rung: The rung that turned red first; empty when none did.
         stage: The part of the ladder in which it did.
         named: Who was named, in model order.
@@ -41,6 +42,7 @@ class Outcome:
     what: str
     expected_rung: str
     expected: tuple[str, ...]
+    of_layers: bool
     rung: str
     stage: str
     named: tuple[str, ...]
@@ -81,6 +83,7 @@ class CleanRun:
         configuration: What was drawn, in short.
         comparisons: Arrays held against each other by what was compared: ``{"layers float64 evaluation": 80}``.
         alarms: Comparisons that did not pass, in words.
+        second_looks: Ratios that exceeded their limit on the first input and were measured on others, in words.
         seconds: Time of the run.
         verdicts: As for ``Outcome``.
     """
@@ -90,6 +93,7 @@ class CleanRun:
     comparisons: Mapping[str, int]
     alarms: tuple[str, ...]
     seconds: float
+    second_looks: tuple[str, ...] = ()
     verdicts: Mapping[str, Verdict] = dataclasses.field(default_factory=dict)
 
 
@@ -158,19 +162,24 @@ class Campaign:
         return tuple(outcome for outcome in self.outcomes if not outcome.caught)
 
     @property
+    def judged(self) -> tuple[Outcome, ...]:
+        """Outcomes of the faults that must be caught, and of those that were without."""
+        return tuple(outcome for outcome in self.outcomes if outcome.visible or outcome.caught)
+
+    @property
     def right_rung(self) -> float:
-        """Share of the faults that were caught whose rung was the one expected; NaN of none."""
-        return _share([outcome.rung == outcome.expected_rung for outcome in self.caught])
+        """Share of the faults that count whose rung was the one expected; NaN of none."""
+        return _share([outcome.rung == outcome.expected_rung for outcome in self.judged])
 
     @property
     def located(self) -> float:
-        """Share of the faults that were caught of which who was named first is to blame; NaN of none."""
-        return _share([outcome.located for outcome in self.caught])
+        """Share of the faults that count of which who was named first is to blame; NaN of none."""
+        return _share([outcome.located for outcome in self.judged])
 
     @property
     def right(self) -> float:
-        """Share of the faults that were caught of which all who are to blame were named, and nobody else."""
-        return _share([outcome.right for outcome in self.caught])
+        """Share of the faults that count of which all who are to blame were named, and nobody else."""
+        return _share([outcome.right for outcome in self.judged])
 
     @property
     def alarms(self) -> tuple[CleanRun, ...]:

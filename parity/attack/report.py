@@ -39,6 +39,10 @@ def print_campaign(campaign: Campaign, console: Console) -> None:
         console.print(f"[bold red]false alarm[/] seed {run.seed} ({literal(run.configuration)})")
         for alarm in run.alarms[:3]:
             console.print(f"  {literal(alarm)}")
+    for run in campaign.clean:
+        for text in run.second_looks[:1]:
+            more = f" and {len(run.second_looks) - 1} more" if len(run.second_looks) > 1 else ""
+            console.print(f"[dim]measured again[/] seed {run.seed}: {literal(text)}{more}")
     for line in summary(campaign):
         console.print(line, highlight=False, soft_wrap=True)
     verdict = "[bold green]PROVEN[/]" if campaign.passed else "[bold red]NOT PROVEN[/]"
@@ -49,14 +53,17 @@ def summary(campaign: Campaign) -> list[str]:
     """The figures, one a line."""
     lines = []
     if campaign.outcomes:
-        visible = campaign.visible
+        visible, without = campaign.visible, [o for o in campaign.caught if not o.visible]
+        groups = [[o for o in campaign.judged if o.of_layers is wanted] for wanted in (True, False)]
+        layers, others = (f"{sum(o.located for o in group)} of {len(group)}" for group in groups)
         lines.append(
             f"faults: {len(campaign.outcomes)}, caught {len(campaign.caught)}; of {len(visible)} whose effect exceeds "
             f"the rounding of float64, {len(visible) - len(campaign.missed)}"
         )
         lines.append(
-            f"of those caught: right rung {_percent(campaign.right_rung)}, right layer first "
-            f"{_percent(campaign.located)}, exactly the right layers {_percent(campaign.right)}"
+            f"of these and {len(without)} others that were caught: right rung {_percent(campaign.right_rung)}, right "
+            f"name first {_percent(campaign.located)} (where it is a layer's {layers}, where it is another part's "
+            f"{others}), exactly the right names {_percent(campaign.right)}"
         )
     if campaign.clean:
         kinds = collections.Counter()
@@ -67,6 +74,10 @@ def summary(campaign: Campaign) -> list[str]:
         lines.append(
             f"clean runs: {len(campaign.clean)}, false alarms {len(campaign.alarms)} in {sum(kinds.values()):,} "
             f"comparisons ({', '.join(f'{name}: {n:,} in {runs[name]} runs' for name, n in sorted(kinds.items()))})"
+        )
+        again = sum(len(run.second_looks) for run in campaign.clean)
+        lines.append(
+            f"ratios of clean runs that exceeded their limit on one input and were measured on others: {again}"
         )
     return lines
 

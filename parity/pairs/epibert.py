@@ -297,8 +297,23 @@ def matches(reference: Any, port: nn.Module) -> bool:
     return isinstance(port, Trunk) and same_kind and hasattr(reference, "get_constants")
 
 
-def new_reference(config: EpiBERTConfig, precision: str, *, dropout: bool = False, rampage: bool = False) -> Any:
-    """The TensorFlow model with weights of its own drawing; arguments as for ``build_reference``."""
+def new_reference(
+    config: EpiBERTConfig,
+    precision: str,
+    *,
+    dropout: bool = False,
+    rampage: bool = False,
+    inputs: Sequence[np.ndarray] | None = None,
+) -> Any:
+    """The TensorFlow model with weights of its own drawing.
+
+    Args:
+        config: As for ``build_reference``, and so are the others.
+        precision: Precision.
+        dropout: Keep the configuration's rates.
+        rampage: Whether it is the fine-tuning model.
+        inputs: As for ``with_variables``.
+    """
     import tf_reference
 
     rates = {} if dropout else NO_DROPOUT
@@ -307,7 +322,23 @@ def new_reference(config: EpiBERTConfig, precision: str, *, dropout: bool = Fals
         model = tf_reference.EpiBERTRampage(**arguments, predict_atac=config.predict_atac)
     else:
         model = tf_reference.EpiBERT(**arguments)
-    model.build_weights(config.num_motifs)
+    return with_variables(model, config.num_motifs, inputs)
+
+
+def with_variables(model: Any, num_motifs: int, inputs: Sequence[np.ndarray] | None = None) -> Any:
+    """A model with its variables made.
+
+    Args:
+        model: The model, that was not called yet.
+        num_motifs: Length of the motif vector.
+        inputs: Small inputs to run it on, which takes half as long as the graph that is built without them; it must
+            then be called with others of these shapes alone, or Keras goes through its parts once more.
+    """
+    if inputs is None:
+        return model.build_weights(num_motifs)
+    import tensorflow as tf
+
+    model(tuple(tf.constant(array, model.compute_dtype) for array in inputs), training=False)
     return model
 
 
@@ -320,6 +351,7 @@ def build_reference(
     table: np.ndarray | None = None,
     dropout: bool = False,
     rampage: bool = False,
+    inputs: Sequence[np.ndarray] | None = None,
 ) -> Any:
     """The TensorFlow model with given weights, in a precision.
 
@@ -331,8 +363,9 @@ def build_reference(
         table: Rotary table; TensorFlow's own when None.
         dropout: Keep the configuration's rates; all are 0 otherwise.
         rampage: Whether it is the fine-tuning model.
+        inputs: As for ``with_variables``.
     """
-    model = new_reference(config, precision, dropout=dropout, rampage=rampage)
+    model = new_reference(config, precision, dropout=dropout, rampage=rampage, inputs=inputs)
     model.assign(stored)
     if projection is not None:
         model.set_constants(projection, model.get_constants()[1] if table is None else table)
@@ -468,8 +501,19 @@ def _draw(key: str, shape: tuple[int, ...], generator: np.random.Generator) -> n
     return generator.normal(center, 0.2, shape).astype(np.float32)
 
 
-def lift(reference: Any, stored: Mapping[str, np.ndarray], precisions: Sequence[str]) -> dict[str, Any]:
+def lift(
+    reference: Any,
+    stored: Mapping[str, np.ndarray],
+    precisions: Sequence[str],
+    inputs: Sequence[np.ndarray] | None = None,
+) -> dict[str, Any]:
     """Copies of the reference with given weights and its own constants, dropout off, most precise first.
+
+    Args:
+        reference: The reference.
+        stored: Its tensors by checkpoint key.
+        precisions: Precisions.
+        inputs: As for ``with_variables``.
 
     Raises:
         ValueError: A precision is unknown, or none is given.
@@ -480,7 +524,7 @@ def lift(reference: Any, stored: Mapping[str, np.ndarray], precisions: Sequence[
     models = {}
     for precision in (name for name in POLICIES if name in precisions):
         model = type(reference).from_config({**reference.get_config(), **NO_DROPOUT, "dtype": POLICIES[precision]})
-        model.build_weights(stored["model/motif_activity_fc1/kernel"].shape[0])
+        with_variables(model, stored["model/motif_activity_fc1/kernel"].shape[0], inputs)
         model.assign(stored)
         model.set_constants(*reference.get_constants())
         models[precision] = model

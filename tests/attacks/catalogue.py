@@ -200,6 +200,30 @@ OF_NUMBERS = (
         ),
         tests=("tests/unit/parity/test_tolerances.py",),
     ),
+    Attack(
+        name="second_look_excuses",
+        hole="what fails is run again until it passes, and the first result is forgotten",
+        file="parity/second_look.py",
+        edits=(
+            (
+                "    return tuple(pool(waiting[_place(row)]) if",
+                "    return tuple(pool(waiting[_place(row)][1:]) if",
+            ),
+        ),
+        tests=("tests/unit/parity/test_second_look.py",),
+    ),
+    Attack(
+        name="second_look_passes",
+        hole="a rerun that fails as well counts as flaky",
+        file=COMPARE,
+        edits=(
+            (
+                "        first,\n        status=Status.PASS if passed else Status.FAIL,",
+                "        first,\n        status=Status.PASS,",
+            ),
+        ),
+        tests=("tests/unit/parity/test_second_look.py",),
+    ),
 )
 
 OF_LAYERS = (
@@ -311,7 +335,7 @@ OF_LAYERS = (
         file=LADDER,
         edits=(
             (
-                '        if "model" in gates:\n            yield from _unwatched',
+                '        if "model" in gates and first in wanted:\n            yield from _unwatched',
                 "        if False:\n            yield from _unwatched",
             ),
         ),

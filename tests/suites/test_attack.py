@@ -3,8 +3,11 @@
 import functools
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from parity.attack.campaign import run_campaign
 from parity.attack.fault import Kind
@@ -85,16 +88,38 @@ def test_clean_runs_are_of_many_shapes():
 
 
 def test_a_port_without_a_fault_raises_no_alarm(tensorflow):
-    counts, alarms = judge(Clean(3))
-    assert alarms == ()
-    assert {name.split()[0] for name in counts} == {"weights", "constants", "layers", "blocks", "model"}
+    found = judge(Clean(2))
+    assert (found.alarms, found.second_looks) == ((), ())
+    gates = {"weights", "constants", "layers", "blocks", "model", "losses"}
+    assert {name.split()[0] for name in found.comparisons} == gates
 
 
 def test_a_clean_run_with_a_fault_raises_an_alarm(tensorflow):
     clean = Clean(3)
     clean.port.get_submodule("conv_tower.0.block.activation").cubic_coefficient = 0.044715  # type: ignore[assignment]
-    _, alarms = judge(clean)
+    alarms = judge(clean).alarms
     assert any(re.match(r"layers float64 .* conv_tower.0.block.activation ", alarm) for alarm in alarms)
+
+
+@pytest.mark.slow
+def test_a_ratio_that_chance_failed_is_measured_again_and_a_second_rounding_fails_again(tensorflow):
+    found = judge(Clean(48))
+    assert found.alarms == ()
+    assert all("performer.layers.0" in text or "output_2" in text for text in found.second_looks)
+    assert found.second_looks
+    clean = Clean(48)
+    norm: Any = clean.port.get_submodule("performer.layers.0.norm")
+    norm.register_forward_hook(lambda module, given, result: _rounded_twice(result))
+    alarms = judge(clean).alarms
+    assert any(
+        re.match(r"layers bfloat16 .* performer.layers.0.norm .*measured on (7|17) inputs", text) for text in alarms
+    )
+    assert any(re.match(r"model bfloat16 .*measured on (7|17) inputs", text) for text in alarms)
+
+
+def _rounded_twice(result: Tensor) -> Tensor:
+    """As if the layer had computed with one bit less before it rounded to bfloat16."""
+    return (result * 3).bfloat16() / 3 if result.dtype is torch.bfloat16 else result
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import numpy as np
 import pytest
 
 from parity.attack.observation import PRECISIONS, Observation, Pass
@@ -12,6 +13,7 @@ from parity.pairs.epibert_faults.bench import Bench as FaultBench
 from parity.pairs.epibert_observation import STEPS, Observer
 from parity.pairs.epibert_training import LivePair, training_config
 from parity.reference import LiveReference
+from parity.torch_side import TorchSide
 from tests.assertions import assert_same
 from torch_impl import EpiBERT
 from torch_impl.optim import KerasAdam
@@ -94,6 +96,18 @@ def test_every_pass_took_time_on_both_sides(observing):
             left_out = {Pass.STEPS} if side is observing.clean.port and precision == "float64" else set()
             assert set(side[precision].seconds) == set(Pass) - left_out
             assert min(side[precision].seconds.values()) > 0
+
+
+def test_a_port_that_is_sound_in_evaluation_is_watched_once(observing, monkeypatch):
+    trained = observing.pair.of(observing.trained())
+    observing.observer.observe(observing.bench.port(), trained, sound=True)
+    monkeypatch.setattr(TorchSide, "trace", pytest.fail)
+    again = observing.observer.observe(observing.bench.port(), trained, sound=True)
+    for precision in PRECISIONS:
+        for field in ("outputs", "layers", "isolated"):
+            for name, array in getattr(observing.clean.port[precision], field).items():
+                assert np.array_equal(getattr(again.port[precision], field)[name], array)
+        assert again.port[precision].seconds[Pass.FORWARD] > 0
 
 
 def seen(observing: Bench, **changes: Any) -> set[str]:

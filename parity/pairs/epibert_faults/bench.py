@@ -24,6 +24,7 @@ from weights.mapping import is_fine_tuning
 STEPS = 8
 """Long enough to go on after the steps that the rung of state looks at."""
 
+ROUNDED = ("float32", "bfloat16")
 OPTIMIZER_RUNS = (("adam", 1e-6), ("adam", 1e-2), ("adamw", 1.0))
 """Gradients below epsilon, above it, and beyond the clip."""
 
@@ -93,6 +94,11 @@ class Bench:
         self.inputs = epibert.recorded_inputs(self.recording)
         self._sound: dict[str, tuple[Comparison, ...]] = {}
 
+    def are_layers(self, named: Iterable[str]) -> bool:
+        """Whether all of these answer for a computation of the port: layers of the map, or the model itself."""
+        layers = {pair.port for pair in self.layer_map} | {self.model_name}
+        return set(named) <= layers
+
     # --- the reference -----------------------------------------------------------------------------------------------
 
     @functools.cache  # noqa: B019  one bench a process
@@ -108,13 +114,21 @@ class Bench:
     @functools.cached_property
     def live(self) -> LiveReference:
         """The reference in float64."""
-        return LiveReference({"float64": self.reference("float64")}, self.inputs, self.layer_map, "living reference")
+        return self._remembering("float64")
 
     @functools.cached_property
     def rounding(self) -> LiveReference:
         """The reference in every precision."""
-        models = {precision: self.reference(precision) for precision in ("float64", "float32", "bfloat16")}
-        return LiveReference(models, self.inputs, self.layer_map, "living reference")
+        return self._remembering("float64", *ROUNDED)
+
+    @functools.cached_property
+    def drawn(self) -> LiveReference:
+        """The reference in float64, to be given drawn weights."""
+        return self._remembering("float64")
+
+    def _remembering(self, *precisions: str) -> LiveReference:
+        models = {precision: self.reference(precision) for precision in precisions}
+        return LiveReference(models, self.inputs, self.layer_map, "living reference", remember=True)
 
     @functools.cached_property
     def training_pair(self) -> LivePair:
@@ -228,15 +242,13 @@ class Bench:
     def _drawn_layers(self, subject: Subject) -> Iterable[Comparison]:
         model = self.reference("float64")
         with epibert.drawn_weights(subject.port, model):
-            if "drawn" not in self.__dict__:
-                self.drawn = LiveReference({"float64": model}, self.inputs, self.layer_map, "living reference")
             side = epibert.watch(subject.port)
             return list(compare_live(side, self.drawn, self.layer_map, gates=("layers",), modes=("evaluation",)))
 
     def _rounding(self, subject: Subject) -> Iterable[Comparison]:
         side = epibert.watch(subject.port)
-        rows = compare_live(side, self.rounding, self.layer_map, gates=("layers",), modes=("evaluation",))
-        return [row for row in rows if row.precision != "float64"]
+        how = {"gates": ("layers",), "modes": ("evaluation",), "precisions": ROUNDED}
+        return compare_live(side, self.rounding, self.layer_map, **how)
 
     def _data(self, subject: Subject) -> Iterable[Comparison]:
         return epibert_data.compare_recorded_data(GOLDENS / "data", subject.data)
@@ -260,8 +272,7 @@ class Bench:
         return epibert_training.live_gradients(self._pair(subject), precisions=("float64",))
 
     def _float32_gradients(self, subject: Subject) -> Iterable[Comparison]:
-        rows = epibert_training.live_gradients(self._pair(subject))
-        return [row for row in rows if row.precision == "float32"]
+        return epibert_training.live_gradients(self._pair(subject), precisions=("float32",))
 
     def _optimizer(self, subject: Subject) -> Iterable[Comparison]:
         return epibert_training.live_steps(self._pair(subject), runs=OPTIMIZER_RUNS)

@@ -1,8 +1,10 @@
 """Ports without a fault, of drawn shapes, weights and inputs: whatever does not pass here is a false alarm."""
 
+import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,10 +17,16 @@ from torch_impl import EpiBERT, EpiBERTConfig, EpiBERTRampage
 from torch_impl.model import Trunk
 from weights import transplant
 
-EVERY_ROUNDING, EVERY_ROUNDING_OF_MODELS, EVERY_TRAINING = 4, 16, 10
-"""All runs are compared in float64; every so many also in float32 and bfloat16 layer by layer, as whole models, and in
-training."""
+EVERY_ROUNDING, EVERY_ROUNDING_OF_MODELS = 4, 16
+"""All runs are compared in float64; every so many also in float32 and bfloat16 layer by layer, and as whole models."""
 
+EVERY_LOSS, EVERY_TRAINING, EVERY_TRAJECTORY = 2, 10, 20
+"""Every so many are also compared in losses and metrics, in gradients, optimizer steps and state, and as a whole run
+of training."""
+
+ROUNDED = ("float32", "bfloat16")
+STEPS = 8
+"""Of a run of training."""
 BOTH_MODES = ("evaluation", "training")
 TRAINING_RUNS = (("adam", 1e-2), ("adamw", 1.0))
 
@@ -69,12 +77,12 @@ class Clean:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.config, self.finetuning = draw_config(seed)
-        model = epibert.new_reference(self.config, "float64", rampage=self.finetuning)
+        batch = 1 + seed % 3
+        self.inputs = epibert.synthetic_inputs(self.config, batch=batch, seed=seed)
+        model = epibert.new_reference(self.config, "float64", rampage=self.finetuning, inputs=self.inputs)
         self.stored = epibert.draw_weights(model, seed)
         model.assign(self.stored)
         self._model = model
-        batch = 1 + seed % 3
-        self.inputs = epibert.synthetic_inputs(self.config, batch=batch, seed=seed)
         self.described = (
             f"{'fine-tuning' if self.finetuning else 'pre-training'}, batch {batch}, {self.config.output_length} bins, "
             f"widths {list(self.config.filter_list_seq)} and {list(self.config.filter_list_atac)}, "
@@ -85,8 +93,11 @@ class Clean:
     @functools.cached_property
     def live(self) -> LiveReference:
         """The reference in all precisions."""
-        models = epibert.lift(self._model, self.stored, ("float64", "float32", "bfloat16"))
-        return LiveReference(models, self.inputs, epibert.layer_map_of(self.port), "living reference")
+        models = {"float64": self._model, **epibert.lift(self._model, self.stored, ROUNDED, self.inputs)}
+        return self._reference(models)
+
+    def _reference(self, models: Mapping[str, Any]) -> LiveReference:
+        return LiveReference(models, self.inputs, epibert.layer_map_of(self.port), self.described, remember=True)
 
     @functools.cached_property
     def port(self) -> Trunk:
@@ -96,7 +107,8 @@ class Clean:
     @functools.cached_property
     def training_pair(self) -> LivePair:
         """Both in training, dropout on."""
-        return LivePair(self.config, self.stored, self._make_port(self.config))
+        graph = self.seed % EVERY_TRAJECTORY == 0
+        return LivePair(self.config, self.stored, self._make_port(self.config), graph=graph)
 
     def _make_port(self, config: EpiBERTConfig) -> Trunk:
         port = (EpiBERTRampage if self.finetuning else EpiBERT)(config)
@@ -111,28 +123,52 @@ class Clean:
         yield from epibert.compare_weights(self.port, self.stored)
         yield from epibert.compare_constants(self.port, projection, table if self.config.use_rot_emb else None)
         side, layer_map = epibert.watch(self.port), epibert.layer_map_of(self.port)
-        exact = LiveReference({"float64": self._model}, self.inputs, layer_map, self.described)
-        yield from compare_live(side, exact, layer_map, modes=BOTH_MODES)
-        if self.seed % EVERY_ROUNDING == 0:
+        rounded = self.seed % EVERY_ROUNDING == 0
+        live = self.live if rounded else self._reference({"float64": self._model})
+        yield from compare_live(side, live, layer_map, modes=BOTH_MODES, precisions=("float64",))
+        if rounded:
             whole = self.seed % EVERY_ROUNDING_OF_MODELS == 0
             gates = ("layers", "blocks", "model") if whole else ("layers",)
-            rounded = compare_live(side, self.live, layer_map, gates=gates, modes=BOTH_MODES)
-            yield from (row for row in rounded if row.precision != "float64")
+            yield from compare_live(side, live, layer_map, gates=gates, modes=BOTH_MODES, precisions=ROUNDED)
+        if self.seed % EVERY_LOSS == 0:
+            yield from self._losses()
         if self.seed % EVERY_TRAINING == 0:
             yield from epibert_training.live_gradients(self.training_pair)
             yield from epibert_training.live_steps(self.training_pair, runs=TRAINING_RUNS)
-            yield from epibert_training.live_runs(self.training_pair, "float64", 5, with_trajectory=False)
+            whole = self.seed % EVERY_TRAJECTORY == 0
+            yield from epibert_training.live_runs(self.training_pair, "float64", STEPS, draws=1, with_trajectory=whole)
+            if whole:
+                yield from epibert_training.live_runs(self.training_pair, "float32", STEPS)
+
+    def _losses(self) -> Iterator[Comparison]:
+        yield from epibert_training.compare_losses(seed=self.seed)
+        yield from epibert_training.compare_metrics(seed=self.seed)
+        if self.finetuning:
+            yield from epibert_training.compare_finetuning_losses(seed=self.seed)
 
 
-def judge(clean: Clean) -> tuple[dict[str, int], tuple[str, ...]]:
-    """How much was compared of what, and what did not pass."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What came of a clean run, in the words of ``CleanRun``."""
+
+    comparisons: Mapping[str, int]
+    alarms: tuple[str, ...]
+    second_looks: tuple[str, ...]
+
+
+def judge(clean: Clean) -> Judged:
+    """How much was compared of what, what did not pass, and what was measured again."""
     counts: Counter[str] = Counter()
-    alarms = []
+    alarms, again = [], []
     for row in clean.rows():
         counts[" ".join(filter(None, (row.gate, row.precision, row.mode)))] += 1
+        where = f"{row.gate} {row.precision} {row.mode} {row.reading} {row.port or '(model)'} [{row.quantity}]"
         if row.status is not Status.PASS:
-            alarms.append(
-                f"{row.gate} {row.precision} {row.mode} {row.reading} {row.port or '(model)'} [{row.quantity}]: "
-                f"{row.status}, error {row.error}, limit {row.limit} {row.detail}"
+            alarms.append(f"{where}: {row.status}, error {row.error}, limit {row.limit} {row.detail}")
+        if row.looks:
+            first = row.looks[0]
+            again.append(
+                f"{where}: {first.error:.2g} against {first.reference_error:.2g} on the first input, "
+                f"{row.error:.2g} against {row.reference_error:.2g} on {len(row.looks)}"
             )
-    return dict(sorted(counts.items())), tuple(alarms)
+    return Judged(comparisons=dict(sorted(counts.items())), alarms=tuple(alarms), second_looks=tuple(again))

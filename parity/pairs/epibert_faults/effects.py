@@ -60,12 +60,13 @@ class Effects:
             return self._largest(fault, "float64", ("data", _examples, False))
         kinds = [("outputs", _outputs, False)] if "port" in touched else []
         kinds += [("losses", _losses, True)] if "training" in touched else []
-        kinds.append(("training", _training, True))
-        found = [self._largest(fault, "float64", kind) for kind in kinds[:1]]
-        found += [self._largest(fault, "float64", kind) for kind in kinds[1:] if _within_rounding(found)]
+        kinds += [("gradients", _gradients, True), ("updates", _updates, True), ("run", _run, True)]
+        found: list[Effect] = []
+        for kind in kinds:
+            found.append(self._largest(fault, "float64", kind))
+            if not _within_rounding(found):
+                return found[-1]
         largest = max(found, key=lambda effect: effect.size)
-        if not _within_rounding([largest]):
-            return largest
         # The original's gradients in bfloat16 are no measure, and nothing trains in it.
         others = ((kind, p) for p in PRECISIONS[1:] for kind in kinds if kind[0] == "outputs" or p == "float32")
         for kind, precision in others:
@@ -182,8 +183,8 @@ def _loss_values(training: PortTraining, dtype: torch.dtype) -> Iterator[tuple[s
     yield "correlation across genes", genes
 
 
-def _training(bench: Bench, subject: Subject, precision: str) -> Arrays:
-    """Gradients, updates along given gradients, and a run of several steps with dropout."""
+def _gradients(bench: Bench, subject: Subject, precision: str) -> Arrays:
+    """The loss with dropout and its gradients."""
     pair, found = bench.training_pair.of(subject.port, subject.training), {}
     backward = pair.side(**GRADIENT_RECIPE).gradients(*pair.batch(0), precision=precision)
     if backward.loss is not None:
@@ -191,6 +192,12 @@ def _training(bench: Bench, subject: Subject, precision: str) -> Arrays:
         found["gradients"] = np.concatenate(
             [np.ravel(backward.parameters[name]) for name in sorted(backward.parameters)]
         )
+    return found
+
+
+def _updates(bench: Bench, subject: Subject, precision: str) -> Arrays:
+    """How far given gradients move the weights."""
+    pair, found = bench.training_pair.of(subject.port, subject.training), {}
     before = pair.weights()
     for optimizer, scale in OPTIMIZER_RUNS:
         given = [
@@ -201,6 +208,12 @@ def _training(bench: Bench, subject: Subject, precision: str) -> Arrays:
         if not last.error:
             updates = [np.ravel(last.weights[name] - before[name]) for name in before]
             found[f"updates by {optimizer} along gradients of size {scale:g}"] = np.concatenate(updates)
+    return found
+
+
+def _run(bench: Bench, subject: Subject, precision: str) -> Arrays:
+    """What a run of several steps with dropout leaves behind."""
+    pair, found = bench.training_pair.of(subject.port, subject.training), {}
     for snapshot in pair.side().run(pair.batch, STEPS, pair.tensors, precision=precision):
         for group in GROUPS if not snapshot.error else ():
             tensors = getattr(snapshot, group)

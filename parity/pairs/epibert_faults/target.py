@@ -31,6 +31,13 @@ class EpiBERTTarget:
 
     faults: Mapping[str, Fault] = CATALOGUE
 
+    def __init__(self) -> None:
+        import tf_keras  # noqa: F401  every part needs it
+
+        # Millions of objects of the libraries are there to stay: the collector need not look at them after every run.
+        gc.collect()
+        gc.freeze()
+
     @functools.cache  # noqa: B019  one target a process
     def bench(self, case: str) -> Bench:
         """The bench of a case."""
@@ -66,6 +73,7 @@ class EpiBERTTarget:
             what=fault.what,
             expected_rung=fault.rung,
             expected=fault.named,
+            of_layers=bench.are_layers(fault.named),
             rung=found.rung,
             stage=found.stage,
             named=named,
@@ -86,7 +94,7 @@ class EpiBERTTarget:
                 return _observed_data(subject)
             with injected(fault, bench.subject(training=True)) as trained:
                 pair = bench.training_pair.of(trained.port, trained.training)
-                return observer.observe(subject.port, pair)
+                return observer.observe(subject.port, pair, sound="port" not in subject.touched)
 
     @functools.cache  # noqa: B019  one target a process
     def _observer(self, case: str) -> Observer:
@@ -97,12 +105,16 @@ class EpiBERTTarget:
         """Judges a port without a fault."""
         started = time.perf_counter()
         clean = Clean(seed)
-        comparisons, alarms = judge_clean(clean)
+        found = judge_clean(clean)
         seconds = time.perf_counter() - started
         verdicts: dict[str, Verdict] = {}
         if rules:
-            count = sum(comparisons.values())
-            ours = Verdict(found=bool(alarms), compared=count, seconds=seconds, detail=alarms[0] if alarms else "")
+            ours = Verdict(
+                found=bool(found.alarms),
+                compared=sum(found.comparisons.values()),
+                seconds=seconds,
+                detail=found.alarms[0] if found.alarms else "",
+            )
             observed = Observer(clean.live, clean.training_pair).observe(clean.port, clean.training_pair)
             verdicts = {**judge(observed), OURS: ours}
         described = clean.described
@@ -111,8 +123,9 @@ class EpiBERTTarget:
         return CleanRun(
             seed=seed,
             configuration=described,
-            comparisons=comparisons,
-            alarms=alarms,
+            comparisons=found.comparisons,
+            alarms=found.alarms,
+            second_looks=found.second_looks,
             seconds=seconds,
             verdicts=verdicts,
         )

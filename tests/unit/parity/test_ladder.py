@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from parity.ladder import (
     tolerance_of,
 )
 from parity.reference import Recording
+from parity.second_look import SURE
 from parity.stream import Stream
 from parity.torch_side import TorchSide
 from parity.trace import Call, Readable, Recorder, Sample, Trace
@@ -298,6 +300,11 @@ class Reference:
         other.inputs = tuple(np.ascontiguousarray(array[::-1]) for array in self.inputs)
         return other
 
+    def on_shuffled_inputs(self, draw: int) -> "Reference":
+        other = copy.copy(self)
+        other.inputs = tuple(np.random.default_rng(draw).permutation(array, axis=1) for array in self.inputs)
+        return other
+
     def graph_output(self, precision: str, *, training: bool) -> tuple[np.ndarray | Sample, ...]:
         return self.trace(precision, training=training, reading=Reading.ACCUMULATED).calls["", 0].outputs
 
@@ -550,6 +557,53 @@ def test_float32_is_judged_by_the_references_own_distance():
     found = [c for c in compared(Net(), gates=("layers",)) if c.precision == "float32"]
     assert {c.tolerance for c in found} == {"float32"}
     assert all(c.reference_error is not None for c in found)
+
+
+def rounded_by(change: Callable[[Tensor, Tensor], Tensor]) -> nn.Module:
+    """A port that is right in float64 and whose stem in float32 returns something else, given input and output."""
+    port: Any = Net()
+    port.stem.register_forward_hook(
+        lambda _, given, result: change(given[0], result) if result.dtype is torch.float32 else result
+    )
+    return port
+
+
+def test_a_layer_that_rounds_once_more_fails_on_every_input():
+    found = compared(rounded_by(lambda _, result: result.bfloat16().float()), modes=("evaluation",))
+    own = [c for c in failures(found) if c.reading is Reading.ISOLATED]
+    assert named(own) == ("stem",)
+    assert [len(c.looks) for c in own] == [1 + SURE]
+    assert {c.status for c in own} == {Status.FAIL}
+
+
+def test_a_layer_that_chance_moves_on_one_input_passes_and_both_results_are_kept():
+    first = torch.from_numpy(INPUT[0]).float()
+    moved = 2 * torch.finfo(torch.float32).eps
+
+    def unlucky(given: Tensor, result: Tensor) -> Tensor:
+        return result * (1 + moved) if torch.equal(given, first) else result
+
+    found = compared(rounded_by(unlucky), modes=("evaluation",))
+    assert failures(found) == []
+    again = [c for c in found if c.looks]
+    assert ("stem", Reading.ISOLATED) in {(c.port, c.reading) for c in again}
+    assert all(c.looks[0].error > (c.limit or 0.0) >= (c.error or 0.0) for c in again)
+
+
+def test_a_port_that_is_wrong_in_float64_is_not_looked_at_again():
+    port: Any = Net()
+    with torch.no_grad():
+        port.stem.weight[0] += 1e-3
+    found = compared(port, modes=("evaluation",))
+    assert {c.precision for c in failures(found)} == {"float64", "float32"}
+    assert [c for c in found if c.looks] == []
+
+
+def test_some_precisions_alone_are_what_all_have_of_them():
+    everything = compared(Net())
+    for precision in ("float64", "float32"):
+        here = [c for c in everything if c.precision == precision]
+        assert compared(Net(), precisions=(precision,)) == here
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from parity import Comparison, Status
-from parity.compare import distance
-from parity.keras_side import layers_by_path
+from parity.compare import distance, values_of
+from parity.keras_side import KerasSide, layers_by_path
 from parity.ladder import find_culprits
 from parity.pairs import epibert, find_pair
 from parity.pairs.epibert_run import load_case, model_tensors
 from parity.reference import Recording, read_recording
 from parity.tolerances import TABLE
+from tests.assertions import assert_same
 from torch_impl import EpiBERT, EpiBERTConfig
 from torch_impl.model import BatchNorm, ErfGELU, TanhGELU
 from weights import transplant
@@ -112,6 +113,19 @@ def test_every_layer_of_the_living_reference_has_a_row(tensorflow, case, changes
     idle = {path for path in layers if path.endswith(("/rotary", "/layer_pos_emb"))} if changes else set()
     assert mapped <= layers
     assert layers - mapped <= idle
+
+
+def test_a_model_that_is_made_by_running_it_has_the_variables_and_calls_of_one_that_is_not(tensorflow, case):
+    config = dataclasses.replace(case.config, output_length=8, final_output_length=8)
+    inputs = epibert.synthetic_inputs(config, batch=2, seed=0)
+    built, run = (epibert.new_reference(config, "float64", inputs=given) for given in (None, inputs))
+    stored = epibert.draw_weights(built, 0)
+    for model in (built, run):
+        model.assign(stored)
+    expected, found = (KerasSide(model).trace(inputs, training=True).calls for model in (built, run))
+    assert list(found) == list(expected)
+    for key, call in expected.items():
+        assert_same(values_of(found[key].outputs[0]), values_of(call.outputs[0]), what=str(key))
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from parity.attack.fault import Fault, Kind
+from parity.layer_map import LayerMap
 from parity.pairs.epibert_faults.bench import Bench, Stage
 from parity.pairs.epibert_faults.catalogue import CATALOGUE
 from parity.records import Comparison, Reading, Status
@@ -64,6 +65,13 @@ def test_what_a_sound_port_fails_is_no_catch(fault, reads):
 def test_what_only_the_broken_port_fails_is_one():
     found = Small().rows(FAULT, stage(sound=Status.PASS, broken=Status.FAIL))
     assert [row.status for row in found] == [Status.PASS, Status.FAIL]
+
+
+def test_layers_are_told_from_other_parts():
+    bench = Small()
+    bench.model_name, bench.layer_map = "Model", LayerMap.from_names({"a": "a", "b.c": "b/c"})
+    assert bench.are_layers(("a", "b.c", "Model"))
+    assert not bench.are_layers(("a", "loss"))
 
 
 def test_every_fault_says_whom_it_breaks_and_no_pattern_does():

@@ -133,7 +133,7 @@ def test_json_holds_every_field_the_verdict_and_the_culprits():
     assert data["culprits"] == []
     assert data["schema"] == SCHEMA
     (row,) = data["gates"]["layers"]["comparisons"]
-    assert row == {**dataclasses.asdict(found.comparisons[0]), "shape": [2, 3]}
+    assert row == {**dataclasses.asdict(found.comparisons[0]), "shape": [2, 3], "looks": []}
 
 
 def test_json_is_written_to_the_path_as_well(tmp_path):

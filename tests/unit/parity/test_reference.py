@@ -174,6 +174,34 @@ def test_a_pass_is_run_once_and_remembered(live):
     assert live.trace("float32", training=True, reading=Reading.ACCUMULATED) is not first
 
 
+def test_every_pass_is_remembered_where_it_is_asked_for(tensorflow):
+    models = {"float32": keras_models.functional()}
+    for remember in (True, False):
+        live = LiveReference(models, INPUT, LAYERS, "living", remember=remember)
+        isolated = live.trace("float32", training=False, reading=Reading.ISOLATED)
+        assert (live.trace("float32", training=False, reading=Reading.ISOLATED) is isolated) is remember
+        assert (live.on_other_inputs() is live.on_other_inputs()) is remember
+        other = live.on_other_inputs()
+        assert other.trace("float32", training=False, reading=Reading.ISOLATED) is not isolated
+
+
+def test_shuffled_inputs_hold_the_same_numbers_in_an_order_of_each_draws_own(live):
+    (first,), (again,), (other,) = (live.on_shuffled_inputs(draw).inputs for draw in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first, INPUT[0])
+    assert np.array_equal(np.sort(first, axis=1), np.sort(INPUT[0], axis=1))
+
+
+def test_arrays_of_one_length_are_shuffled_alike(tensorflow):
+    words = np.arange(2 * 6).reshape(2, 6)
+    arrays = (INPUT[0], words, np.ones((2, 3)), np.zeros(4))
+    live = LiveReference({"float32": keras_models.functional()}, arrays, LAYERS, "living")
+    shuffled, order, _, flat = live.on_shuffled_inputs(3).inputs
+    assert np.array_equal(shuffled, INPUT[0][:, order[0]])
+    assert np.array_equal(flat, np.zeros(4))
+
+
 @pytest.mark.parametrize("reading", [Reading.ISOLATED, Reading.BLOCK])
 def test_the_most_precise_reference_fed_with_itself_gives_itself(live, reading):
     truth = live.trace("float32", training=False, reading=Reading.ACCUMULATED)

@@ -7,7 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parity.repro import TEMPLATE, _file_name, remove_repros, write_example
+from parity import Reading, Status
+from parity.compare import compare
+from parity.repro import TEMPLATE, _bounds, _file_name, remove_repros, write_example
+from parity.tolerances import TABLE
 
 
 class Doubled(nn.Module):
@@ -91,3 +94,31 @@ def test_a_module_of_any_name_leaves_the_script_whole(tmp_path, monkeypatch):
     monkeypatch.setattr("parity.repro.Sources.modules", ["a\nraise KeyError"], raising=False)
     write(Doubled(), tmp_path / "a.py")
     assert "from a\\nraise KeyError without" in (tmp_path / "a.py").read_text(encoding="utf-8")
+
+
+def test_a_ratio_bounds_single_numbers_as_the_ladder_does():
+    truth = np.linspace(1.0, 2.0, 5000)
+    astray = truth * (1 + 1e-8)
+    astray[7] *= 1 + 1e-5
+    row = compare(
+        astray, truth, gate="layers", reading=Reading.ISOLATED, precision="float32", tolerance="float32",
+        reference_path="a", port_path="a", layer="a", reference_same_precision=truth * (1 + 5e-8),
+    )  # fmt: skip
+    assert row.error is not None
+    limit, peak = _bounds([row], "a", "output", "float32")
+    assert (row.status, limit, peak) == (Status.FAIL, row.limit, row.peak_limit)
+    assert row.error < limit
+    assert (row.peak or 0.0) > peak
+    floor = TABLE["float32"].floor
+    assert _bounds([row], "b", "output", "float32") == (floor, TABLE["float32"].peak_ratio * floor)
+
+
+def test_one_number_too_far_off_is_wrong_in_a_script_too(tmp_path):
+    x = torch.ones(100_000, dtype=torch.float64)
+    module, expected = Doubled(), np.full(x.numel(), 2.0)
+    expected[3] *= 1 + 2 * TABLE["zero_gradient"].largest_peak
+    write_example(
+        module, lambda: module(x), {"output": expected}, tmp_path / "a.py", title="", found="",
+        tolerance="zero_gradient", training=False,
+    )  # fmt: skip
+    assert (tmp_path / "a.py").is_file()

@@ -44,6 +44,13 @@ def test_anything_missed_misplaced_or_accused_does_not_pass(campaign):
     assert not campaign.passed
 
 
+def test_shares_are_of_the_faults_that_count_and_a_missed_one_is_not_located():
+    without = dataclasses.replace(MISSED, effect=0.0)
+    found = Campaign(outcomes=(OUTCOME, MISSED, without, dataclasses.replace(OUTCOME, effect=0.0), MISPLACED))
+    assert len(found.judged) == 4
+    assert (found.right_rung, found.located, found.right) == (0.75, 0.5, 0.5)
+
+
 def test_a_share_of_one_in_twenty_may_be_caught_elsewhere():
     assert Campaign(outcomes=(*[OUTCOME] * 19, ELSEWHERE)).passed
     assert Campaign(outcomes=(*[OUTCOME] * 19, MISPLACED)).passed

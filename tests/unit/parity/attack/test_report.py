@@ -41,10 +41,25 @@ def test_survivors_alarms_and_misplaced_faults_are_printed_by_name():
 
 
 def test_the_figures_are_counted():
-    faults, shares, clean = summary(CAMPAIGN)
+    faults, shares, clean, again = summary(CAMPAIGN)
     assert faults == ("faults: 4, caught 2; of 3 whose effect exceeds the rounding of float64, 2")
-    assert shares.startswith("of those caught: right rung 50.0 %, right layer first 100.0 %")
+    assert shares.startswith("of these and 0 others that were caught: right rung 33.3 %, right name first 66.7 %")
     assert clean.startswith("clean runs: 2, false alarms 1 in 4 comparisons")
+    assert again.endswith(": 0")
+
+
+def test_who_is_named_is_counted_for_layers_and_for_other_parts():
+    other = dataclasses.replace(OUTCOME, of_layers=False)
+    wrong = dataclasses.replace(other, named=("b",), right=False, located=False)
+    shares = summary(Campaign(outcomes=(OUTCOME, OUTCOME, other, wrong, MISSED, WITHOUT)))[1]
+    assert "(where it is a layer's 2 of 3, where it is another part's 1 of 2)" in shares
+
+
+def test_a_ratio_that_was_measured_again_is_printed():
+    run = dataclasses.replace(ALARM, alarms=(), second_looks=("model bfloat16 conv", "model bfloat16 pool"))
+    campaign = Campaign(outcomes=(OUTCOME,), clean=(run,))
+    assert summary(campaign)[-1].endswith(": 2")
+    assert "seed 7: model bfloat16 conv and 1 more" in printed(campaign)
 
 
 def test_the_picture_has_a_dot_for_every_fault_with_its_name():
@@ -83,4 +98,4 @@ def test_the_catalogue_is_printed_whole():
 def test_the_summary_says_how_many_clean_runs_judged_what():
     run = dataclasses.replace(ALARM, comparisons={"layers": 2, "state": 3})
     lines = summary(Campaign(outcomes=(), clean=(run, ALARM, dataclasses.replace(ALARM, comparisons={"state": 0}))))
-    assert "(layers: 4 in 2 runs, state: 3 in 1 runs)" in lines[-1]
+    assert "(layers: 4 in 2 runs, state: 3 in 1 runs)" in lines[0]

@@ -34,6 +34,7 @@ OUTCOME = Outcome(
     what="",
     expected_rung="layers",
     expected=("a",),
+    of_layers=True,
     rung="layers",
     stage="layers",
     named=("a",),

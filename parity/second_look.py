@@ -1,0 +1,56 @@
+"""A ratio that failed by chance, or one that fails again: measured on more inputs before it is judged.
+
+Whether a port rounds as little as the reference is asked by a ratio of two errors. What it estimates is the ratio of
+the expected errors; what one input gives is a draw of it. Where many roundings add up the two are the same. End to end
+they are not: a single early rounding, shared by all that comes after it, may decide both errors, and then a sound port
+is off by as much as luck has it, whatever the number of elements.
+
+So a ratio that exceeds its limit on its own input is measured on others, and the same limit is held against the norms
+over all of them, the first included. A port that rounds worse does so on every input, and the more of them there are,
+the surer it fails; chance does not come back. And an input on which a port is off by more than a few times the limit
+fails them all by its weight. Nothing that passed is looked at again, no limit moves, and both results stand in the
+record.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+from parity.compare import pool, undecided
+from parity.records import Comparison, Status
+from parity.tolerances import TABLE
+from parity.trace import describe
+
+SURE = 6
+"""What failed on so many other inputs as well, on each of them, is not measured on more: luck as bad as that, where one
+rounding decides all, comes in three of a thousand cases (0.37 to the power of 6)."""
+
+
+def look_again(rows: Sequence[Comparison], measure: Callable[[int], Iterable[Comparison]]) -> tuple[Comparison, ...]:
+    """Judges the ratios that failed by more inputs.
+
+    Args:
+        rows: What was found on the first input.
+        measure: Finds the same on another one, of the number given, counted from 1.
+
+    Returns:
+        The rows, those that were looked at again as ``compare.pool`` makes them. Where the reference refuses another
+        input they stay as they are, and say so.
+    """
+    waiting = {_place(row): [row] for row in rows if undecided(row)}
+    for number in range(1, 1 + max((TABLE[looks[0].tolerance].looks for looks in waiting.values()), default=0)):
+        if number > SURE and all(look.status is not Status.PASS for looks in waiting.values() for look in looks):
+            break
+        try:
+            found = {_place(row): row for row in measure(number)}
+        except Exception as exception:  # noqa: BLE001  whatever a reference raises on inputs that nobody chose
+            note = f"; not measured on other inputs: {describe(exception)}"
+            rows = [dataclasses.replace(r, detail=r.detail + note) if _place(r) in waiting else r for r in rows]
+            return tuple(rows)
+        for place, looks in waiting.items():
+            lost = dataclasses.replace(looks[0], status=Status.MISSING, error=None, detail="not there on this input")
+            looks.append(found.get(place, lost))
+    return tuple(pool(waiting[_place(row)]) if _place(row) in waiting else row for row in rows)
+
+
+def _place(row: Comparison) -> tuple[str, ...]:
+    return row.port, row.reference, row.quantity, row.reading, row.layer

@@ -1,0 +1,143 @@
+"""A ratio that chance failed passes on more inputs, one that a port rounds by does not, and the record shows both."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from parity import Comparison, Reading, Status
+from parity.compare import compare
+from parity.second_look import SURE, look_again
+from parity.tolerances import TABLE, UNIT_ROUNDOFF
+
+LOOKS = TABLE["bfloat16"].looks
+OWN = UNIT_ROUNDOFF["bfloat16"]
+TRUTH = np.random.default_rng(0).uniform(1.0, 2.0, size=4096)
+
+
+def measured(ratio: float, own: float = OWN, **changes: Any) -> Comparison:
+    """A row whose port is so many times as far from the truth as the reference is."""
+    signs = np.where(np.arange(TRUTH.size) % 2, 1.0, -1.0)
+    found = compare(
+        TRUTH * (1 + ratio * own * signs),
+        TRUTH,
+        gate="model",
+        reading=Reading.ACCUMULATED,
+        precision="bfloat16",
+        tolerance="bfloat16",
+        reference_path="conv",
+        port_path="conv",
+        layer="conv",
+        reference_same_precision=TRUTH * (1 - own * signs),
+    )
+    return dataclasses.replace(found, **changes)
+
+
+def looked(first: Comparison, *others: Comparison) -> Comparison:
+    """What becomes of a row of which the others are found on other inputs, over and over."""
+    (found,) = look_again([first], lambda number: [others[number % len(others)]])
+    return found
+
+
+def test_what_passes_and_what_is_no_ratio_is_judged_by_one_input():
+    exact = compare(
+        TRUTH + 1, TRUTH, gate="layers", reading=Reading.ISOLATED, precision="float64", tolerance="float64",
+        reference_path="a", port_path="a", layer="a",
+    )  # fmt: skip
+    rows = [measured(1.0), exact, measured(2.0, error=None, port="without a number")]
+    assert look_again(rows, lambda number: pytest.fail("looked again")) == tuple(rows)
+
+
+def test_chance_passes_and_the_record_keeps_every_look():
+    first = measured(1.74)
+    assert first.status is Status.FAIL
+    found = looked(first, measured(0.8), measured(1.1))
+    assert found.status is Status.PASS
+    assert len(found.looks) == LOOKS + 1
+    assert (found.looks[0].error, found.looks[0].reference_error) == (first.error, first.reference_error)
+    assert f"measured on {LOOKS + 1} inputs; on the first alone {first.error:.2g}" in found.detail
+    assert first.detail in found.detail
+    assert (found.port, found.quantity) == (first.port, first.quantity)
+
+
+def test_a_port_that_rounds_worse_on_every_input_fails_again():
+    found = looked(measured(1.74), measured(1.6), measured(1.7))
+    assert found.status is Status.FAIL
+    assert len(found.looks) == SURE + 1
+    found = looked(measured(1.74), *[measured(1.7)] * 5, measured(1.4))
+    assert found.status is Status.FAIL
+    assert len(found.looks) == LOOKS + 1
+
+
+def test_one_input_that_is_far_off_is_not_outvoted():
+    assert looked(measured(10.0), measured(1.0)).status is Status.FAIL
+
+
+def test_no_number_of_inputs_moves_the_limit():
+    first = measured(1.74)
+    found = looked(first, measured(1.0))
+    before, after = ((row.limit or 0.0) / (row.reference_error or 1.0) for row in (first, found))
+    assert TABLE["bfloat16"].limit <= after < before < TABLE["bfloat16"].limit * 1.05
+
+
+def test_an_element_that_went_astray_is_no_matter_of_luck():
+    first = measured(1.74)
+    astray = dataclasses.replace(first, peak=2 * (first.peak_limit or 0.0))
+    assert looked(astray, measured(1.0)).status is Status.FAIL
+
+
+def test_what_fails_on_every_input_fails_whatever_all_together_say():
+    first = measured(1.0, status=Status.FAIL, detail="")
+    assert looked(first, measured(1.0)).status is Status.PASS
+    assert looked(first, first).status is Status.FAIL
+
+
+def test_an_input_on_which_nothing_could_be_measured_excuses_nothing():
+    lost = measured(1.0, status=Status.NON_FINITE, error=None, detail="the port has nan")
+    found = looked(measured(1.74), measured(1.0), lost)
+    assert found.status is Status.NON_FINITE
+    assert "the port has nan" in found.detail
+    assert looked(measured(1.74), measured(1.0, port="another")).status is Status.MISSING
+
+
+def test_a_reference_that_refuses_other_inputs_leaves_the_first_result():
+    def refuse(number: int) -> Iterator[Comparison]:
+        raise ValueError("not sorted")
+        yield
+
+    rows = [measured(1.0), measured(1.74, port="b")]
+    passed, failed = look_again(rows, refuse)
+    assert passed == rows[0]
+    assert failed == dataclasses.replace(rows[1], detail=failed.detail)
+    assert "not measured on other inputs: ValueError: not sorted" in failed.detail
+
+
+def test_only_what_failed_is_looked_at_again():
+    rows = [measured(1.0), measured(1.74, port="b", layer="b"), measured(1.2, port="c", layer="c")]
+    first, second, third = look_again(rows, lambda number: [dataclasses.replace(rows[0], port="b", layer="b")])
+    assert (first, third) == (rows[0], rows[2])
+    assert second.status is Status.PASS
+
+
+@pytest.mark.parametrize(
+    ("limit", "roundings", "one", "many"),
+    [(2.0, 1, "0.30", "0.003"), (1.5, 1, "0.37", "0.05"), (1.5, 3, "0.26", "0.002")],
+)
+def test_a_ratio_of_few_roundings_exceeds_its_limit_as_rarely_as_the_table_says(limit, roundings, one, many):
+    for inputs, text in ((1, one), (1 + LOOKS, many)):
+        draws = inputs * roundings
+        assert f"{scipy.stats.f.sf(limit**2, draws, draws):.{len(text) - 2}f}" == text
+
+
+def test_looks_are_asked_for_by_their_numbers():
+    asked: list[int] = []
+
+    def measure(number: int) -> Iterator[Comparison]:
+        asked.append(number)
+        yield measured(1.0)
+
+    look_again([measured(1.74)], measure)
+    assert asked == list(range(1, LOOKS + 1))
