@@ -95,7 +95,7 @@ def test_threads_make_the_examples_of_a_batch_at_the_same_time_and_one_reads(fol
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     alone = data.__getitems__(positions)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    together, reading = threading.Barrier(2, timeout=60), threading.Lock()
+    together, reading = threading.Barrier(2, timeout=20), threading.Lock()
     draw, read = data.draws.draw, data.store.for_training
 
     def drawn(*arguments, **options):
