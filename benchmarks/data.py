@@ -1,8 +1,8 @@
 """Training data: the port's loader over converted records against tf.data over TFRecords, and the conversion itself.
 
 Both sides make whole training examples (drawn, masked, augmented, batched) of the same records, with as many threads or
-processes as there are cores. Each is measured in a fresh process, after one pass that warms up; the two take turns.
-Report the ratios.
+processes as there are cores: tf.data by threads, the port by threads of its process or by processes beside it. Each is
+measured in a fresh process, after one pass that warms up; the two take turns. Report the ratios.
 
     python -m benchmarks.data [--config tiny] [--records 32] [--rounds 3] [--out data.json]
 """
@@ -56,9 +56,10 @@ def data_benchmark(
     Returns:
         ``loading``: examples a second and memory (all processes of a side together) of tf.data and of the port, with
         and without processes that load beside it, and ratios to tf.data.
-        ``conversion``: seconds of one process and of two, TensorFlow's seconds for reading and parsing the same files,
-        and ratios. ``reading``: seconds for a record in stores of few and of many records, and their ratio. ``size``:
-        bytes on disk of both forms, and their ratio. ``settings`` and ``environment``.
+        ``conversion``: seconds of one process, whose second thread reads ahead, of one that has to do with one core,
+        and of two, TensorFlow's seconds for reading and parsing the same files, and ratios. ``reading``: seconds for a
+        record in stores of few and of many records, and their ratio. ``size``: bytes on disk of both forms, and their
+        ratio. ``settings`` and ``environment``.
     """
     say = progress or (lambda text: None)
     made = ExampleConfig.tiny() if config == "tiny" else ExampleConfig.pretraining()
@@ -97,7 +98,8 @@ def describe(result: dict[str, Any]) -> str:
                 for side, how in (("port", "in one process"), ("port_workers", "with workers"))
             ),
             f"conversion by one process: {conversion['ratio']:.2f} of the time that TensorFlow takes to read and parse "
-            f"the same files; by two: {conversion['two_ratio']:.2f} of the time of one",
+            f"the same files; by two: {conversion['two_ratio']:.2f} of the time of one, which uses more than one core, "
+            f"and {conversion['two_ratio_of_one_core']:.2f} of its time on one",
             f"reading one of {STORES[1]:,} small records: {result['reading']['ratio']:.2f} of the time of one of "
             f"{STORES[0]:,}, {1e6 * (result['reading']['many'] - result['reading']['few']):.0f} µs more",
             f"size on disk: HDF5 / TFRecord {result['size']['ratio']:.2f}",
@@ -139,11 +141,19 @@ def _small_records(count: int) -> Iterator[Record]:
 
 
 def _conversion(folder: Path) -> dict[str, float]:
-    source = folder / "source"
-    one = convert_tfrecord_to_hdf5(source, folder / "one").seconds
-    two = convert_tfrecord_to_hdf5(source, folder / "two", workers=2).seconds
-    parsed = _run({"task": "parse", "folder": str(folder)})["seconds"]
-    return {"one": one, "two": two, "tensorflow_parse": parsed, "ratio": one / parsed, "two_ratio": two / one}
+    jobs: dict[str, dict[str, Any]] = {
+        "one": {"task": "convert", "workers": 1},
+        "one_core": {"task": "convert", "workers": 1, "one_core": True},
+        "two": {"task": "convert", "workers": 2},
+        "tensorflow_parse": {"task": "parse"},
+    }
+    found = {name: _run(job | {"folder": str(folder), "name": name})["seconds"] for name, job in jobs.items()}
+    ratios = {
+        "ratio": found["one"] / found["tensorflow_parse"],
+        "two_ratio": found["two"] / found["one"],
+        "two_ratio_of_one_core": found["two"] / found["one_core"],
+    }
+    return found | ratios
 
 
 def _reading(folder: Path) -> dict[str, float]:
@@ -206,6 +216,11 @@ def _work(job: dict[str, Any]) -> dict[str, float]:
     folder = Path(job["folder"])
     if job["task"] == "parse":
         return _parse(folder / "source" / "train")
+    if job["task"] == "convert":
+        if job.get("one_core"):
+            os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+        made = convert_tfrecord_to_hdf5(folder / "source", folder / job["name"], workers=job["workers"])
+        return {"seconds": made.seconds}
     config = ExampleConfig.tiny() if job["config"] == "tiny" else ExampleConfig.pretraining()
     passes = _reference(folder, config) if job["task"] == "reference" else _port(folder, config, WORKERS[job["task"]])
     next(passes)

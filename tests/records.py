@@ -6,6 +6,7 @@ import numpy as np
 
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.data.records import Record
+from torch_impl.data.tfrecord import _Example
 
 LETTERS = np.frombuffer(b"ACGTacgtN", dtype=np.uint8)
 SPARE = 16
@@ -55,3 +56,12 @@ def synthetic_records(config: ExampleConfig, count: int, seed: int = 0) -> Itera
     """Several records; every other one shares its sequence with the one before."""
     for index in range(count):
         yield synthetic_record(config, seed + index, sequence_seed=seed + index // 2)
+
+
+def serialized_example(**features: bytes | list[bytes]) -> bytes:
+    """A ``tf.train.Example`` of byte strings, which need not be those of a record."""
+    message = _Example()
+    for name, values in features.items():
+        entry = message.features.feature.add(key=name)
+        entry.value.bytes_list.value.extend([values] if isinstance(values, bytes) else values)
+    return message.SerializeToString()

@@ -10,7 +10,9 @@ Letters in shapes: B batch, L base pairs, A accessibility values, N bins after t
 
 import dataclasses
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -23,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker_info
 
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
-from torch_impl.data.draws import InferenceDraws, OwnDraws
+from torch_impl.data.draws import DrawSource, InferenceDraws, OwnDraws
 from torch_impl.data.examples import Example, ExampleConfig, make_example
 from torch_impl.data.records import DataError
 from torch_impl.data.store import Store
@@ -46,6 +48,9 @@ Position = tuple[int, int]
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 """Subfolders of a dataset, named as the original's."""
+
+_READING = threading.Lock()
+"""Of the threads of a process one at a time reads: HDF5 is not for several."""
 
 
 class ExampleDataset(Dataset[Example]):
@@ -73,7 +78,7 @@ class ExampleDataset(Dataset[Example]):
     ) -> None:
         self.store = Store(folder)
         self.config = config
-        self.draws = OwnDraws(seed)
+        self.draws: DrawSource = OwnDraws(seed)
         self._table = {"motif_means": motif_means, "motif_deviations": motif_deviations}
 
     def __len__(self) -> int:
@@ -82,9 +87,18 @@ class ExampleDataset(Dataset[Example]):
     def __getitem__(self, position: Position | int) -> Example:
         """The example of a record in an epoch; a bare number means epoch 0."""
         epoch, number = (0, position) if isinstance(position, int) else position
-        record = self.store.for_training(number)
+        with _READING:
+            record = self.store.for_training(number)
         drawn = self.draws.draw(record, self.config, epoch=epoch, index=number)
         return make_example(record, drawn, self.config, **self._table)
+
+    def __getitems__(self, positions: Sequence[Position]) -> list[Example]:
+        """The examples of a batch, made by as many threads as PyTorch may use: one in a process that only loads."""
+        threads = min(len(positions), torch.get_num_threads())
+        if threads == 1 or not self.draws.any_order:
+            return [self[position] for position in positions]
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self.__getitem__, positions))
 
 
 class ExampleSampler(DistributedSampler[Position]):

@@ -92,8 +92,9 @@ def row_sums(rows: np.ndarray) -> np.ndarray:
     whole = length // unrolled * unrolled
     lanes = np.zeros((len(rows), _LANES), dtype=np.float32)
     if whole:
+        accumulators = rows[:, :whole].reshape(len(rows), -1, _ACCUMULATORS, _LANES)
         # NumPy sums pairwise along the last axis only, along others one after the other, as is wanted here.
-        accumulators = rows[:, :whole].reshape(len(rows), -1, _ACCUMULATORS, _LANES).sum(axis=1)
+        accumulators = accumulators[:, 0] if whole == unrolled else accumulators.sum(axis=1)
         for number in range(_ACCUMULATORS):
             lanes += accumulators[:, number]
     packed = length // _LANES * _LANES
@@ -102,7 +103,9 @@ def row_sums(rows: np.ndarray) -> np.ndarray:
     rest = np.zeros(len(rows), dtype=np.float32)
     for column in range(packed, length):
         rest += rows[:, column]
-    while lanes.shape[1] > 1:
-        middle = lanes.shape[1] // 2
-        lanes = lanes[:, :middle] + lanes[:, middle:]
-    return rest + lanes[:, 0]
+    # Many rows are added several times as fast as the few numbers of each.
+    lanes = np.ascontiguousarray(lanes.T)
+    while len(lanes) > 1:
+        middle = len(lanes) // 2
+        lanes = lanes[:middle] + lanes[middle:]
+    return rest + lanes[0]

@@ -21,9 +21,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from torch_impl.data.records import DataError, DifferenceError, Record, check_record
+from torch_impl.data.sharing import share_sequences
 from torch_impl.data.store import (
     MANIFEST,
     PARTIAL,
@@ -127,8 +128,7 @@ def convert_tfrecord_to_hdf5(
         source: A ``*.tfr`` file, a folder, of which all such files are taken and subfolders are kept, or a pattern of
             such files with wildcards.
         target: Folder to write.
-        workers: Processes on this machine. Sequences that files have in common are stored once; when there are several
-            workers, those of files that begin with the same one, and others at most once for each worker.
+        workers: Processes on this machine. However many there are, sequences that files have in common are stored once.
         on_error: ``raise`` ends with the first record that cannot be used. ``skip`` leaves it out and says so in the
             manifest; what follows a frame whose length is damaged cannot be read and is left out as well.
         compression: Of the sources; found out when None.
@@ -155,7 +155,10 @@ def convert_tfrecord_to_hdf5(
     convert = functools.partial(_convert_file, target=target, on_error=on_error, compression=compression)
     done: dict[str, Part] = {}
 
-    def finished(name: str, part: Part) -> None:
+    def finished(name: str, converted: _Converted) -> None:
+        part, scratch = converted
+        if scratch is not None:
+            part = _describe(target, part, scratch)
         # Hashes of millions of records would fill memory, and they are on disk.
         done[name] = dataclasses.replace(part, hashes=(), sequences=())
         tally.add(name, part)
@@ -374,24 +377,59 @@ class _Pace:
 # --- one file --------------------------------------------------------------------------------------------------------
 
 
-def _convert_file(source: Path, name: str, *, target: Path, on_error: OnError, compression: Compression | None) -> Part:
+class _Converted(NamedTuple):
+    """A file that was converted; it does not count before it is described.
+
+    Attributes:
+        part: What is in it.
+        scratch: Where it lies until then; None if it was described before.
+    """
+
+    part: Part
+    scratch: Path | None
+
+
+def _convert_file(
+    source: Path, name: str, *, target: Path, on_error: OnError, compression: Compression | None
+) -> _Converted:
     """Converts one file, unless that is done already."""
     path = target / f"{name}.h5"
     described = path.with_suffix(".json")
     if described.is_file():
-        return _finished_before(source, path, Part.read(described))
+        return _Converted(_finished_before(source, path, Part.read(described)), None)
     known = places(target)
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         scratch = _scratch(path)
         try:
-            part = _write(source, name, scratch, known, on_error, compression)
-            scratch.replace(path)
-            _write_whole(described, part.to_json())
-        finally:
+            return _Converted(_write(source, name, scratch, known, on_error, compression), scratch)
+        except BaseException:
             scratch.unlink(missing_ok=True)
+            raise
+        finally:
             scratch.with_suffix(PROGRESS_SUFFIX).unlink(missing_ok=True)
+
+
+def _describe(target: Path, part: Part, scratch: Path) -> Part:
+    """Puts a converted file in its place and its description beside it.
+
+    One process does so for all, one file after the other. Sequences that files which were converted at the same time
+    have in common are taken out of those that come later.
+    """
+    path = target / f"{part.name}.h5"
+    known = places(target)
+    shared = _scratch(path)
+    with _writing(path):
+        try:
+            if not known.keys().isdisjoint(map(bytes.fromhex, part.sequences)):
+                part = share_sequences(scratch, shared, part, known)
+                shared.replace(scratch)
+            scratch.replace(path)
+        finally:
+            shared.unlink(missing_ok=True)
+            scratch.unlink(missing_ok=True)
+        _write_whole(path.with_suffix(".json"), part.to_json())
     return part
 
 
@@ -589,7 +627,7 @@ def _followers(jobs: Mapping[str, Path], compression: Compression | None) -> dic
     """For the first of all files that begin with the same sequence, the others.
 
     They are files of several cell types at the same intervals. The others are converted when the first one is finished,
-    so that they find its sequences.
+    so that they find its sequences and do not write them first.
     """
     groups: dict[bytes, list[str]] = {}
     for name, path in jobs.items():
@@ -607,48 +645,49 @@ def _first_sequence(path: Path, compression: Compression | None) -> bytes | None
 
 def _by_processes(
     workers: int,
-    convert: Callable[[Path, str], Part],
+    convert: Callable[[Path, str], _Converted],
     jobs: dict[str, Path],
     followers: Mapping[str, list[str]],
-    finished: Callable[[str, Part], None],
+    finished: Callable[[str, _Converted], None],
 ) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures: dict[Future[Part], str] = {}
+        futures: dict[Future[_Converted], str] = {}
 
-        def submit(names: Iterable[str]) -> set[Future[Part]]:
+        def submit(names: Iterable[str]) -> set[Future[_Converted]]:
             added = {pool.submit(convert, jobs[name], name): name for name in names}
             futures.update(added)
             return set(added)
 
         waiting = submit(followers)
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            for future in done:
-                try:
+        try:
+            while waiting:
+                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                for future in sorted(done, key=_succeeded, reverse=True):
                     finished(futures[future], future.result())
                     waiting |= submit(followers.get(futures[future], ()))
-                except BrokenProcessPool:
-                    succeeded = {name for each, name in futures.items() if _succeeded(each)}
-                    names = ", ".join(sorted(jobs.keys() - succeeded))
-                    raise DataError(
-                        f"a process that converted was killed; not finished: {names}; call again to go on"
-                    ) from None
-                finally:
-                    if not _succeeded(future):
-                        pool.shutdown(wait=False, cancel_futures=True)
+        except Exception as error:
+            pool.shutdown(cancel_futures=True)  # waits for what is being converted
+            for future in filter(_succeeded, waiting):
+                finished(futures[future], future.result())
+            if not isinstance(error, BrokenProcessPool):
+                raise
+            names = ", ".join(sorted(jobs.keys() - {name for each, name in futures.items() if _succeeded(each)}))
+            raise DataError(
+                f"a process that converted was killed; not finished: {names}; call again to go on"
+            ) from None
 
 
-def _succeeded(future: Future[Part]) -> bool:
+def _succeeded(future: Future[_Converted]) -> bool:
     return future.done() and not future.cancelled() and future.exception() is None
 
 
 def _by_cluster(
     address: str,
-    convert: Callable[[Path, str], Part],
+    convert: Callable[[Path, str], _Converted],
     jobs: dict[str, Path],
     followers: Mapping[str, list[str]],
-    finished: Callable[[str, Part], None],
+    finished: Callable[[str, _Converted], None],
 ) -> None:
     """The same work on a Dask cluster, which gives the files of a lost worker to another."""
     try:
@@ -675,12 +714,12 @@ def _by_cluster(
         completed = as_completed([submit(name) for name in followers])
         for future in completed:
             try:
-                part = future.result()
+                converted = future.result()
             except KilledWorker:
                 raise DataError(
                     f"{jobs[futures[future]]}: every worker that converted it was killed; call again to go on"
                 ) from None
             except (CancelledError, CommClosedError):
                 raise DataError(f"{address}: the scheduler was lost; call again to go on") from None
-            finished(futures[future], part)
+            finished(futures[future], converted)
             completed.update([submit(name) for name in followers.get(futures[future], ())])

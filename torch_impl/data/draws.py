@@ -143,7 +143,15 @@ def _restored(value: Any) -> Any:
 
 
 class DrawSource(Protocol):
-    """Who decides."""
+    """Who decides.
+
+    Attributes:
+        any_order: Whether the draws for a record are the same in whatever order, and by whichever thread, records are
+            asked for.
+    """
+
+    @property
+    def any_order(self) -> bool: ...
 
     def draw(self, record: Record, config: ExampleConfig, *, epoch: int = 0, index: int = 0) -> Draws:
         """The draws for one record.
@@ -169,6 +177,8 @@ class OwnDraws:
     Raises:
         ValueError: The seed is out of range.
     """
+
+    any_order = True
 
     def __init__(self, seed: int) -> None:
         if not 0 <= seed < 2**64:
@@ -221,6 +231,8 @@ class InferenceDraws:
         shift: Characters by which every sequence window is moved: the margin that the writer of the records left.
     """
 
+    any_order = True
+
     def __init__(self, seed: int, shift: int) -> None:
         self._own = OwnDraws(seed)
         self.shift = shift
@@ -244,6 +256,8 @@ class TensorFlowDraws:
     Args:
         seed: Of the original's generator, a signed 64-bit integer.
     """
+
+    any_order = False
 
     def __init__(self, seed: int) -> None:
         self.generator = Generator(seed)

@@ -361,7 +361,7 @@ def soft_clip(values: np.ndarray, limit: float) -> np.ndarray:
     """Values up to the limit, and the limit plus the square root of what exceeds it; negative ones become zero."""
     highest, zero = np.float32(limit), np.float32(0)
     clipped = np.clip(values, zero, highest) + zero
-    beyond = values > highest  # few, and most often none
+    beyond = np.nonzero(values > highest)  # few, and most often none
     clipped[beyond] += np.sqrt(values[beyond] - highest)
     return clipped
 
@@ -409,10 +409,13 @@ def mask_atac(
     noisy: np.ndarray, visible: np.ndarray, block_order: np.ndarray | None, config: ExampleConfig
 ) -> np.ndarray:
     """(A,) accessibility, zero where masked, or shuffled accessibility there when there is an order of blocks."""
-    keep = np.repeat(visible, config.values_per_bin)
+    masked = noisy.reshape(config.output_length, -1).copy()
+    hidden = np.flatnonzero(~visible)
     if block_order is None:
-        return np.where(keep, noisy, np.float32(0))
-    return np.where(keep, noisy, noisy.reshape(-1, NOISE_BLOCK)[block_order].reshape(-1))
+        masked[hidden] = 0
+    else:
+        masked[hidden] = noisy.reshape(-1, NOISE_BLOCK)[block_order].reshape(masked.shape)[hidden]
+    return masked.reshape(-1)
 
 
 # --- motifs and RNA --------------------------------------------------------------------------------------------------

@@ -405,7 +405,7 @@ class Writer:
         self._own: dict[bytes, int] = {}
         # Name and contents of the files whose sequences are shared; the first is this one.
         self._files: list[tuple[str, str]] = [("", "")]
-        self._sink = _Sink(path)
+        self._sink = Sink(path)
         self._file: Any = h5py.File(self._sink, "w", libver="latest")
         self._file.create_group(OTHERS)
         self._tables: dict[str, Any] = {}
@@ -560,7 +560,7 @@ def _grow(table: Any, number: int) -> None:
         table.resize(number + _STRIDE, axis=0)
 
 
-class _Sink(io.RawIOBase):
+class Sink(io.RawIOBase):
     """The file under an HDF5 file that is written.
 
     HDF5 tries again and again to write what a full disk refuses, to the end of the process. So after the first error

@@ -6,15 +6,15 @@ The data are a ``tf.train.Example``, in which every feature is one byte string: 
 of their own, because TensorFlow may register the same names in the same process.
 """
 
-import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import math
 import struct
 import zlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -103,7 +103,7 @@ def read_records(path: str | Path, compression: Compression | None = None) -> It
 def read_frames(
     path: str | Path, compression: Compression | None = None, *, seen: Callable[[bytes], Any] = len
 ) -> Iterator[Frame]:
-    """All frames of a file, damaged ones too; memory holds one frame and two megabytes.
+    """All frames of a file, damaged ones too; memory holds two frames and two megabytes.
 
     Args:
         path: A ``*.tfr`` file.
@@ -122,8 +122,8 @@ def read_frames(
             found = find_compression(head) if compression is None else compression
             if found is None:
                 raise DataError(f"{path}: not a TFRecord file: neither a frame nor compressed by ZLIB or GZIP")
-            with contextlib.closing(_blocks(file, seen)) as blocks:
-                yield from _frames(_Stream(itertools.chain([memoryview(head)], blocks), found))
+            blocks = itertools.chain([memoryview(head)], _blocks(file, seen))
+            yield from _ahead(_frames(_Stream(blocks, found)))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
@@ -145,20 +145,21 @@ def find_compression(head: bytes) -> Compression | None:
     return None
 
 
-def _blocks(file: Any, seen: Callable[[bytes], Any]) -> Generator[memoryview, None, None]:
-    """The rest of a file, read and shown while what was read before is worked on."""
-
-    def read() -> bytes:
-        block = file.read(_BLOCK)
+def _blocks(file: Any, seen: Callable[[bytes], Any]) -> Iterator[memoryview]:
+    """The rest of a file, shown as it is read."""
+    while block := file.read(_BLOCK):
         seen(block)
-        return block
+        for start in range(0, len(block), _COMPRESSED):
+            yield memoryview(block)[start : start + _COMPRESSED]
 
+
+def _ahead(frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The same frames, each read, decompressed and checked in a thread while the one before it is worked on."""
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read)
-        while block := coming.result():
-            coming = reader.submit(read)
-            for start in range(0, len(block), _COMPRESSED):
-                yield memoryview(block)[start : start + _COMPRESSED]
+        coming = reader.submit(next, frames, None)
+        while (frame := coming.result()) is not None:
+            coming = reader.submit(next, frames, None)
+            yield frame
 
 
 class _Stream:
@@ -344,8 +345,22 @@ def content_hash(record: Record) -> bytes:
 
 
 def feature_hashes(record: Record) -> dict[str, bytes]:
-    """sha256 of the byte string of every feature."""
-    return {name: hashlib.sha256(value).digest() for name, value in feature_bytes(record).items()}
+    """sha256 of the byte string of every feature, of arrays without making it."""
+    hashes = {"sequence": hashlib.sha256(record.letters)}
+    for name in ARRAYS:
+        array = getattr(record, name)
+        if array is not None:
+            hashes[name] = hashlib.sha256(_before_content(array.dtype, array.shape))
+            hashes[name].update(np.ascontiguousarray(array).data)
+    hashes |= {name: hashlib.sha256(value) for name, value in record.others.items()}
+    return {name: found.digest() for name, found in hashes.items()}
+
+
+@functools.lru_cache(maxsize=64)
+def _before_content(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    """How the byte string of a tensor begins: its content is the last field."""
+    blank = np.zeros(shape, dtype)
+    return _tensor(blank).removesuffix(blank.tobytes())
 
 
 def joint_hash(hashes: Mapping[str, bytes]) -> bytes:
@@ -396,13 +411,13 @@ def _array(serialized: bytes, name: str) -> np.ndarray:
     count = math.prod(shape)
     if count * dtype.itemsize >= _LARGEST:
         raise DataError(f"{name} has shape {shape}, more than a message can hold")
-    if message.tensor_content:
-        if len(message.tensor_content) != count * dtype.itemsize:
+    content = message.tensor_content  # a copy each time that it is asked for
+    if content:
+        if len(content) != count * dtype.itemsize:
             raise DataError(
-                f"{name} of shape {shape} and {dtype.name} has {len(message.tensor_content)} bytes, not "
-                f"{count * dtype.itemsize}"
+                f"{name} of shape {shape} and {dtype.name} has {len(content)} bytes, not {count * dtype.itemsize}"
             )
-        return np.frombuffer(message.tensor_content, dtype=dtype).reshape(shape)
+        return np.frombuffer(content, dtype=dtype).reshape(shape)
     return _listed(message, dtype, count, name).reshape(shape)
 
 

@@ -6,6 +6,8 @@ import multiprocessing
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from typing import Any
 
 import jsonargparse
@@ -19,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from tests.records import synthetic_records
 from torch_impl.data.convert import convert_tfrecord_to_hdf5 as original
-from torch_impl.data.draws import OwnDraws
+from torch_impl.data.draws import OwnDraws, TensorFlowDraws
 from torch_impl.data.examples import ExampleConfig, make_example
 from torch_impl.data.examples import one_hot as one_hot_array
 from torch_impl.data.records import DataError
@@ -86,6 +88,45 @@ def test_an_example_is_that_of_its_record_and_draws(folder):
     record = data.store[4]
     drawn = data.draws.draw(record, CONFIG, epoch=3, index=4)
     assert_equal(data[(3, 4)], make_example(record, drawn, CONFIG))
+
+
+def test_threads_make_the_examples_of_a_batch_at_the_same_time_and_one_reads(folder, monkeypatch):
+    data, positions = dataset(folder), [(1, number) for number in (5, 0, 7, 5)]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    alone = data.__getitems__(positions)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    together, reading = threading.Barrier(2, timeout=20), threading.Lock()
+    draw, read = data.draws.draw, data.store.for_training
+
+    def drawn(*arguments, **options):
+        together.wait()
+        return draw(*arguments, **options)
+
+    def alone_read(number):
+        assert reading.acquire(blocking=False)
+        time.sleep(0.01)
+        found = read(number)
+        reading.release()
+        return found
+
+    monkeypatch.setattr(data.draws, "draw", drawn)
+    monkeypatch.setattr(data.store, "for_training", alone_read)
+    for one, other in zip(alone, data.__getitems__(positions), strict=True):
+        assert_equal(one, other)
+
+
+def test_draws_that_depend_on_the_order_are_made_in_it(folder, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    positions = [(0, number) for number in range(8)]
+    data, names = dataset(folder), set()
+    data.draws = TensorFlowDraws(5)
+    draw = data.draws.draw
+    monkeypatch.setattr(data.draws, "draw", lambda *a, **k: names.add(threading.get_ident()) or draw(*a, **k))
+    found = data.__getitems__(positions)
+    assert names == {threading.get_ident()}
+    data.draws = TensorFlowDraws(5)
+    for one, position in zip(found, positions, strict=True):
+        assert_equal(one, data[position])
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

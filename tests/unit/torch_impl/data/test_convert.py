@@ -1,11 +1,14 @@
 """Conversion: nothing lost, nothing changed, whatever happens on the way."""
 
+import dataclasses
 import inspect
 import itertools
 import json
 import multiprocessing
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.records import synthetic_record, synthetic_records
+from tests.records import serialized_example, synthetic_record, synthetic_records
 from torch_impl.data import convert as module
-from torch_impl.data import store, tfrecord
+from torch_impl.data import sharing, store, tfrecord
 from torch_impl.data.convert import (
     Progress,
     convert_tfrecord_to_hdf5,
@@ -28,7 +31,7 @@ from torch_impl.data.convert import (
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.data.records import DataError, DifferenceError
 from torch_impl.data.store import MANIFEST, PARTIAL, Store, parts, read_all
-from torch_impl.data.tfrecord import content_hash, frame, write_records
+from torch_impl.data.tfrecord import content_hash, encode, feature_bytes, frame, write_records
 
 CONFIG = ExampleConfig.tiny(num_motifs=8)
 FILES = ("train/a", "train/b", "train/c", "valid/d")
@@ -213,10 +216,11 @@ def test_files_that_begin_with_the_same_sequence_follow_the_first_of_them(tmp_pa
 
 
 def test_several_workers_store_the_sequences_of_cell_types_once(tmp_path, cell_types):
-    (cell_types / "d.tfr").unlink()
     convert_tfrecord_to_hdf5(cell_types, tmp_path / "target", workers=3)
-    assert stored_sequences(tmp_path / "target") == {"a": 3, "b": 0, "c": 0}
-    assert verify_hdf5(cell_types, tmp_path / "target").records == 9
+    stored = stored_sequences(tmp_path / "target")
+    assert (stored["b"], stored["c"]) == (0, 0)
+    assert sum(stored.values()) == 4
+    assert verify_hdf5(cell_types, tmp_path / "target").records == 11
 
 
 def test_one_worker_stores_every_sequence_once(tmp_path, cell_types):
@@ -237,36 +241,69 @@ def test_a_file_that_waits_for_another_is_not_finished_when_a_worker_is_killed(t
 def damaged(path, kind: str) -> None:
     """Makes the second of three records of a file unusable."""
     records = list(synthetic_records(CONFIG, 3))
+    middle = feature_bytes(records[1])
     if kind == "NaN":
         records[1].atac[5] = np.nan
+    elif kind == "infinite motif":
+        records[1].motif_activity[2] = np.inf
     elif kind == "constant motifs":
         records[1].motif_activity[:] = 1
     elif kind == "another geometry":
         records[1] = synthetic_record(ExampleConfig.tiny(num_motifs=9), 1)
-    write_records(path, records, "NONE")
-    data = bytearray(path.read_bytes())
-    start = data.index(records[1].others["interval"])
-    if kind == "flipped data":
-        data[start] ^= 1
-    if kind == "flipped length":
-        data[len(data) // 3] ^= 1
+    elif kind == "another type":
+        records[1] = dataclasses.replace(records[1], atac=records[1].atac.astype(np.float64))
+    elif kind == "short sequence":
+        records[1] = dataclasses.replace(records[1], sequence=records[1].letters[:-1])
+    elif kind == "no letters":
+        records[1] = dataclasses.replace(records[1], sequence=records[1].letters[:-1] + b"-")
+    payloads = [encode(record) for record in records]
+    if kind == "missing feature":
+        payloads[1] = serialized_example(**{name: value for name, value in middle.items() if name != "peaks_center"})
+    elif kind == "no tensor":
+        payloads[1] = serialized_example(**(middle | {"atac": b"\xff\xff"}))
+    elif kind == "no example":
+        payloads[1] = b"\xff\xff\xff"
+    data = bytearray(b"".join(map(frame, payloads)))
+    start, end = len(frame(payloads[0])), len(frame(payloads[0])) + len(frame(payloads[1]))
+    flipped = {
+        "length": start + 3,
+        "checksum of length": start + 9,
+        "data": (start + end) // 2,
+        "checksum of data": end - 2,
+    }
+    what = kind.removeprefix("flipped ")
+    if what in flipped:
+        data[flipped[what]] ^= 1
+    if kind == "truncated":
+        del data[end - 100 :]
     path.write_bytes(data)
 
 
 BAD = {
-    "NaN": "record 1: atac has 1 values that are not finite",
-    "constant motifs": "record 1: motif_activity is 1 throughout",
-    "another geometry": r"record 1: motif_activity is float16 \(9,\)",
-    "flipped data": "record 1: the checksum of the data",
-    "flipped length": "record 1: the checksum of the length",
+    "NaN": "atac has 1 values that are not finite",
+    "infinite motif": "motif_activity has 1 values that are not finite",
+    "constant motifs": "motif_activity is 1 throughout",
+    "another geometry": r"motif_activity is float16 \(9,\)",
+    "another type": "atac is of float64, not float16 or float32",
+    "short sequence": "a sequence of 8207 letters, in the first record 8208",
+    "no letters": "the sequence is not made of letters",
+    "missing feature": "has no peaks_center",
+    "no tensor": "atac is not a tensor",
+    "no example": r"not a tf\.train\.Example",
+    "flipped data": "the checksum of the data",
+    "flipped checksum of data": "the checksum of the data",
+    "flipped length": "the checksum of the length",
+    "flipped checksum of length": "the checksum of the length",
+    "truncated": "the file ends within the data of a frame: it is truncated",
 }
+NOTHING_AFTER = ("flipped length", "flipped checksum of length", "truncated")
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_a_bad_record_ends_the_conversion_with_file_and_record(tmp_path, kind):
     path = tmp_path / "bad.tfr"
     damaged(path, kind)
-    with pytest.raises(DataError, match=f"bad.tfr: {BAD[kind]}"):
+    with pytest.raises(DataError, match=f"bad.tfr: record 1: {BAD[kind]}"):
         convert_tfrecord_to_hdf5(path, tmp_path / "target")
     assert list((tmp_path / "target").rglob("*.h5")) == []
     assert leftovers(tmp_path / "target") == []
@@ -277,16 +314,27 @@ def test_a_bad_record_is_skipped_and_reported_when_asked(tmp_path, kind):
     path = tmp_path / "bad.tfr"
     damaged(path, kind)
     found = convert_tfrecord_to_hdf5(path, tmp_path / "target", on_error="skip")
-    kept = 1 if kind == "flipped length" else 2
+    kept = 1 if kind in NOTHING_AFTER else 2
     assert found.records == kept
     ((name, number, reason),) = found.skipped
     assert (name, number) == ("bad", 1)
-    assert ("and all that follow" in reason) == (kind == "flipped length")
+    assert re.match(BAD[kind], reason)
+    assert ("and all that follow" in reason) == (kind in NOTHING_AFTER)
     manifest = json.loads((tmp_path / "target" / MANIFEST).read_text())
     assert manifest["files"][0]["skipped"] == [[number, reason]]
     assert verify_hdf5(path, tmp_path / "target").records == kept
     sound = [content_hash(record) for record in synthetic_records(CONFIG, 3)]
     assert hashes(tmp_path / "target") == [sound[0], sound[2]][:kept]
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_an_empty_file_among_others_is_named(tmp_path, source, on_error):
+    (source / "train" / "b.tfr").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train/b\.tfr: the file is empty"):
+        convert_tfrecord_to_hdf5(source, tmp_path / "target", on_error=on_error)
+    write_records(source / "train" / "b.tfr", synthetic_records(CONFIG, 3, seed=10))
+    convert_tfrecord_to_hdf5(source, tmp_path / "target")
+    assert verify_hdf5(source, tmp_path / "target").records == 12
 
 
 def test_a_file_without_any_usable_record_is_an_error_even_then(tmp_path):
@@ -402,7 +450,20 @@ def test_verification_names_a_record_that_can_no_longer_be_decoded(tmp_path, sou
 
 
 def convert_until(limit: int, source, target, steps) -> None:
-    """Converts, but ends the process at one of the points at which something is about to be written."""
+    """Converts, but ends the process at one of the points at which something is about to be written.
+
+    Files do not know of the sequences of others while they are converted, as when all are at the same time.
+    """
+    convert = module._convert_file
+
+    def unaware(*arguments, **options):
+        known, module.places = module.places, lambda folder: {}
+        try:
+            return convert(*arguments, **options)
+        finally:
+            module.places = known
+
+    module._convert_file = unaware
 
     def counted(function):
         def call(*arguments, **options):
@@ -417,6 +478,7 @@ def convert_until(limit: int, source, target, steps) -> None:
         (store.Writer, "append"),
         (store.Writer, "close"),
         (module, "_write_whole"),
+        (sharing, "_copy_rows"),
         (Path, "replace"),
         (os, "fsync"),
     ):
@@ -436,6 +498,7 @@ def run_until(limit: int, source, target) -> tuple[int, int]:
 
 
 def test_a_conversion_killed_at_twenty_points_goes_on_to_the_same_result(tmp_path, source):
+    write_records(source / "train" / "c.tfr", synthetic_records(CONFIG, 3, seed=11))  # one sequence is another file's
     whole = tmp_path / "whole"
     status, steps = run_until(0, source, whole)
     assert status == 0
@@ -449,8 +512,23 @@ def test_a_conversion_killed_at_twenty_points_goes_on_to_the_same_result(tmp_pat
             assert part.records == 3
         convert_tfrecord_to_hdf5(source, folder)
         assert hashes(folder) == hashes(whole)
+        assert sum(stored_sequences(folder).values()) == sum(stored_sequences(whole).values()) == 7
         verify_hdf5(source, folder)
         assert leftovers(folder) == []
+
+
+def test_what_other_workers_finished_counts_when_one_fails(tmp_path, source, monkeypatch):
+    target, path = tmp_path / "target", source / "train" / "a.tfr"
+    sound = path.read_bytes()
+    path.write_bytes(frame(b"no example"))
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: _Context())
+    with pytest.raises(DataError, match=r"a\.tfr: record 0"):
+        convert_tfrecord_to_hdf5(source, target, workers=4)
+    assert [part.name for _, part in parts(target)] == ["train/b", "train/c", "valid/d"]
+    assert leftovers(target) == []
+    path.write_bytes(sound)
+    convert_tfrecord_to_hdf5(source, target, workers=4)
+    assert verify_hdf5(source, target).records == 12
 
 
 def test_a_killed_worker_is_named_and_the_next_call_goes_on(tmp_path, source, monkeypatch):
@@ -538,6 +616,83 @@ def test_a_full_disk_is_named_and_leaves_nothing_that_looks_whole(tmp_path, sour
     assert list(parts(target)) == []
     convert_tfrecord_to_hdf5(source, target)
     assert verify_hdf5(source, target).records == 12
+
+
+FULL = textwrap.dedent(
+    """
+    import subprocess, sys
+    from pathlib import Path
+
+    from torch_impl.data.convert import convert_tfrecord_to_hdf5, verify_hdf5
+    from torch_impl.data.records import DataError
+    from torch_impl.data.store import PARTIAL, parts
+
+    source, target = map(Path, sys.argv[1:])
+    for workers in (1, 2):
+        try:
+            convert_tfrecord_to_hdf5(source, target, workers=workers)
+        except DataError as error:
+            print(error)
+        print([part.name for _, part in parts(target)], [path.name for path in target.rglob(f"{PARTIAL}*.h5")])
+    subprocess.run(["mount", "-o", "remount,size=50m", str(target)], check=True)
+    convert_tfrecord_to_hdf5(source, target)
+    print(verify_hdf5(source, target).records)
+    """
+)
+
+
+@pytest.mark.slow
+def test_a_small_file_system_that_is_full_is_named_and_a_larger_one_goes_on(tmp_path, source):
+    """Mounted in a namespace of its own; a system that does not let users have one fails here."""
+    target = tmp_path / "target"
+    target.mkdir()
+    mount = 'mount -t tmpfs -o size=80k tmpfs "$3" && exec "$0" -c "$1" "$2" "$3"'
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, sys.executable, FULL, source, target]
+    found = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    first, left, second, left_again, records = found.stdout.splitlines()
+    for line in (first, second):
+        assert re.search(r"\.h5: cannot be written: No space left on device", line)
+    assert left == left_again == "['train/a'] []"
+    assert records == "12"
+
+
+@pytest.mark.slow
+def test_a_converter_killed_at_twenty_random_times_loses_and_changes_nothing(tmp_path):
+    """With all of its processes, whatever they are doing."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    for number in range(60):
+        path = source / f"{number % 2}" / f"{number:02d}.tfr"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        records = [synthetic_record(CONFIG, 100 * number + i, sequence_seed=(number + i) % 70) for i in range(12)]
+        write_records(path, records)
+    whole = tmp_path / "whole"
+    convert_tfrecord_to_hdf5(source, whole)
+    expected = {part.name: part.hashes for _, part in parts(whole)}
+    call = "import sys; from torch_impl.data.convert import *; convert_tfrecord_to_hdf5(*sys.argv[1:3], workers=2)"
+    generator = np.random.default_rng(0)
+    finished, killed = [], 0
+    while killed < 20:
+        process = subprocess.Popen([sys.executable, "-c", call, source, target], start_new_session=True)
+        try:
+            process.wait(timeout=generator.uniform(0.3, 1.5))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            killed += 1
+        finally:
+            process.wait()
+        found = {part.name: part.hashes for _, part in parts(target)} if target.is_dir() else {}
+        finished.append(len(found))
+        assert found.items() <= expected.items()
+        if found:
+            assert [each.hex() for each in hashes(target)] == [each for name in sorted(found) for each in found[name]]
+        if len(found) == len(expected):
+            shutil.rmtree(target)
+    assert any(0 < count < len(expected) for count in finished)
+    convert_tfrecord_to_hdf5(source, target, workers=2)
+    assert verify_hdf5(source, target).records == 720
+    assert sum(stored_sequences(target).values()) == 70
+    assert leftovers(target) == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, source):

@@ -1,13 +1,14 @@
 """TFRecord files: what TensorFlow writes is read, what is written TensorFlow reads, and every damage is named."""
 
 import dataclasses
+import hashlib
 import struct
 import zlib
 
 import numpy as np
 import pytest
 
-from tests.records import synthetic_record, synthetic_records
+from tests.records import serialized_example, synthetic_record, synthetic_records
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.data.records import ARRAYS, DataError, Record
 from torch_impl.data.tfrecord import (
@@ -17,6 +18,7 @@ from torch_impl.data.tfrecord import (
     decode,
     encode,
     feature_bytes,
+    feature_hashes,
     find_compression,
     frame,
     read_frames,
@@ -195,20 +197,12 @@ def test_memory_holds_one_record_at_a_time(tmp_path):
 # --- one record ------------------------------------------------------------------------------------------------------
 
 
-def example(**features: bytes | list[bytes]) -> bytes:
-    message = _Example()
-    for name, values in features.items():
-        entry = message.features.feature.add(key=name)
-        entry.value.bytes_list.value.extend([values] if isinstance(values, bytes) else values)
-    return message.SerializeToString()
-
-
 def test_a_missing_feature_is_named(records):
     for name in ("sequence", "atac", "peaks_center", "motif_activity"):
         features = feature_bytes(records[0])
         del features[name]
         with pytest.raises(DataError, match=f"has no {name}"):
-            decode(example(**features))
+            decode(serialized_example(**features))
 
 
 def test_a_feature_of_another_type_is_named(records):
@@ -236,7 +230,7 @@ def test_a_tensor_with_too_few_or_too_many_bytes_is_named(records):
         message.tensor_content = message.tensor_content[: -4 if not change else None] + change
         features = feature_bytes(records[0]) | {"atac": message.SerializeToString()}
         with pytest.raises(DataError, match=r"atac of shape .* bytes, not"):
-            decode(example(**features))
+            decode(serialized_example(**features))
 
 
 @pytest.mark.parametrize("size", [1 << 30, 1 << 44, 1 << 62])
@@ -244,7 +238,7 @@ def test_a_shape_larger_than_any_message_is_named_before_memory_is_asked_for(rec
     message = _TensorProto(dtype=19)
     message.tensor_shape.dim.add(size=size)
     with pytest.raises(DataError, match=rf"motif_activity has shape \({size},\), more than a message can hold"):
-        decode(example(**(feature_bytes(records[0]) | {"motif_activity": message.SerializeToString()})))
+        decode(serialized_example(**(feature_bytes(records[0]) | {"motif_activity": message.SerializeToString()})))
 
 
 @pytest.mark.parametrize("value", [-1, 1 << 16])
@@ -252,21 +246,21 @@ def test_a_listed_half_that_is_no_16_bits_is_named_and_not_cut_to_them(records, 
     message = _TensorProto(dtype=19, half_val=[0x3C00, value])
     message.tensor_shape.dim.add(size=2)
     with pytest.raises(DataError, match=f"motif_activity lists {value}, which are no 16 bits"):
-        decode(example(**(feature_bytes(records[0]) | {"motif_activity": message.SerializeToString()})))
+        decode(serialized_example(**(feature_bytes(records[0]) | {"motif_activity": message.SerializeToString()})))
 
 
 def test_what_is_no_example_and_no_tensor_is_named(records):
     with pytest.raises(DataError, match=r"not a tf\.train\.Example"):
         decode(b"\xff\xff\xff")
     with pytest.raises(DataError, match="rna is not a tensor"):
-        decode(example(**(feature_bytes(records[0]) | {"rna": b"\xff\xff"})))
+        decode(serialized_example(**(feature_bytes(records[0]) | {"rna": b"\xff\xff"})))
 
 
 def test_a_feature_that_occurs_twice_or_holds_several_strings_is_named(records):
     features = feature_bytes(records[0])
     with pytest.raises(DataError, match="sequence holds 2 byte strings, not 1"):
-        decode(example(**(features | {"sequence": [b"A", b"C"]})))
-    twice = _Example.FromString(example(**features))
+        decode(serialized_example(**(features | {"sequence": [b"A", b"C"]})))
+    twice = _Example.FromString(serialized_example(**features))
     twice.features.feature.add().CopyFrom(twice.features.feature[1])
     with pytest.raises(DataError, match="atac occurs twice"):
         decode(twice.SerializeToString())
@@ -281,23 +275,32 @@ def test_values_listed_by_type_are_read_and_the_last_repeats(records, dtype, cod
     listed = numbers.view(np.uint16).tolist() if dtype == "float16" else numbers.tolist()
     message = _TensorProto(dtype=code, **{field: listed})
     message.tensor_shape.dim.add(size=4)
-    found = decode(example(**(feature_bytes(records[0]) | {name: message.SerializeToString()})))
+    found = decode(serialized_example(**(feature_bytes(records[0]) | {name: message.SerializeToString()})))
     array = getattr(found, name)
     assert array.dtype == dtype
     assert array.tolist() == [1, 2, 2, 2]
     message.tensor_shape.dim[0].size = 1
     with pytest.raises(DataError, match="lists 2 values for 1"):
-        decode(example(**(feature_bytes(records[0]) | {name: message.SerializeToString()})))
+        decode(serialized_example(**(feature_bytes(records[0]) | {name: message.SerializeToString()})))
+
+
+def test_features_are_hashed_as_they_are_serialised(records):
+    record = records[0]
+    extremes = {"motif_activity": np.zeros(0, np.float16), "peaks_center": np.arange(8, dtype=np.int32)[::2]}
+    for each in (*records, dataclasses.replace(record, **extremes), synthetic_record(ExampleConfig.tiny(), 0)):
+        expected = {name: hashlib.sha256(value).digest() for name, value in feature_bytes(each).items()}
+        assert feature_hashes(each) == expected
+        assert list(feature_hashes(each)) == list(expected)
 
 
 def test_the_content_hash_depends_on_every_feature_and_not_on_their_order(records):
     record = records[0]
-    shuffled = example(**dict(reversed(feature_bytes(record).items())))
+    shuffled = serialized_example(**dict(reversed(feature_bytes(record).items())))
     assert content_hash(decode(shuffled)) == content_hash(record)
     hashes = {content_hash(record)}
     for name, value in feature_bytes(record).items():
         changed = feature_bytes(record) | {name: value[:-1] + bytes([value[-1] ^ 1])}
-        hashes.add(content_hash(decode(example(**changed))))
+        hashes.add(content_hash(decode(serialized_example(**changed))))
     assert len(hashes) == 1 + len(feature_bytes(record))
 
 
