@@ -44,6 +44,7 @@ from benchmarks.sides import (
 )
 
 PRECISIONS = ("float32", "bfloat16")
+BYTES = {"float32": 4, "bfloat16": 2}
 REFERENCE_WAYS = {"forward": ("eager", "graph"), "training": ("graph",)}
 # Limits of `distance`: far above the rounding of that precision. The ladder is what proves the port; this only makes
 # sure that the two did the same work.
@@ -90,13 +91,13 @@ def forward_benchmark(
     Returns:
         ``environment``, ``settings``, ``runs`` (one entry a process) and, in ``precisions``, for each precision the
         measured ways (``reference_eager``, ``reference_graph``, ``port_eager``, ``port_compiled``,
-        ``port_checkpointed``) with
-        ``seconds``, ``cpu_seconds`` (of all threads), ``peak_bytes``, ``forward_bytes`` (rise over the resident
-        memory before the first pass) and ``share_of_products`` (of the rate of ``machine``); ``ratios`` of each of
-        these, one way of the reference / port, those of time taken turn by turn; ``ratio``, the smaller of the two
-        (over 1: the port is better than either way);
-        ``fastest_reference``; ``distance`` of the outputs, or of the losses, to the reference's in float32;
-        ``port_is_no_worse`` in time and peak. ``machine``: products and copied memory that it reaches, a second;
+        ``port_checkpointed``) with ``seconds``, ``cpu_seconds`` (of all threads), ``peak_bytes``, ``forward_bytes``
+        (rise over the resident memory before the first pass), and ``share_of_products`` and ``share_of_memory`` (of
+        the rates of ``machine``, memory if every layer read its input there and wrote its output there); ``ratios`` of
+        the first four, one way of the reference / port, those of time taken turn by turn; ``ratio``, the smaller of the
+        two (over 1: the port is better than either way); ``fastest_reference``; ``distance`` of the outputs, or of the
+        losses, to the reference's in float32; ``port_is_no_worse`` in time and peak. ``machine``: products and copied
+        memory that it reaches, a second;
         ``flops`` of the products.
 
     Raises:
@@ -109,7 +110,8 @@ def forward_benchmark(
     if kind == "forward":
         ways.insert(0, ("reference", "eager"))
     ways += [("port", way) for way, wanted in (("compiled", compiled), ("checkpointed", checkpointed)) if wanted]
-    flops, machine = _work_of(config, kind, model, batch), _machine(threads, precisions)
+    flops, moved = _work_of(config, kind, model, batch)
+    machine = _machine(threads, precisions)
     runs = []
     with tempfile.TemporaryDirectory(prefix="epibert-benchmark-") as name:
         folder = Path(name)
@@ -122,9 +124,10 @@ def forward_benchmark(
                 runs += _take_turns(jobs, repeats, folder, threads, progress)
         summaries = {precision: _summary(precision, runs, folder, kind) for precision in precisions}
     for precision, summary in summaries.items():
-        for measured in (value for name, value in summary.items() if name.startswith(("reference_", "port_"))):
-            if isinstance(measured, dict):
-                measured["share_of_products"] = flops / measured["seconds"] / machine[precision]["products"]
+        rates = machine[precision]
+        for measured in (summary[f"{task}_{way}"] for task, way in ways):
+            measured["share_of_products"] = flops / measured["seconds"] / rates["products"]
+            measured["share_of_memory"] = moved * BYTES[precision] / measured["seconds"] / rates["memory"]
     settings = {"config": config, "kind": kind, "model": model, "batch": batch, "threads": threads}
     result = {
         "benchmark": kind,
@@ -141,14 +144,19 @@ def forward_benchmark(
     return result
 
 
-def _work_of(size: SizeName, kind: Kind, model: ModelName, batch: int) -> int:
-    """Operations of the products of one pass."""
+def _work_of(size: SizeName, kind: Kind, model: ModelName, batch: int) -> tuple[int, int]:
+    """Operations of the products of one pass, and the numbers it moves if every layer reads and writes memory.
+
+    A backward pass is taken to move twice what the forward pass moves.
+    """
     from benchmarks.roofline import stages, training_flops
 
     config, heads = configuration(size, model), 1 if model == "pretrain" else 2
-    return batch * (
-        training_flops(config, heads) if kind == "training" else sum(stage.flops for stage in stages(config, heads))
-    )
+    found = stages(config, heads)
+    moved = batch * sum(stage.layered for stage in found)
+    if kind == "training":
+        return batch * training_flops(config, heads), 3 * moved
+    return batch * sum(stage.flops for stage in found), moved
 
 
 def _machine(threads: int, precisions: Sequence[str]) -> dict[str, dict[str, float]]:

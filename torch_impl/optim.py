@@ -47,7 +47,7 @@ class KerasAdam(torch.optim.Adam):
         global_clipnorm: Largest norm of the gradient over all groups together; None does not clip. As with
             ``clip_grad_norm_``, clipped gradients stay in ``.grad``. A norm that is not finite makes all gradients NaN.
         foreach: As in ``torch.optim.Adam``.
-        fused: As in ``torch.optim.Adam``, but the default on processors.
+        fused: As in ``torch.optim.Adam``.
 
     Raises:
         ValueError: ``global_clipnorm`` is not positive, or torch refuses another argument.
@@ -128,10 +128,6 @@ class KerasAdam(torch.optim.Adam):
                 decayed = torch._foreach_mul(parameters, weight_decay)  # pyright: ignore[reportPrivateImportUsage]
                 torch._foreach_sub_(parameters, decayed, alpha=lr)  # pyright: ignore[reportPrivateImportUsage]
             step_size, eps = _torch_rates(lr, group["eps"], beta1, beta2, iteration, precision)
-            fused = group["fused"]
-            if fused is None and group["foreach"] is None and all(map(_plain_on_a_processor, parameters)):
-                # One pass over memory in place of ten; PyTorch's own default there is a loop.
-                fused = True
             adam(
                 parameters,
                 gradients,
@@ -140,7 +136,7 @@ class KerasAdam(torch.optim.Adam):
                 largest,
                 steps,
                 foreach=group["foreach"],
-                fused=fused,
+                fused=group["fused"],
                 amsgrad=False,
                 beta1=beta1,
                 beta2=beta2,
@@ -364,10 +360,6 @@ def _torch_rates(
     correction1, correction2 = 1 - beta1**iteration, math.sqrt(1 - beta2**iteration)
     step_size = lr * math.sqrt(1 - power2) / (1 - power1)
     return step_size * correction1 / correction2, eps / correction2
-
-
-def _plain_on_a_processor(parameter: Tensor) -> bool:
-    return parameter.device.type == "cpu" and type(parameter) in (Tensor, nn.Parameter)
 
 
 def _clip(gradients: list[Tensor], largest: float) -> None:

@@ -39,6 +39,7 @@ def test_both_models_are_measured_and_do_the_same_work(tmp_path):
     assert "bfloat16: reference / port: time" in describe(result)
     rate = result["flops"] / summary["port_eager"]["seconds"] / result["machine"]["bfloat16"]["products"]
     assert summary["port_eager"]["share_of_products"] == pytest.approx(rate)
+    assert 0 < summary["port_eager"]["share_of_memory"] < 1
 
 
 def test_a_training_step_of_the_other_model_is_measured_with_its_batch():

@@ -24,7 +24,6 @@ from torch_impl.optim import CosineWarmup, JointOptimizer, KerasAdam, KerasAdamW
 from weights import read_checkpoint
 
 KERNELS: dict[str, dict[str, Any]] = {
-    "default": {},
     "for-loop": {"foreach": False},
     "foreach": {"foreach": True},
     "fused": {"fused": True},
