@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.forward import PROJECTION, ROTARY_TABLE, draw_inputs, draw_weights
+from benchmarks.sides import PROJECTION, ROTARY_TABLE, draw_inputs, draw_weights
 from torch_impl import EpiBERT, EpiBERTConfig
 from torch_impl.checkpointing import checkpoint_activations
 from torch_impl.losses import masked_loss

@@ -1,19 +1,20 @@
-"""One forward pass of reference and port: time and peak memory, in one run on one machine.
+"""A forward pass or a training step of reference and port: time and peak memory, in one run on one machine.
 
-Both get the same random weights, constants and inputs, batch 1, evaluation mode, no gradients, the same number of
-threads. Each way is measured in a fresh process of its own that holds one framework only, so that its peak memory is
-its own. The processes take turns, so that whatever else the machine does disturbs all of them alike. A turn is two
-forwards, of which the second is timed: while a process waits, caches and memory that it freed go to others. Report the
-ratios, which carry over to other machines better than seconds do.
+Both get the same random weights, constants, inputs and targets, and the same number of threads. Forward passes are in
+evaluation mode without gradients; steps are forward, loss, backward and optimizer, with dropout, the reference's as the
+graph that the original makes of it. Each way is measured in a fresh process of its own that holds one framework only,
+so that its peak memory is its own. The processes take turns, so that whatever else the machine does disturbs all of
+them alike. A turn does the work twice, and the second time counts: while a process waits, caches and memory that it
+freed go to others. Report the ratios, which carry over to other machines better than seconds do.
 
-    python -m benchmarks.forward [--config tiny] [--repeats 2] [--rounds 1] [--compiled] [--out forward.json]
+    python -m benchmarks.forward [--kind training] [--config mid] [--model rampage] [--batch 2] [--repeats 2]
+        [--rounds 1] [--compiled] [--checkpointed] [--out forward.json]
 """
 
 import argparse
 import contextlib
 import gc
 import importlib.metadata
-import inspect
 import json
 import os
 import platform
@@ -23,58 +24,81 @@ import subprocess
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-ConfigName = Literal["full", "tiny"]
+from benchmarks.sides import (
+    KINDS,
+    MODELS,
+    SIZES,
+    Kind,
+    ModelName,
+    SizeName,
+    configuration,
+    prepare,
+    prepare_port,
+    prepare_reference,
+)
+
 PRECISIONS = ("float32", "bfloat16")
-REFERENCE_WAYS = ("eager", "graph")
+BYTES = {"float32": 4, "bfloat16": 2}
+REFERENCE_WAYS = {"forward": ("eager", "graph"), "training": ("graph",)}
 # Limits of `distance`: far above the rounding of that precision. The ladder is what proves the port; this only makes
 # sure that the two did the same work.
 SAME_WORK = {"float32": 1e-3, "bfloat16": 3e-1}
-KERNEL_GAIN = 1.5
+SAME_LOSS = 0.2
+"""Of steps, whose dropout draws other numbers on either side."""
 # Of both sides. Where OpenMP's threads wait by spinning, any other process on a core stops all of them.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-PROJECTION, ROTARY_TABLE = "projection_matrix", "rotary_table"
 PACKAGES = ("torch", "tensorflow", "tf_keras", "numpy")
-_INPUTS = ("sequence", "atac", "motif_activity")
 
 
 def forward_benchmark(
-    config: ConfigName = "full",
+    config: SizeName = "full",
     repeats: int = 2,
     out: str | Path | None = None,
     *,
+    kind: Kind = "forward",
+    model: ModelName = "pretrain",
+    batch: int = 1,
     rounds: int = 1,
     threads: int = 2,
     precisions: Sequence[str] = PRECISIONS,
     compiled: bool = False,
+    checkpointed: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Measure one forward pass of reference and port.
+    """Measure one forward pass, or one training step, of reference and port.
 
     Args:
-        config: The published model (84 M parameters, 524,288 bp; the reference needs 9 GB), or a tiny one.
-        repeats: Timed forwards in each process, each after one that warms up; the processes take turns.
+        config: The published model (84 M parameters, 524,288 bp; the reference needs 9 GB for a forward pass), the
+            same on an eighth of the window, or a tiny one.
+        repeats: Timed passes in each process, each after one that warms up; the processes take turns.
         out: JSON file to write; its folder is made. None: write nothing.
+        kind: ``forward`` or ``training``.
+        model: ``pretrain`` or ``rampage``.
+        batch: Examples at a time.
         rounds: Sets of fresh processes. Times and ratios are medians over all turns, memory the smallest peak.
         threads: Threads of each framework.
         precisions: Of ``float32`` and ``bfloat16`` (parameters in float32, activations in bfloat16).
         compiled: Measure ``torch.compile`` of the port as well; it needs a C++ compiler.
+        checkpointed: Measure training with activation checkpointing of the port as well.
         progress: Called with a line of text for each process.
 
     Returns:
         ``environment``, ``settings``, ``runs`` (one entry a process) and, in ``precisions``, for each precision the
-        measured ways (``reference_eager``, ``reference_graph``, ``port_eager``, ``port_compiled``) with
-        ``seconds``, ``cpu_seconds`` (of all threads), ``peak_bytes`` and ``forward_bytes`` (rise over the resident
-        memory before the first forward); ``ratios`` of each of the four, one way of the reference / port, those of time
-        taken turn by turn; ``ratio``, the smaller of the two (over 1: the port is better than either way);
-        ``fastest_reference``; ``distance`` of the outputs to the reference's in float32;
-        ``port_is_no_worse`` in time and peak.
+        measured ways (``reference_eager``, ``reference_graph``, ``port_eager``, ``port_compiled``,
+        ``port_checkpointed``) with ``seconds``, ``cpu_seconds`` (of all threads), ``peak_bytes``, ``forward_bytes``
+        (rise over the resident memory before the first pass), and ``share_of_products`` and ``share_of_memory`` (of
+        the rates of ``machine``, memory if every layer read its input there and wrote its output there); ``ratios`` of
+        the first four, one way of the reference / port, those of time taken turn by turn; ``ratio``, the smaller of the
+        two (over 1: the port is better than either way); ``fastest_reference``; ``distance`` of the outputs, or of the
+        losses, to the reference's in float32; ``port_is_no_worse`` in time and peak. ``machine``: products and copied
+        memory that it reaches, a second;
+        ``flops`` of the products.
 
     Raises:
         ValueError: ``repeats`` or ``rounds`` is below 1.
@@ -82,24 +106,35 @@ def forward_benchmark(
     """
     if repeats < 1 or rounds < 1:
         raise ValueError(f"repeats and rounds must be at least 1, not {repeats} and {rounds}")
-    ways = [("reference", "eager"), ("port", "eager"), ("reference", "graph")]
-    if compiled:
-        ways.append(("port", "compiled"))
+    ways = [("port", "eager"), ("reference", "graph")]
+    if kind == "forward":
+        ways.insert(0, ("reference", "eager"))
+    ways += [("port", way) for way, wanted in (("compiled", compiled), ("checkpointed", checkpointed)) if wanted]
+    flops, moved = _work_of(config, kind, model, batch)
+    machine = _machine(threads, precisions)
     runs = []
     with tempfile.TemporaryDirectory(prefix="epibert-benchmark-") as name:
         folder = Path(name)
-        with Worker({"task": "prepare", "config": config}, folder, threads):
+        with Worker({"task": "prepare", "size": config, "model": model, "batch": batch}, folder, threads):
             pass
         for _ in range(rounds):
             for precision in precisions:
-                jobs = [{"task": task, "way": way, "precision": precision, "threads": threads} for task, way in ways]
+                common = {"precision": precision, "threads": threads, "kind": kind, "model": model}
+                jobs = [{"task": task, "way": way} | common for task, way in ways]
                 runs += _take_turns(jobs, repeats, folder, threads, progress)
-        summaries = {precision: _summary(precision, runs, folder) for precision in precisions}
+        summaries = {precision: _summary(precision, runs, folder, kind) for precision in precisions}
+    for precision, summary in summaries.items():
+        rates = machine[precision]
+        for measured in (summary[f"{task}_{way}"] for task, way in ways):
+            measured["share_of_products"] = flops / measured["seconds"] / rates["products"]
+            measured["share_of_memory"] = moved * BYTES[precision] / measured["seconds"] / rates["memory"]
+    settings = {"config": config, "kind": kind, "model": model, "batch": batch, "threads": threads}
     result = {
-        "benchmark": "forward",
+        "benchmark": kind,
         "environment": environment(),
-        "settings": {"config": config, "batch": 1, "threads": threads, "repeats": repeats, "rounds": rounds}
-        | {"variables": ENVIRONMENT},
+        "settings": settings | {"repeats": repeats, "rounds": rounds, "variables": ENVIRONMENT},
+        "machine": machine,
+        "flops": flops,
         "precisions": summaries,
         "runs": runs,
     }
@@ -107,6 +142,37 @@ def forward_benchmark(
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         Path(out).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def _work_of(size: SizeName, kind: Kind, model: ModelName, batch: int) -> tuple[int, int]:
+    """Operations of the products of one pass, and the numbers it moves if every layer reads and writes memory.
+
+    A backward pass is taken to move twice what the forward pass moves.
+    """
+    from benchmarks.roofline import stages, training_flops
+
+    config, heads = configuration(size, model), 1 if model == "pretrain" else 2
+    found = stages(config, heads)
+    moved = batch * sum(stage.layered for stage in found)
+    if kind == "training":
+        return batch * training_flops(config, heads), 3 * moved
+    return batch * sum(stage.flops for stage in found), moved
+
+
+def _machine(threads: int, precisions: Sequence[str]) -> dict[str, dict[str, float]]:
+    """What the cores reach here, by precision; bfloat16 numbers may be multiplied in float32 where that is faster."""
+    import torch
+
+    from benchmarks.roofline import measured_machine
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = {name: measured_machine(name) for name in dict.fromkeys(("float32", *precisions))}
+    finally:
+        torch.set_num_threads(before)
+    fastest = {name: max(found["float32"].products, found[name].products) for name in found}
+    return {name: {"products": fastest[name], "memory": found[name].memory} for name in precisions}
 
 
 def environment() -> dict[str, Any]:
@@ -137,6 +203,11 @@ def distance(value: np.ndarray, reference: np.ndarray) -> float:
     return float(np.linalg.norm(value.astype(np.float64) - reference) / np.linalg.norm(reference - mean))
 
 
+def _share_apart(value: np.ndarray, reference: np.ndarray) -> float:
+    """How far two losses are apart, as a share of the second; NaN if either is."""
+    return float(abs(value - reference) / abs(reference))
+
+
 def _take_turns(
     jobs: Sequence[dict[str, Any]],
     repeats: int,
@@ -163,7 +234,7 @@ def _take_turns(
     return runs
 
 
-def _summary(precision: str, runs: Sequence[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _summary(precision: str, runs: Sequence[dict[str, Any]], folder: Path, kind: Kind = "forward") -> dict[str, Any]:
     times: dict[str, dict[str, list[float]]] = {}
     ways: dict[str, dict[str, float]] = {}
     for task, way in dict.fromkeys((run["task"], run["way"]) for run in runs):
@@ -174,7 +245,7 @@ def _summary(precision: str, runs: Sequence[dict[str, Any]], folder: Path) -> di
             "peak_bytes": min(run["peak_bytes"] for run in found),
             "forward_bytes": min(run["peak_bytes"] - run["resident_bytes"] for run in found),
         }
-    references = [f"reference_{way}" for way in REFERENCE_WAYS]
+    references = [f"reference_{way}" for way in REFERENCE_WAYS[kind]]
     ratios: dict[str, dict[str, float]] = {}
     for name in references:
         # Neighbours in time met the same load of the machine.
@@ -189,11 +260,13 @@ def _summary(precision: str, runs: Sequence[dict[str, Any]], folder: Path) -> di
     ratio = {quantity: min(ratios[name][quantity] for name in references) for quantity in ratios[references[0]]}
     # In bfloat16 the reference itself may be far from what it means: on a processor without bfloat16 arithmetic
     # TensorFlow rounds partial sums. So all are held against its float32 result, where there is one.
-    exact = folder / "reference_eager_float32.npy"
-    expected = np.load(exact if exact.is_file() else folder / f"reference_eager_{precision}.npy")
-    differences = {name: distance(np.load(folder / f"{name}_{precision}.npy"), expected) for name in ways}
+    exact = folder / f"{references[0]}_float32.npy"
+    expected = np.load(exact if exact.is_file() else folder / f"{references[0]}_{precision}.npy")
+    apart = distance if kind == "forward" else _share_apart
+    differences = {name: apart(np.load(folder / f"{name}_{precision}.npy"), expected) for name in ways}
+    largest = SAME_WORK[precision] if kind == "forward" else SAME_LOSS
     for name, difference in differences.items():
-        if name not in references and not difference <= max(SAME_WORK[precision], differences[references[0]]):
+        if name not in references and not difference <= max(largest, differences[references[0]]):
             raise RuntimeError(f"{name} in {precision} differs from the reference by {difference:.2g}")
     return {
         **ways,
@@ -209,11 +282,11 @@ def _summary(precision: str, runs: Sequence[dict[str, Any]], folder: Path) -> di
 
 
 class Worker:
-    """A fresh process with one framework, which does one forward each time it is asked.
+    """A fresh process with one framework, which does its work each time it is asked.
 
     Args:
         job: ``task`` (``reference``, ``port``, or ``prepare``, which writes the files and ends), ``way`` and
-            ``precision``.
+            ``precision``; ``kind`` and ``model``.
         folder: Where configuration, weights and inputs lie, and where outputs go.
         threads: Threads of the framework.
 
@@ -251,7 +324,7 @@ class Worker:
         self.close()
 
     def ask(self) -> dict[str, Any]:
-        """A forward, after one that warms up: ``seconds``, ``cpu_seconds``, the process's ``peak_bytes`` so far."""
+        """A pass, after one that warms up: ``seconds``, ``cpu_seconds``, the process's ``peak_bytes`` so far."""
         if self._process.poll() is None and self._process.stdin is not None:
             self._process.stdin.write("forward\n")
             self._process.stdin.flush()
@@ -281,15 +354,15 @@ def _work(job: dict[str, Any], folder: Path) -> None:
             answers.flush()
 
         if job["task"] == "prepare":
-            return answer(_prepare(job["config"], folder))
-        prepare = _prepare_reference if job["task"] == "reference" else _prepare_port
-        forward = prepare(job, folder)
+            return answer(prepare(folder, size=job["size"], model=job["model"], batch=job["batch"]))
+        prepare_side = prepare_reference if job["task"] == "reference" else prepare_port
+        run = prepare_side(job, folder)
         gc.collect()
         answer({"resident_bytes": _memory("VmRSS")})
         for _ in sys.stdin:
-            forward()
+            run()
             started, cpu_started = time.perf_counter(), time.process_time()
-            output = forward()
+            output = run()
             seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started
             np.save(folder / f"{job['task']}_{job['way']}_{job['precision']}.npy", output)
             answer({"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": _memory("VmHWM")})
@@ -307,141 +380,24 @@ def _memory(field: str) -> int:
     raise RuntimeError(f"the system reports no {field}")
 
 
-def _prepare(name: str, folder: Path) -> dict[str, Any]:
-    """Writes configuration, weights by checkpoint key, constants and inputs."""
-    import dataclasses
-
-    from safetensors.numpy import save_file
-
-    from torch_impl import EpiBERTConfig
-    from weights.table import rows
-
-    config = EpiBERTConfig.tiny() if name == "tiny" else EpiBERTConfig.pretrain()
-    tensors = draw_weights(config)
-    # safetensors writes arrays in the order in which they lie in memory.
-    save_file({key: np.ascontiguousarray(value) for key, value in tensors.items()}, folder / "weights.safetensors")
-    save_file(draw_inputs(config), folder / "inputs.safetensors")
-    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config)), encoding="utf-8")
-    trained = [row.path for row in rows(config) if row.trainable]
-    return {"parameters": sum(tensors[path].size for path in trained)}
-
-
-def draw_weights(config: Any) -> dict[str, np.ndarray]:
-    """Weights for an ``EpiBERTConfig`` by checkpoint key, each from a seed of its own, and the port's constants."""
-    import torch
-
-    from torch_impl import EpiBERT
-    from torch_impl.random import projection_matrix, rotary_table
-    from weights.table import rows
-
-    with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in EpiBERT(config).state_dict().items()}
-    tensors = {}
-    for row in rows(config):
-        shape = shapes[row.name]
-        generator = np.random.default_rng(zlib.crc32(row.path.encode()))
-        value = generator.standard_normal(row.layout.stored_shape(shape, config.num_heads), np.float32)
-        if row.path.endswith("/kernel"):
-            # Enough to keep what varies along the sequence alive through the pooling.
-            value *= np.float32(KERNEL_GAIN / np.sqrt(np.prod(shape[1:])))
-        elif row.path.endswith(("/gamma", "/moving_variance")):
-            value = np.exp(value / 10)
-        else:
-            value /= 10
-        tensors[row.path] = value
-    tensors[PROJECTION] = projection_matrix(config.num_random_features, config.head_size, int(config.seed))
-    if config.use_rot_emb:
-        tensors[ROTARY_TABLE] = rotary_table(
-            config.max_seq_length + 1, config.head_size, bfloat16=config.rotary_bfloat16
-        )
-    return tensors
-
-
-def draw_inputs(config: Any) -> dict[str, np.ndarray]:
-    """Sequence, accessibility and motif activity for an ``EpiBERTConfig``, batch 1."""
-    generator = np.random.default_rng(0)
-    bases = generator.integers(4, size=(1, config.sequence_length))
-    return {
-        "sequence": np.eye(4, dtype=np.float32)[bases],
-        "atac": generator.exponential(size=(1, config.atac_length, 1)).astype(np.float32),
-        "motif_activity": generator.random((1, 1, config.num_motifs), dtype=np.float32),
-    }
-
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray], list[np.ndarray]]:
-    from safetensors.numpy import load_file
-
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    inputs = load_file(folder / "inputs.safetensors")
-    return config, load_file(folder / "weights.safetensors"), [inputs[name] for name in _INPUTS]
-
-
-def _prepare_reference(job: dict[str, Any], folder: Path) -> Callable[[], np.ndarray]:
-    import tensorflow as tf
-
-    import tf_reference
-
-    tf.config.threading.set_intra_op_parallelism_threads(job["threads"])
-    tf.config.threading.set_inter_op_parallelism_threads(job["threads"])
-    arguments, tensors, arrays = _read(folder)
-    known = inspect.signature(tf_reference.EpiBERT).parameters
-    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[job["precision"]]
-    model = tf_reference.EpiBERT(**{key: arguments[key] for key in known if key in arguments}, dtype=policy)
-    projection, table = tensors.pop(PROJECTION), tensors.pop(ROTARY_TABLE, None)
-    model.build_weights()
-    model.assign(tensors)
-    model.set_constants(projection, table)
-    inputs = tuple(tf.constant(array) for array in arrays)
-
-    def call(values: tuple[tf.Tensor, ...]) -> tf.Tensor:
-        return tf.cast(model(values, training=False), tf.float32)
-
-    function = tf.function(call) if job["way"] == "graph" else call
-    return lambda: function(inputs).numpy()
-
-
-def _prepare_port(job: dict[str, Any], folder: Path) -> Callable[[], np.ndarray]:
-    import torch
-
-    from torch_impl import EpiBERT, EpiBERTConfig
-    from weights.table import rows
-
-    torch.set_num_threads(job["threads"])
-    arguments, tensors, arrays = _read(folder)
-    config = EpiBERTConfig(**arguments)
-    compute_dtype = {"float32": None, "bfloat16": torch.bfloat16}[job["precision"]]
-    model = EpiBERT(config, compute_dtype=compute_dtype).eval()
-    state = model.state_dict()
-    for row in rows(config):
-        state[row.name].copy_(torch.from_numpy(row.layout.to_port(tensors.pop(row.path))))
-    # The constants are the port's own already: the reference takes them over.
-    left = tensors.keys() - {PROJECTION, ROTARY_TABLE}
-    if left:
-        raise RuntimeError(f"weights without a place in the port: {sorted(left)}")
-    inputs = [torch.from_numpy(array) for array in arrays]
-    function = torch.compile(model) if job["way"] == "compiled" else model
-
-    def forward() -> np.ndarray:
-        with torch.inference_mode():
-            return function(*inputs).float().numpy()
-
-    return forward
-
-
 # --- command line -----------------------------------------------------------------------------------------------------
 
 
 def describe(result: dict[str, Any]) -> str:
     """The result in a few lines of text."""
-    lines = [f"forward, {result['settings']['config']} size, {result['settings']['threads']} threads, batch 1"]
+    settings = result["settings"]
+    lines = [
+        f"{settings['kind']}, {settings['model']}, {settings['config']} size, {settings['threads']} threads, batch "
+        f"{settings['batch']}"
+    ]
     for precision, summary in result["precisions"].items():
         ratio = summary["ratio"]
         lines.append(
             f"{precision}: reference / port: time {ratio['seconds']:.2f} (reference's fastest way: "
             f"{summary['fastest_reference'].removeprefix('reference_')}), peak memory {ratio['peak_bytes']:.2f}, "
-            f"memory of the forward alone {ratio['forward_bytes']:.2f}; "
-            f"distance to the reference in float32: port {summary['distance']['port_eager']:.1e}, reference "
-            f"{summary['distance']['reference_eager']:.1e}"
+            f"memory of the pass alone {ratio['forward_bytes']:.2f}; port at "
+            f"{summary['port_eager']['share_of_products']:.0%} of the machine's products; distance to the reference in "
+            f"float32: {', '.join(f'{name} {value:.1e}' for name, value in summary['distance'].items())}"
         )
     return "\n".join(lines)
 
@@ -449,12 +405,16 @@ def describe(result: dict[str, Any]) -> str:
 def main() -> int:
     """Command line; exit status 1 when the port is slower or larger than the reference."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", choices=("full", "tiny"), default="full", help="size of the model")
+    parser.add_argument("--config", choices=SIZES, default="full", help="size of the model")
+    parser.add_argument("--kind", choices=KINDS, default="forward")
+    parser.add_argument("--model", choices=MODELS, default="pretrain")
+    parser.add_argument("--batch", type=int, default=1, help="examples at a time")
     parser.add_argument("--repeats", type=int, default=2, help="timed forwards in each process")
     parser.add_argument("--rounds", type=int, default=1, help="fresh processes of each kind")
     parser.add_argument("--threads", type=int, default=2, help="threads of each framework")
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--compiled", action="store_true", help="torch.compile as well")
+    parser.add_argument("--checkpointed", action="store_true", help="training with activation checkpointing as well")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -466,10 +426,14 @@ def main() -> int:
         arguments.config,
         arguments.repeats,
         arguments.out,
+        kind=arguments.kind,
+        model=arguments.model,
+        batch=arguments.batch,
         rounds=arguments.rounds,
         threads=arguments.threads,
         precisions=arguments.precisions,
         compiled=arguments.compiled,
+        checkpointed=arguments.checkpointed,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(json.dumps(result, indent=1))

@@ -258,29 +258,61 @@ def _attack_arguments(given: Sequence[str]) -> list[str]:
 
 
 def bench(
-    config: Literal["full", "tiny"] = "full",
+    config: Literal["full", "mid", "tiny"] = "full",
     repeats: int = 3,
     rounds: int = 1,
     out: str = "out/bench",
+    parts: Sequence[Literal["forward", "training", "lengths", "transplant", "data", "harness"]] = (
+        "forward",
+        "training",
+        "transplant",
+    ),
+    models: Sequence[Literal["pretrain", "rampage"]] = ("pretrain",),
+    precisions: Sequence[Literal["float32", "bfloat16"]] = ("float32", "bfloat16"),
+    batches: Sequence[int] = (1,),
+    compiled: bool = False,
 ) -> int:
-    """Measure reference and port in one run on this machine, and the transplant of a full checkpoint.
+    """Measure reference and port in one run on this machine, and what belongs to the port alone.
+
+    Exit status 1 when a ratio of reference and port falls short of the committed one (benchmarks/ratios.json) or, at
+    full size, of 1.
 
     Args:
-        config: Size of the model: the published one (needs 12 GB), or a tiny one to try the command out.
-        repeats: Timed forward passes in each process.
+        config: Size of the model: the published one (needs 12 GB), the same on an eighth of the window, or a tiny one
+            to try the command out. Training of the published size is measured on the eighth, because the reference
+            has no activation checkpointing.
+        repeats: Timed passes in each process.
         rounds: Fresh processes of each kind.
-        out: Folder for bench.json.
+        out: Folder for bench.json and pictures.
+        parts: What to measure: reference against port in a forward pass or a training step, the port's time by length
+            of the window, transplanting a full checkpoint, loading data, the ladder.
+        models: Which models, for forward and training.
+        precisions: In which precisions.
+        batches: With how many examples at a time.
+        compiled: Also with torch.compile; needs a C++ compiler.
     """
     from benchmarks.command import run_benchmarks
     from parity.pairs.epibert_run import UsageError, tensorflow_installed
 
-    if repeats < 1 or rounds < 1:
-        raise UsageError("--repeats and --rounds must be at least 1")
+    if repeats < 1 or rounds < 1 or not batches or min(batches) < 1:
+        raise UsageError("--repeats, --rounds and --batches must be at least 1")
+    if not parts or not models or not precisions:
+        raise UsageError("--parts, --models and --precisions must not be empty")
     if not tensorflow_installed():
         raise UsageError("the reference needs TensorFlow: install the extra 'reference'")
     with _files(out) as scratch:
         try:
-            status = run_benchmarks(config, repeats, rounds, scratch / "bench.json")
+            status = run_benchmarks(
+                config,
+                repeats,
+                rounds,
+                scratch / "bench.json",
+                parts=parts,
+                models=models,
+                precisions=precisions,
+                batches=batches,
+                compiled=compiled,
+            )
         except RuntimeError as error:  # a process that died, or outputs that are not the same function's
             Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"epibert: error: {error}")
             return NOT_PROVEN

@@ -18,9 +18,12 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from torch_impl.model import BatchNorm, Trunk
+
+KEPT_PRODUCTS = (torch.ops.aten.convolution.default, torch.ops.aten.addmm.default)
+"""Convolutions and products with a bias, most of a forward pass; attention changes in place what it multiplies."""
 
 OPTIMIZER_PARAMETERS = "optimizer_parameters"
 """Entry of a Lightning checkpoint: for each optimizer the names of its parameters, in the order of its state."""
@@ -123,7 +126,7 @@ def differences(mine: Mapping[str, Any], saved: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def checkpoint_activations(model: Trunk) -> None:
+def checkpoint_activations(model: Trunk, *, keep_products: bool = False) -> None:
     """Makes the blocks of a model keep their inputs alone for the backward pass, and compute the rest again then.
 
     Takes a third more time and, for windows of full length, a fraction of the memory. Dropout draws the same masks
@@ -131,10 +134,12 @@ def checkpoint_activations(model: Trunk) -> None:
 
     Args:
         model: Changed in place; its state keeps its names.
+        keep_products: Keep the results of convolutions and of products with a bias as well, so that little but what
+            lies between them is computed again: less time for more memory.
     """
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     for block in blocks(model):
-        block.forward = partial(_checkpointed, block.forward, norms)
+        block.forward = partial(_checkpointed, block.forward, norms, keep_products)
 
 
 def blocks(model: Trunk) -> list[nn.Module]:
@@ -148,15 +153,30 @@ def blocks(model: Trunk) -> list[nn.Module]:
     ]
 
 
-def _checkpointed(forward: Any, norms: list[BatchNorm], *inputs: Any) -> Any:
+def _checkpointed(forward: Any, norms: list[BatchNorm], keep_products: bool, *inputs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs)
-    contexts = partial(_contexts, norms)
+    contexts = partial(_contexts, norms, keep_products)
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts, determinism_check="default")
 
 
-def _contexts(norms: list[BatchNorm]) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
-    return contextlib.nullcontext(), _statistics_kept(norms)
+def _contexts(
+    norms: list[BatchNorm], keep_products: bool
+) -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    if not keep_products:
+        return contextlib.nullcontext(), _statistics_kept(norms)
+    first, again = create_selective_checkpoint_contexts(_kept)
+    return first, _both(again, norms)
+
+
+def _kept(_: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if operation in KEPT_PRODUCTS else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@contextlib.contextmanager
+def _both(again: contextlib.AbstractContextManager, norms: list[BatchNorm]) -> Iterator[None]:
+    with _statistics_kept(norms), again:
+        yield
 
 
 @contextlib.contextmanager

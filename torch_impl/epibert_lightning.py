@@ -55,6 +55,8 @@ class EpiBERTLightning(lightning.LightningModule):
         faithful_bf16: Compute in bfloat16 with the rounding points of the original (Keras' ``mixed_bfloat16``), the
             Trainer's precision being 32. The Trainer's own ``bf16-mixed`` rounds elsewhere.
         checkpoint_blocks: Keep only the inputs of each block for the backward pass, for windows that do not fit.
+        checkpoint_keeps_products: With ``checkpoint_blocks``, keep the results of convolutions and of most products as
+            well: faster, for more memory.
         float64_metrics: Sum up correlations in float64; the original does in float32.
         tf32: Let a GPU round the factors of float32 products and convolutions to 11 bits; holds for the whole process.
 
@@ -85,6 +87,7 @@ class EpiBERTLightning(lightning.LightningModule):
         global_clipnorm: float | None = 1.0,
         faithful_bf16: bool = False,
         checkpoint_blocks: bool = False,
+        checkpoint_keeps_products: bool = False,
         float64_metrics: bool = False,
         tf32: bool = False,
     ) -> None:
@@ -96,7 +99,7 @@ class EpiBERTLightning(lightning.LightningModule):
         self.save_hyperparameters({"config": dataclasses.asdict(config)})
         self.model = EpiBERT(config, compute_dtype=torch.bfloat16 if faithful_bf16 else None)
         if checkpoint_blocks:
-            checkpoint_activations(self.model)
+            checkpoint_activations(self.model, keep_products=checkpoint_keeps_products)
         self.loss_type = loss_type
         self.total_weight = total_weight
         self.unmask_loss = unmask_loss

@@ -31,13 +31,21 @@ from torch.nn.modules.module import _global_forward_hooks as _EVERYONES_HOOKS
 from torch.nn.modules.module import _global_forward_pre_hooks as _EVERYONES_PRE_HOOKS
 
 from torch_impl.config import RELU_KERNEL, RELU_QUARTIC_KERNEL, EpiBERTConfig
+from torch_impl.kernels import (
+    Convolution,
+    NormalizedBatch,
+    TanhGELUByPieces,
+    WeightedMean,
+    channel_mean,
+    tanh_gelu,
+    worthwhile,
+)
 from torch_impl.random import projection_matrix, rotary_table, stateless_uniform
 
 STEM_KERNEL_SIZE = 15
 TOWER_KERNEL_SIZE = 5
 ATAC_STEM_KERNEL_SIZE = 50
 ATAC_STEM_WIDTH = 32
-SHORT_SUM = 256
 SHORT_PRODUCT = 64
 WIDENED_ROWS = 1 << 16
 PIECE_SIZE, SHORTEST_PIECE = 1 << 21, 1024
@@ -347,8 +355,12 @@ class Rotary(nn.Module):
     """Rotation of neighbouring channel pairs by position, the interleaved form (spec, section 1.7)."""
 
     def forward(self, x: Float[Tensor, "B L H D"], table: Float[Tensor, "1 L D"]) -> Float[Tensor, "B L H D"]:
-        # (even, odd) becomes (even cos - odd sin, odd cos + even sin): whole rows and a swap beat strided halves.
         sine, cosine = table.unsqueeze(2).chunk(2, dim=-1)
+        if x.dtype in (torch.float32, torch.float64) and worthwhile(x):
+            # (even, odd) becomes (even cos - odd sin, odd cos + even sin), which is a product of complex numbers.
+            turned = torch.view_as_complex(x.contiguous().unflatten(-1, (-1, 2))) * torch.complex(cosine, sine)
+            return torch.view_as_real(turned).flatten(-2)
+        # There are no complex numbers in bfloat16, and compilers know none: whole rows and a swap beat strided halves.
         sine, cosine = torch.stack([-sine, sine], dim=-1).flatten(-2), cosine.repeat_interleave(2, dim=-1)
         swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
         return (x * cosine).add_(swapped * sine)
@@ -443,6 +455,8 @@ class SoftmaxPool(nn.Module):
             raise ValueError(f"softmax pooling needs an even length, not {x.shape[1]}")
         x = x.unflatten(1, (-1, 2))
         logits = self.logits(x)
+        if torch.is_grad_enabled() and worthwhile(x):
+            return WeightedMean.apply(x, logits)
         first = torch.sigmoid(logits[:, :, 0] - logits[:, :, 1])
         return torch.lerp(x[:, :, 1], x[:, :, 0], first)
 
@@ -484,6 +498,8 @@ class Conv1d(nn.Conv1d):
             return _linear(x, self.weight.squeeze(-1), self.bias)
         left, right = (self.kernel_size[0] - 1) // 2, self.kernel_size[0] // 2
         image, weight, bias = _image(x), self.weight.to(x.dtype), cast(Tensor, self.bias).to(x.dtype)
+        if left == right and x.requires_grad and worthwhile(x) and not torch.is_autocast_enabled("cpu"):
+            return Convolution.apply(x, weight, bias, _widens(x))
         if left != right:
             image, left = F.pad(image, (left, right)), 0
         image, weight, bias = _for_product(image, weight, bias)
@@ -594,7 +610,7 @@ class BatchNorm(nn.Module):
     def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
         dtype = torch.promote_types(torch.promote_types(x.dtype, self.weight.dtype), torch.float32)
         if self.training:
-            return self._normalize_batch(x.to(dtype)).to(x.dtype)
+            return self._normalize_batch(x, dtype)
         statistics = (self.running_mean.to(dtype), self.running_var.to(dtype))
         # The fused kernel widens bfloat16 to float32 by itself, without a copy.
         wide = x if dtype == torch.float32 else x.to(dtype)
@@ -603,17 +619,23 @@ class BatchNorm(nn.Module):
         )
         return _positions(normalized).to(x.dtype)
 
-    def _normalize_batch(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
+    def _normalize_batch(self, x: Float[Tensor, "B L C"], dtype: torch.dtype) -> Float[Tensor, "B L C"]:
         # PyTorch's fused training kernel sums half a million positions one after the other: in float32 and channels
         # last, its standard deviation is off by 3e-5, a thousand times the reference's error.
         across = self.synchronized and _several_processes()
-        mean = _channel_mean(x, across_processes=across)
-        centered = x - mean
-        variance = _channel_mean(centered.square(), across_processes=across)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        if worthwhile(x):
+            normalized, mean, variance = NormalizedBatch.apply(x, weight, bias, self.epsilon, across)
+        else:
+            wide = x.to(dtype)
+            mean = channel_mean(wide, across_processes=across)
+            centered = wide - mean
+            variance = channel_mean(centered.square(), across_processes=across)
+            normalized = torch.addcmul(bias, centered, weight * torch.rsqrt(variance + self.epsilon)).to(x.dtype)
         with torch.no_grad():
             self.running_mean.sub_((self.running_mean - mean) * self.update_rate)
             self.running_var.sub_((self.running_var - variance) * self.update_rate)
-        return torch.addcmul(self.bias, centered, self.weight * torch.rsqrt(variance + self.epsilon))
+        return normalized
 
     def extra_repr(self) -> str:
         return f"{self.weight.numel()}, epsilon={self.epsilon}, momentum={self.momentum}"
@@ -639,6 +661,12 @@ class TanhGELU(nn.Module):
         self.cubic_coefficient = cubic_coefficient
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        if worthwhile(x):
+            return (
+                TanhGELUByPieces.apply(x, self.cubic_coefficient)
+                if torch.is_grad_enabled()
+                else tanh_gelu(x, self.cubic_coefficient)
+            )
         if x.dtype != torch.float64:
             # The fused kernel computes in float32, where 0.044715 and the rounded coefficient are one number.
             return F.gelu(x, approximate="tanh")
@@ -782,36 +810,8 @@ def _over_features(
     return numerator.unflatten(0, query.shape[:2]), (query * total.unsqueeze(2)).sum(dim=-1)
 
 
-def _channel_mean(x: Float[Tensor, "B L C"], *, across_processes: bool) -> Float[Tensor, " C"]:
-    """Mean over batch and length: short sums in the dtype of the input, their total in float64."""
-    rows = x.flatten(0, 1)
-    count = rows.shape[0]
-    whole = count // SHORT_SUM * SHORT_SUM
-    short_sums = rows[:whole].unflatten(0, (-1, SHORT_SUM)).sum(dim=1)
-    total = short_sums.double().sum(dim=0) + rows[whole:].double().sum(dim=0)
-    if across_processes:
-        total, count = _SumOverProcesses.apply(torch.cat([total, total.new_full((1,), count)])).split([len(total), 1])
-    return (total / count).to(x.dtype)
-
-
 def _several_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-class _SumOverProcesses(torch.autograd.Function):
-    """Sum over all processes. Each of their losses depends on it, so its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
 
 
 def _image(x: Float[Tensor, "B L C"]) -> Float[Tensor, "B C 1 L"]:

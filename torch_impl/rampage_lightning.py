@@ -66,6 +66,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         global_clipnorm: Largest norm of the gradients of each optimizer.
         faithful_bf16: As for ``EpiBERTLightning``.
         checkpoint_blocks: As for ``EpiBERTLightning``.
+        checkpoint_keeps_products: As for ``EpiBERTLightning``.
         tf32: As for ``EpiBERTLightning``.
 
     Attributes:
@@ -93,6 +94,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         global_clipnorm: float | None = 0.05,
         faithful_bf16: bool = False,
         checkpoint_blocks: bool = False,
+        checkpoint_keeps_products: bool = False,
         tf32: bool = False,
     ) -> None:
         super().__init__()
@@ -103,7 +105,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         self.save_hyperparameters({"config": dataclasses.asdict(config)})
         self.model = EpiBERTRampage(config, compute_dtype=torch.bfloat16 if faithful_bf16 else None)
         if checkpoint_blocks:
-            checkpoint_activations(self.model)
+            checkpoint_activations(self.model, keep_products=checkpoint_keeps_products)
         self.loss_type = loss_type
         self.total_weight = total_weight
         self.atac_scale = atac_scale

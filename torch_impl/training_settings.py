@@ -46,6 +46,7 @@ RANGES: Mapping[str, tuple[Accepts, str]] = {
     ),
     "faithful_bf16": _SWITCH,
     "checkpoint_blocks": _SWITCH,
+    "checkpoint_keeps_products": _SWITCH,
     "float64_metrics": _SWITCH,
     "tf32": _SWITCH,
 }

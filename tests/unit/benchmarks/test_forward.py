@@ -14,7 +14,15 @@ def test_both_models_are_measured_and_do_the_same_work(tmp_path):
     out = tmp_path / "new" / "forward.json"
     result = forward_benchmark("tiny", 1, out, precisions=["bfloat16"], progress=lines.append)
     assert json.loads(out.read_text()) == result
-    expected = {"config": "tiny", "batch": 1, "threads": 2, "repeats": 1, "rounds": 1}
+    expected = {
+        "config": "tiny",
+        "kind": "forward",
+        "model": "pretrain",
+        "batch": 1,
+        "threads": 2,
+        "repeats": 1,
+        "rounds": 1,
+    }
     assert expected.items() <= result["settings"].items()
     assert {"processor", "cores", "versions"} <= result["environment"].keys()
     summary = result["precisions"]["bfloat16"]
@@ -29,6 +37,28 @@ def test_both_models_are_measured_and_do_the_same_work(tmp_path):
     ]
     assert len(lines) == 3
     assert "bfloat16: reference / port: time" in describe(result)
+    rate = result["flops"] / summary["port_eager"]["seconds"] / result["machine"]["bfloat16"]["products"]
+    assert summary["port_eager"]["share_of_products"] == pytest.approx(rate)
+    assert 0 < summary["port_eager"]["share_of_memory"] < 1
+
+
+def test_a_training_step_of_the_other_model_is_measured_with_its_batch():
+    result = forward_benchmark("tiny", 1, kind="training", model="rampage", batch=2, precisions=["float32"])
+    assert {"kind": "training", "model": "rampage", "batch": 2}.items() <= result["settings"].items()
+    summary = result["precisions"]["float32"]
+    assert summary["distance"].keys() == {"reference_graph", "port_eager"}
+    assert summary["distance"]["port_eager"] < forward.SAME_LOSS
+    assert summary["fastest_reference"] == "reference_graph"
+    assert "training, rampage, tiny size, 2 threads, batch 2" in describe(result)
+
+
+@pytest.mark.parametrize("bad", [2.0, np.nan])
+def test_steps_with_other_losses_are_not_compared(tmp_path, bad):
+    np.save(tmp_path / "reference_graph_float32.npy", np.float32(1.0))
+    np.save(tmp_path / "port_eager_float32.npy", np.float32(bad))
+    runs = [run("reference", "graph", [1.0], 500), run("port", "eager", [1.0], 500)]
+    with pytest.raises(RuntimeError, match="port_eager in float32 differs from the reference by"):
+        forward._summary("float32", runs, tmp_path, "training")
 
 
 def run(task: str, way: str, seconds: list[float], peak: int) -> dict[str, object]:

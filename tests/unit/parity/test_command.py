@@ -270,7 +270,7 @@ def test_without_tensorflow_a_benchmark_exits_with_2(tmp_path, monkeypatch, caps
 
 def test_a_benchmark_finds_out_that_its_folder_cannot_be_written_before_it_measures(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(benchmarks.command, "run_benchmarks", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr(benchmarks.command, "run_benchmarks", lambda *_, **__: pytest.fail("the work began"))
     with pytest.raises(SystemExit) as exit_:
         command.main(["bench", "--config", "tiny", "--out", str(tmp_path / "file")])
     assert exit_.value.code == 2
@@ -279,7 +279,7 @@ def test_a_benchmark_finds_out_that_its_folder_cannot_be_written_before_it_measu
 
 
 def test_a_benchmark_whose_process_dies_is_one_message_and_status_1(tmp_path, monkeypatch, capsys):
-    def dies(*_: object) -> int:
+    def dies(*_: object, **__: object) -> int:
         raise RuntimeError("port failed with status -9 (killed: out of memory?)")
 
     monkeypatch.setattr(benchmarks.command, "run_benchmarks", dies)
@@ -291,15 +291,17 @@ def test_a_benchmark_whose_process_dies_is_one_message_and_status_1(tmp_path, mo
 
 
 def test_a_benchmark_passes_its_status_on_and_writes_its_numbers(tmp_path, monkeypatch, capsys):
-    def worse(config: str, repeats: int, rounds: int, out: Path) -> int:
-        out.write_text(json.dumps([config, repeats, rounds]))
+    def worse(config: str, repeats: int, rounds: int, out: Path, **selection: object) -> int:
+        out.write_text(json.dumps([config, repeats, rounds, selection["parts"], selection["batches"]]))
         return 1
 
     monkeypatch.setattr(benchmarks.command, "run_benchmarks", worse)
+    selection = ["--parts", '["training"]', "--batches", "[2]"]
+    numbers = ["--repeats", "2", "--rounds", "4"]
     with pytest.raises(SystemExit) as exit_:
-        command.main(["bench", "--config", "tiny", "--repeats", "2", "--rounds", "4", "--out", str(tmp_path / "out")])
+        command.main(["bench", "--config", "tiny", *numbers, *selection, "--out", str(tmp_path / "out")])
     assert exit_.value.code == 1
-    assert content(tmp_path) == {"out/bench.json": b'["tiny", 2, 4]'}
+    assert content(tmp_path) == {"out/bench.json": b'["tiny", 2, 4, ["training"], [2]]'}
     assert str(tmp_path / "out") in capsys.readouterr().out.replace("\n", "")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.assertions import assert_same
 from tests.unit.torch_impl.training import model_config
@@ -173,9 +174,10 @@ def twins() -> tuple[EpiBERT, EpiBERT]:
     return plain, checkpointed
 
 
-def test_blocks_that_are_computed_again_give_the_same(twins):
+@pytest.mark.parametrize("keep_products", [False, True])
+def test_blocks_that_are_computed_again_give_the_same(twins, keep_products):
     plain, checkpointed = twins
-    checkpoint_activations(checkpointed)
+    checkpoint_activations(checkpointed, keep_products=keep_products)
     assert checkpointed.state_dict().keys() == plain.state_dict().keys()
     expected, found = run(plain), run(checkpointed)
     assert found.keys() == expected.keys()
@@ -214,6 +216,19 @@ def test_blocks_keep_their_inputs_alone(twins):
         return sum(sizes)
 
     assert saved_bytes(checkpointed) < saved_bytes(plain) / 2
+
+
+def test_products_that_are_kept_are_not_computed_again(twins):
+    counts = []
+    for keep in (None, True, False):
+        model = EpiBERT(twins[0].config).double()
+        if keep is not None:
+            checkpoint_activations(model, keep_products=keep)
+        with FlopCounterMode(display=False) as counter:
+            run(model)
+        counts.append(counter.get_total_flops())
+    plain, kept, again = counts
+    assert plain < kept < again
 
 
 def test_norms_update_again_afterwards(twins):

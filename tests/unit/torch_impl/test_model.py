@@ -560,8 +560,13 @@ def test_the_model_compiles_as_one_graph_to_the_same_function(backend, training,
     assert result.returncode == 0, result.stderr
     eager, compiled = torch.load(tmp_path / "results.pt", weights_only=True)
     assert len(eager) == (1 + len(list(EpiBERT(EpiBERTConfig(**arguments)).parameters())) if training else 1)
+    rounding = 1e-12 * max(float(values.abs().max()) for values in eager)
     for expected, got in zip(eager, compiled, strict=True):
-        assert_same(got, expected)
+        # The gradient of a bias in front of a BatchNorm is zero, of which each formula leaves a rounding of its own.
+        if float(expected.abs().max()) < rounding:
+            assert float(got.abs().max()) < rounding
+        else:
+            assert_same(got, expected)
 
 
 def test_hyperparameters_of_norms_are_printed():

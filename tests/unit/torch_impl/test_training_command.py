@@ -94,6 +94,7 @@ def test_pretraining_is_the_published_one(capsys):
         "global_clipnorm": 1.0,
         "faithful_bf16": False,
         "checkpoint_blocks": False,
+        "checkpoint_keeps_products": False,
         "float64_metrics": False,
         "tf32": False,
     }
