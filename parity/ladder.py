@@ -9,7 +9,7 @@ import numpy as np
 from parity.compare import compare, compare_array, values_of
 from parity.layer_map import LayerMap, LayerPair
 from parity.records import Comparison, Culprit, Gate, GateStatus, NotCompared, Reading, Status
-from parity.reference import LiveReference, Recording
+from parity.reference import Recording, Reference
 from parity.torch_side import TorchSide
 from parity.trace import Call, Sample, Trace
 
@@ -27,17 +27,19 @@ OWN_READINGS = (Reading.VALUE, Reading.ISOLATED, Reading.STATE)
 
 def compare_live(
     port: TorchSide,
-    reference: LiveReference,
+    reference: Reference,
     layer_map: LayerMap,
     *,
     gates: Sequence[str] = ("layers", "blocks", "model"),
     modes: Sequence[str] = ("evaluation", "training"),
     case: str = "",
 ) -> Iterator[Comparison]:
-    """Every layer of a port against a living reference, in every precision of the reference.
+    """Every layer of a port against a reference that can be read in isolation, in every precision of the reference.
 
     Isolated and block readings are fed from the reference's first precision, which should be float64. In that precision
     both are also run once on other inputs, because a port that remembers its first results would agree with itself.
+
+    What the reference ``lacks``, as a recording may, is left out: the caller names it as not compared.
 
     Yields:
         The comparisons of the gates asked for.
@@ -53,7 +55,7 @@ def compare_live(
                 yield from _unmapped_state(before, truth, layer_map, case=case)
         for precision in reference.precisions:
             for reading, gate in GATE_OF_READING.items():
-                if gate in gates:
+                if gate in gates and not reference.lacks(precision, training=training, reading=reading):
                     yield from compare_pass(
                         port, reference, layer_map, precision=precision, mode=mode, reading=reading, case=case
                     )
@@ -62,6 +64,8 @@ def compare_live(
     others = reference.on_other_inputs()
     label = f"{case}, other inputs" if case else "other inputs"
     for reading, gate in GATE_OF_READING.items():
+        if others.lacks(first, training=modes[0] == "training", reading=reading):
+            continue
         if gate in gates and reading is not Reading.BLOCK:
             yield from compare_pass(
                 port, others, layer_map, precision=first, mode=modes[0], reading=reading, case=label
@@ -70,7 +74,7 @@ def compare_live(
 
 def compare_pass(
     port: TorchSide,
-    reference: LiveReference,
+    reference: Reference,
     layer_map: LayerMap,
     *,
     precision: str,
@@ -114,7 +118,7 @@ def compare_pass(
 
 
 def _unwatched(
-    port: TorchSide, reference: LiveReference, layer_map: LayerMap, *, precision: str, mode: str, case: str
+    port: TorchSide, reference: Reference, layer_map: LayerMap, *, precision: str, mode: str, case: str
 ) -> Iterator[Comparison]:
     """The final outputs of a port that nobody watches: being watched must not change what it computes."""
     training = mode == "training"

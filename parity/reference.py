@@ -1,10 +1,13 @@
-"""What the port is held against: a living Keras model, or numbers that one left behind."""
+"""What the port is held against: a living Keras model, or numbers that the original EpiBERT left behind.
+
+What any Keras model leaves behind is read by ``parity.recording``.
+"""
 
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -13,6 +16,33 @@ from parity.keras_side import KerasSide
 from parity.layer_map import LayerMap
 from parity.records import Reading
 from parity.trace import Call, Sample, Trace
+
+
+class Reference(Protocol):
+    """What ``parity.ladder.compare_live`` needs of a reference."""
+
+    inputs: tuple[np.ndarray, ...]
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions in which it runs, the most precise first."""
+        ...
+
+    def trace(self, precision: str, *, training: bool, reading: Reading) -> Trace:
+        """Its own pass."""
+        ...
+
+    def on_other_inputs(self) -> "Reference":
+        """The same on inputs that no layer has seen."""
+        ...
+
+    def graph_output(self, precision: str, *, training: bool) -> tuple[np.ndarray | Sample, ...] | None:
+        """The final output of the same pass as a ``tf.function``."""
+        ...
+
+    def lacks(self, precision: str, *, training: bool, reading: Reading) -> str:
+        """Why it has no such pass; empty when it has."""
+        ...
 
 
 class LiveReference:
@@ -62,6 +92,10 @@ class LiveReference:
         if remembered:
             self._truths[training] = trace
         return trace
+
+    def lacks(self, precision: str, *, training: bool, reading: Reading) -> str:
+        """Nothing: it lives."""
+        return ""
 
     def on_other_inputs(self) -> "LiveReference":
         """The same models on inputs that no layer has seen: examples in reverse order, longest axes turned by one."""
