@@ -56,7 +56,7 @@ def record(folder: Path, model: str, arrays: Mapping[Any, np.ndarray], *more: st
     (folder / "model.py").write_text(OLD + model, encoding="utf-8")
     np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
     options = ["--inputs", folder / "inputs.npz", "--out", folder / "recording.h5", "--python", PYTHON, *more]
-    given = [sys.executable, "-m", "parity", "record", "--model", f"{folder / 'model.py'}:build", *options]
+    given = [sys.executable, "-m", "parity.command", "record", "--model", f"{folder / 'model.py'}:build", *options]
     done = subprocess.run([str(part) for part in given], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     recording = Recording(folder / "recording.h5")

@@ -171,7 +171,7 @@ def record_clone(clone: Path, checkpoint: Path, out: Path, *more: str) -> subpro
     given = ["--repo", clone, "--checkpoint", checkpoint, "--bins", "8", "--batch", "1", "--out", out, *more]
     # tf.keras is Keras 2, as where the published code runs.
     environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "parity", "record", *map(str, given)]
+    command = [sys.executable, "-m", "parity.command", "record", *map(str, given)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 

@@ -45,7 +45,7 @@ def record(folder: Path, name: str) -> Path:
     arrays = dict(zip(names, PORTS[name][0].inputs(), strict=True))
     np.savez(folder / "inputs.npz", allow_pickle=False, **arrays)
     options = ["--inputs", folder / "inputs.npz", "--out", folder / "recording.h5"]
-    given = [sys.executable, "-m", "parity", "record", "--model", f"{folder / 'model.py'}:build", *options]
+    given = [sys.executable, "-m", "parity.command", "record", "--model", f"{folder / 'model.py'}:build", *options]
     done = subprocess.run([str(part) for part in given], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert Recording(folder / "recording.h5").sha256 in done.stdout
