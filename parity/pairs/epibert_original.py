@@ -34,7 +34,7 @@ def build(repo: str, kind: str, config: Mapping[str, Any], checkpoint: str | Non
         repo: Folder of the clone.
         kind: ``pretraining`` or ``finetuning``.
         config: Constructor arguments.
-        checkpoint: Prefix or folder of a TensorFlow checkpoint; fresh weights without one.
+        checkpoint: Prefix of a TensorFlow checkpoint; fresh weights without one.
 
     Raises:
         ValueError: The folder is no clone, or the checkpoint does not hold every variable of the model.
@@ -52,10 +52,7 @@ def build(repo: str, kind: str, config: Mapping[str, Any], checkpoint: str | Non
                 layer.synchronized = False
     # In float64 the recorder moves the weights: a checkpoint of float32 numbers goes into float32 variables alone.
     if checkpoint is not None and policy.variable_dtype == "float32":
-        prefix = tf.train.latest_checkpoint(checkpoint) if Path(checkpoint).is_dir() else checkpoint
-        if prefix is None:
-            raise ValueError(f"no checkpoint in {checkpoint}")
-        status = tf.train.Checkpoint(model=model).restore(prefix)
+        status = tf.train.Checkpoint(model=model).restore(checkpoint)
         status.expect_partial()
         status.assert_existing_objects_matched()
     return model

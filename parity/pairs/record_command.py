@@ -158,6 +158,10 @@ def prepare_original(
     if checkpoint is None:
         raise UsageError("--repo needs --checkpoint: the weights that are to be recorded")
     stored, _, config = open_checkpoint(checkpoint, config_file, bins, batch)
+    prefixes = [str(path.resolve().with_suffix("")) for path in stored.files if path.suffix == ".index"]
+    if len(prefixes) != 1 or "variables" in Path(prefixes[0]).parts:
+        raise UsageError(f"{checkpoint} is no checkpoint of tf.train.Checkpoint, which the published code restores")
+    (prefix,) = prefixes
     finetuning = is_fine_tuning(stored, config)
     given: dict[str, Any] = epibert.original_arguments(config)
     if finetuning:
@@ -174,7 +178,7 @@ def prepare_original(
         "repo": str(Path(repo).resolve()),
         "kind": "finetuning" if finetuning else "pretraining",
         "config": given,
-        "checkpoint": str(Path(checkpoint).resolve()),
+        "checkpoint": prefix,
     }
     (folder / "arguments.json").write_text(json.dumps(arguments), encoding="utf-8")
     return f"{epibert_original.__file__}:build", str(folder / "inputs.npz"), str(folder / "arguments.json")
