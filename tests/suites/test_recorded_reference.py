@@ -92,6 +92,7 @@ def test_a_right_port_is_proven_by_a_recording_alone(recorded, name):
     assert {row.precision for row in result.comparisons} == {"exact", "float64", "float32"}
     assert {row.case for row in result.comparisons} == {"", "other inputs"}
     assert {row.mode for row in result.gates["layers"].comparisons} >= {"evaluation", "training"}
+    assert {row.quantity for row in result.gates["layers"].comparisons} >= {"input", "output"}
     assert result.environment["content"] == {"recording": recording.sha256}
     assert result.environment["recorded with"]["tensorflow"] == recording.environment["tensorflow"]
     assert recording.sha256[:12] in result.reference

@@ -123,6 +123,19 @@ def test_an_activation_is_a_layer_of_its_own_where_it_is_asked_for(recorded):
         recording.trace(precision="float64", training=False, split={"norm"})
 
 
+def test_a_layer_read_by_itself_rounds_by_itself(recorded):
+    recording = Recording(recorded)
+    exact = recording.trace(precision="float64", training=False)
+    passes = [
+        recording.trace(precision="float32", training=False, reading=reading)
+        for reading in (Reading.ACCUMULATED, Reading.ISOLATED)
+    ]
+    first, last = ([np.asarray(found.calls[path, 0].outputs[0]) for found in passes] for path in ("conv", "head"))
+    assert np.array_equal(*first)
+    assert not np.array_equal(*last)
+    assert np.allclose(last[1], np.asarray(exact.calls["head", 0].outputs[0]))
+
+
 def test_what_was_not_recorded_is_said(recorded):
     recording = Recording(recorded)
     reference = RecordedReference(recording, LayerMap(pairs=()))
