@@ -130,10 +130,12 @@ def test_a_layer_read_by_itself_rounds_by_itself(recorded):
         recording.trace(precision="float32", training=False, reading=reading)
         for reading in (Reading.ACCUMULATED, Reading.ISOLATED)
     ]
-    first, last = ([np.asarray(found.calls[path, 0].outputs[0]) for found in passes] for path in ("conv", "head"))
-    assert np.array_equal(*first)
-    assert not np.array_equal(*last)
-    assert np.allclose(last[1], np.asarray(exact.calls["head", 0].outputs[0]))
+    whole, alone = (
+        {path: np.asarray(found.calls[path, 0].outputs[0]) for path in ("conv", "head")} for found in passes
+    )
+    assert np.array_equal(whole["conv"], alone["conv"])
+    assert not np.array_equal(whole["head"], alone["head"])
+    assert np.allclose(alone["head"], np.asarray(exact.calls["head", 0].outputs[0]))
 
 
 def test_what_was_not_recorded_is_said(recorded):
