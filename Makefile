@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: parity test convergence slow huggingface browser lint test-gpu bench clean
+.PHONY: parity test convergence slow huggingface old-reference browser lint test-gpu bench clean
 .DEFAULT_GOAL := parity
 
 # Compares port and reference level by level on the recorded checkpoint: verdict on the terminal, report in out/parity.
@@ -26,6 +26,12 @@ huggingface: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target out/huggingface --no-deps \
 		-c constraints.txt transformers huggingface-hub tokenizers regex
 	PYTHONPATH=out/huggingface $(BIN)/python -m pytest -m huggingface
+
+# References recorded in a Python of their own: TensorFlow 2.15 with its Keras 2, the last before Keras 3.
+old-reference: .venv/installed
+	$(PYTHON) -m venv out/old-reference
+	out/old-reference/bin/python -m pip install --quiet --disable-pip-version-check -r tests/suites/old_reference.txt
+	$(BIN)/python -m pytest -m old_reference
 
 # The report in Chromium, which must be installed.
 browser: .venv/installed

@@ -8,6 +8,7 @@ one with a subtest for each layer::
     @pytest.fixture(scope="module")
     def parity_pair():
         return keras_model, port, inputs  # and, if need be, a dictionary of further arguments of parity.verify
+        # or, with TensorFlow absent: parity.Recording("recording.h5"), port, None
 
 ``parity_result`` is what ``parity.verify`` found, for tests of one's own, and for pairs that a ``conftest.py`` makes.
 Neither framework is imported before a test asks for a result, so that the plugin costs nothing where it isn't used.
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 
 PAIR = "parity_pair"
 MARKER = "parity"
-GATES = ("weights", "constants", "layers", "blocks", "model")
+GATES = ("weights", "constants", "layers", "blocks", "model", "gradients", "trajectory")
+"""The last two against a recording."""
+
 DEFAULT_GATES = ("weights", "layers", "model")
 _OPTIONS = ("gates", "modes", "precisions")
 _RESULTS = pytest.StashKey[dict[tuple[int, str], tuple[Any, Any]]]()

@@ -39,13 +39,13 @@ class BatchNorm(nn.BatchNorm2d):
         mean, variance = self.running_mean, self.running_var
         assert mean is not None
         assert variance is not None
-        if self.training:
-            # Fresh tensors: what the running ones become must not change what this batch is normalised by.
-            batch = input.mean(dim=(0, 2, 3)), input.var(dim=(0, 2, 3), correction=0)
-            mean.lerp_(batch[0], self.momentum or 0.0)
-            variance.lerp_(batch[1], self.momentum or 0.0)
-            mean, variance = batch
-        return F.batch_norm(input, mean, variance, self.weight, self.bias, eps=self.eps)
+        if not self.training:
+            return F.batch_norm(input, mean, variance, self.weight, self.bias, eps=self.eps)
+        with torch.no_grad():
+            mean.lerp_(input.mean(dim=(0, 2, 3)), self.momentum or 0.0)
+            variance.lerp_(input.var(dim=(0, 2, 3), correction=0), self.momentum or 0.0)
+        # Given statistics are constants to PyTorch: no gradient would pass through them.
+        return F.batch_norm(input, None, None, self.weight, self.bias, training=True, eps=self.eps)
 
 
 class Spectrogram(nn.Module):

@@ -3,6 +3,7 @@
 from parity.arrangements import Arrangement
 from parity.inference import Inference, infer, load_weights
 from parity.layer_map import LayerMap, LayerPair
+from parity.recording import NotARecording, Recording
 from parity.records import Comparison, Culprit, Gate, GateStatus, Reading, Result, Status
 from parity.verify import verify
 
@@ -15,7 +16,9 @@ __all__ = [
     "Inference",
     "LayerMap",
     "LayerPair",
+    "NotARecording",
     "Reading",
+    "Recording",
     "Result",
     "Status",
     "infer",

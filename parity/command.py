@@ -1,4 +1,4 @@
-"""The command line: ``epibert parity | layer | attack | weights ... | data ... | train ... | bench``.
+"""The command line: ``epibert parity | record | layer | attack | weights ... | data ... | train ... | bench``.
 
 Exit status 0: proven, or done. 1: not proven, or different. 2: wrong use or bad input, with one line that says what.
 """
@@ -28,13 +28,14 @@ def parity(
     config: str | None = None,
     gates: str | None = None,
     out: str = "out/parity",
-    reference: Literal["both", "live", "recorded"] = "both",
+    reference: str = "both",
     bins: int = 64,
     batch: int = 2,
     goldens: str | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
     against: str | None = None,
     attack: str | None = None,
+    port: str | None = None,
 ) -> int:
     """Climb the ladder: does the port compute what the original computes, layer by layer?
 
@@ -51,8 +52,9 @@ def parity(
             gradients, optimizer, state, trajectory, convergence; the ones before them are climbed as well. By default
             all up to trajectory for the recorded cases, and up to model for a checkpoint of your own.
         out: Folder for the four files, and for the scripts in its folder repro; those of an earlier run are replaced.
-        reference: Compare with numbers recorded from the original, with the living TensorFlow reference, or with both.
-            A checkpoint of your own has only a living one.
+        reference: Compare with numbers recorded from the original (recorded), with the living TensorFlow reference
+            (live), or with both. A checkpoint of your own has only a living one. Or a file that epibert record wrote:
+            the port is held against it, and no TensorFlow is needed.
         bins: Window for a checkpoint of your own, in 128-bp bins; no weight depends on its length.
         batch: Number of synthetic examples for a checkpoint of your own.
         goldens: Folder of the recorded cases; that of the repository by default.
@@ -61,12 +63,14 @@ def parity(
             recordings, harness or environment by their hashes; a limit that grew without a new reason, and what is not
             compared any more, make the exit status 1.
         attack: attack.json of epibert attack, to be shown in the report.
+        port: With a recording of a model of your own as reference: file.py:function, which returns its port.
     """
     from parity.drift import NotAResult, compare_results, read_result
     from parity.environment import describe_environment
     from parity.ledger import Ledger
     from parity.pairs.epibert_repro import write_scripts
     from parity.pairs.epibert_run import GOLDENS, UsageError, run, tensorflow_installed
+    from parity.pairs.record_command import verify_recorded, without_scripts
     from parity.report.campaign import NotACampaignError, read_campaign
     from parity.report.junit import write_junit
     from parity.report.markdown import write_markdown
@@ -87,31 +91,43 @@ def parity(
     except (OSError, NotAResult, NotACampaignError) as error:
         raise UsageError(str(error)) from None
     with _files(out) as scratch:
+        wanted = None if gates is None else [name for name in gates.replace(",", " ").split() if name]
         with console.status("starting") as status:
-            result = run(
-                checkpoint=checkpoint,
-                config=config,
-                gates=None if gates is None else [name for name in gates.replace(",", " ").split() if name],
-                reference="live" if checkpoint is not None and reference == "both" else reference,
-                goldens=GOLDENS if goldens is None else goldens,
-                bins=bins,
-                batch=batch,
-                jobs=min(2, os.cpu_count() or 1),
-                device=device,
-                ledger=Ledger(goldens=Path(GOLDENS if goldens is None else goldens)),
-                say=lambda text: status.update(escape(text)),
-            )
-            if result.culprit_rows and tensorflow_installed():
-                status.update("writing scripts for the culprits")
-                result = write_scripts(
-                    result,
-                    scratch / SCRIPTS,
+
+            def say(text: str) -> None:
+                status.update(escape(text))
+
+            if reference not in ("both", "live", "recorded"):
+                _check_recorded(config, device, goldens)
+                recorded = verify_recorded(reference, port=port, checkpoint=checkpoint, gates=wanted, say=say)
+                result = without_scripts(recorded)
+            elif port is not None:
+                raise UsageError("--port belongs to --reference RECORDING: a recording of a model of your own")
+            else:
+                result = run(
                     checkpoint=checkpoint,
                     config=config,
+                    gates=wanted,
+                    reference="live" if checkpoint is not None and reference == "both" else reference,
+                    goldens=GOLDENS if goldens is None else goldens,
                     bins=bins,
                     batch=batch,
-                    goldens=GOLDENS if goldens is None else goldens,
+                    jobs=min(2, os.cpu_count() or 1),
+                    device=device,
+                    ledger=Ledger(goldens=Path(GOLDENS if goldens is None else goldens)),
+                    say=say,
                 )
+                if result.culprit_rows and tensorflow_installed():
+                    say("writing scripts for the culprits")
+                    result = write_scripts(
+                        result,
+                        scratch / SCRIPTS,
+                        checkpoint=checkpoint,
+                        config=config,
+                        bins=bins,
+                        batch=batch,
+                        goldens=GOLDENS if goldens is None else goldens,
+                    )
         if campaign is not None:
             result = dataclasses.replace(result, campaign=campaign)
         remove_repros(Path(out) / SCRIPTS)
@@ -130,6 +146,13 @@ def parity(
     )
     kept = drift is None or not (drift.loosened or drift.vanished)
     return PROVEN if result.passed and kept else NOT_PROVEN
+
+
+def _check_recorded(config: str | None, device: str, goldens: str | None) -> None:
+    from parity.pairs.epibert_run import UsageError
+
+    if config is not None or goldens is not None or device != "cpu":
+        raise UsageError("a recording holds its configuration, and is compared on the processor: leave the rest out")
 
 
 @contextlib.contextmanager
@@ -373,6 +396,7 @@ def _train(arguments: list[str]) -> int:
 
 def commands() -> dict[str, Any]:
     """The subcommands."""
+    from parity.pairs.record_command import record
     from torch_impl.data import command as data
     from weights.command import diff, export_command, inspect, transfer_command, transplant_command
 
@@ -393,6 +417,7 @@ def commands() -> dict[str, Any]:
     }
     return {
         "parity": parity,
+        "record": record,
         "layer": _layer,
         "attack": attack,
         "weights": weights,

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from parity.environment import RECORDED_WITH
 from parity.records import SCHEMA, GateStatus, Status
 from parity.report.summary import printable
 
@@ -133,7 +134,7 @@ def _broken(result: Mapping[str, Any]) -> str:
             return f"the tolerance {name!r} has no reason or no usable numbers"
     if not all(_has_texts(row, "key", "name", "sha256") for row in result["weights"]):
         return "a row of the weights is incomplete"
-    for name in ("sources", "versions", "content"):
+    for name in ("sources", "versions", "content", RECORDED_WITH):
         if not isinstance(result["environment"].get(name, {}), dict):
             return f"{name!r} of the environment is of another type"
     return ""
@@ -226,8 +227,12 @@ def _causes(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, t
         causes.setdefault("the environment", []).append(
             f"{name} {before.get('versions', {}).get(name)}, now {after.get('versions', {}).get(name)}"
         )
+    made = [environment.get(RECORDED_WITH) or {} for environment in (before, after)]
+    causes["the reference's environment"] = [
+        f"{name} {made[0].get(name)}, now {made[1].get(name)}" for name in _changed(*made)
+    ]
     for name in _changed(before, after):
-        if name not in ("sources", "versions", "content"):
+        if name not in ("sources", "versions", "content", RECORDED_WITH):
             causes.setdefault("the environment", []).append(f"{name}: {before.get(name)}, now {after.get(name)}")
     return {cause: tuple(parts) for cause, parts in causes.items()}
 

@@ -9,6 +9,9 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch_impl", "tf_reference", "weights", "parity")
+RECORDED_WITH = "recorded with"
+"""What a result calls the environment of a reference that was recorded elsewhere."""
+
 DISTRIBUTIONS = (
     "torch",
     "tensorflow",

@@ -23,6 +23,8 @@ from parity.keras_side import KerasSide, activation_path, layers_by_path, lift, 
 from parity.ladder import tolerance_of
 from parity.layer_map import HEADS, LayerMap, LayerPair, layout
 from parity.operations import name_operations
+from parity.recorder import describe_layer
+from parity.recording import Recording
 from parity.records import NotCompared, Reading
 from parity.tolerances import TABLE
 from parity.torch_kinds import torch_kind
@@ -109,7 +111,7 @@ class Inference:
 def infer(
     reference: Any,
     port: nn.Module,
-    inputs: Any,
+    inputs: Any = None,
     *,
     layers: Mapping[str, str] | None = None,
     weights: WeightMap | None = None,
@@ -120,9 +122,9 @@ def infer(
     The port needs no weights yet: ``load_weights`` moves them by the map that is found. It is left as it was.
 
     Args:
-        reference: Built tf_keras model.
+        reference: Built tf_keras model, or a recording of a model of any Keras.
         port: PyTorch module that takes the same inputs.
-        inputs: The models' arguments, as for ``verify``.
+        inputs: The models' arguments, as for ``verify``; a recording has its own.
         layers: Pairs that are known, {port path: reference path}; they win over whatever would be inferred.
         weights: Rows of the weight map that are known.
         ignored: Layers of the reference that the port has none for, {path: reason}; the results name them.
@@ -133,15 +135,15 @@ def infer(
     Raises:
         ValueError: The table names what does not exist.
     """
-    parts = inputs if isinstance(inputs, tuple | list) else (inputs,)
-    arrays = tuple(np.asarray(part) for part in parts)
+    arrays = input_arrays(reference, inputs)
+    source = _Recorded(reference) if isinstance(reference, Recording) else _Living(reference)
     table = dict(layers or {})
     candidates = []
     # Where the port holds the reference's weights already, but in layers that other evidence would pair with others,
     # the order of execution may be another one, or the weights may have been swapped: what then computes the same
     # tells. An even result is one for the order.
     for by_weights in (False, True):
-        search = _Search(reference, port, arrays, table, weights or {}, ignored or {}, by_weights=by_weights)
+        search = _Search(source, port, arrays, table, weights or {}, ignored or {}, by_weights=by_weights)
         candidates.append(search.run())
         if not search.disputed:
             return candidates[0]
@@ -160,18 +162,39 @@ def infer(
     return chosen if chosen is values else dataclasses.replace(chosen, proposals=proposals)
 
 
+def input_arrays(reference: Any, inputs: Any) -> tuple[np.ndarray, ...]:
+    """The models' arguments: those that are given, or those of a recording.
+
+    Raises:
+        ValueError: Both are there, or neither.
+    """
+    if isinstance(reference, Recording):
+        if inputs is not None:
+            raise ValueError("a recording holds the inputs that it was made with: leave inputs out")
+        return reference.inputs
+    if inputs is None:
+        raise ValueError("a living reference needs inputs")
+    parts = inputs if isinstance(inputs, tuple | list) else (inputs,)
+    return tuple(np.asarray(part) for part in parts)
+
+
+def reference_variables(reference: Any) -> Mapping[str, np.ndarray]:
+    """Every variable of a living or a recorded model by layer path and own name, in float64."""
+    return reference.variables if isinstance(reference, Recording) else variables_by_path(reference)
+
+
 def load_weights(port: nn.Module, reference: Any, weight_map: WeightMap) -> None:
     """Fills a port with the weights of a reference, all of them or none.
 
     Args:
         port: The module.
-        reference: Built tf_keras model.
+        reference: Built tf_keras model, or a recording of a model.
         weight_map: As ``infer`` finds it.
 
     Raises:
         ValueError: A tensor of the port or a variable of the reference is not in the map, or shapes differ.
     """
-    variables, tensors = variables_by_path(reference), tensors_by_name(port)
+    variables, tensors = reference_variables(reference), tensors_by_name(port)
     used = {key for key, _ in weight_map.values()}
     faults = [f"{name}: the weight map does not mention it" for name in tensors if name not in weight_map]
     faults += [f"{key}: the weight map does not mention this variable" for key in variables if key not in used]
@@ -229,12 +252,39 @@ class _Unit:
         return _shape(self.call.outputs)
 
 
+class _Living:
+    """What the search reads of a model that is here, in float64 where it can be had."""
+
+    def __init__(self, reference: Any) -> None:
+        models, _ = lift(reference, ("float64",))
+        self.precision, self._model = next(iter(models.items()))
+        self.layers = {path: describe_layer(path, layer) for path, layer in layers_by_path(self._model).items()}
+        self.variables = variables_by_path(self._model)
+
+    def trace(self, inputs: tuple[np.ndarray, ...], ignored: Mapping[str, str], split: frozenset[str]) -> Trace:
+        """One pass in evaluation mode."""
+        return KerasSide(self._model, ignored, split).trace(inputs, training=False)
+
+
+class _Recorded:
+    """The same of a model that was recorded."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self.precision = recording.precisions[0]
+        self.layers, self.variables = recording.layers, recording.variables
+
+    def trace(self, inputs: tuple[np.ndarray, ...], ignored: Mapping[str, str], split: frozenset[str]) -> Trace:
+        """The recorded pass."""
+        return self._recording.trace(precision=self.precision, training=False, ignored=ignored, split=split)
+
+
 class _Search:
     """One attempt, from traces to maps."""
 
     def __init__(
         self,
-        reference: Any,
+        source: _Living | _Recorded,
         port: nn.Module,
         inputs: tuple[np.ndarray, ...],
         table: Mapping[str, str],
@@ -246,12 +296,11 @@ class _Search:
         self.inputs, self.by_weights = inputs, by_weights
         self.disputed = False
         self.ambiguous: dict[str, str] = {}
-        models, _ = lift(reference, ("float64",))
-        self.precision, model = next(iter(models.items()))
+        self.precision = source.precision
         self.limit = TABLE[tolerance_of(self.precision, self.precision, Reading.ISOLATED)].limit
-        found = layers_by_path(model)
+        found = source.layers
         self.kinds: dict[str, KerasKind] = {
-            path: keras_kind(path, layer, has_parts=any(other.startswith(f"{path}/") for other in found))
+            path: keras_kind(layer, has_parts=any(other.startswith(f"{path}/") for other in found))
             for path, layer in found.items()
             if path
         }
@@ -267,8 +316,8 @@ class _Search:
         if unknown:
             raise ValueError(f"layers to be ignored that are not there: {unknown}")
         self.inner |= ignored
-        self.truth = KerasSide(model, self.inner, self.split).trace(inputs, training=False)
-        self.variables = variables_by_path(model)
+        self.truth = source.trace(inputs, self.inner, self.split)
+        self.variables = source.variables
         self.weights: dict[str, tuple[str, Sequence[int] | Arrangement | None]] = dict(weights)
         named = name_operations(port)
         self.untraced = dict(named.untraced)

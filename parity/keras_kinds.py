@@ -6,7 +6,6 @@ from typing import Any
 
 from parity import arrangements
 from parity.arrangements import AS_IT_IS, Arrangement
-from parity.keras_side import variable_keys
 
 RECURRENT = ("lstm", "gru")
 
@@ -35,6 +34,12 @@ _FUNCTIONS = {
 }  # fmt: skip
 
 
+_DEPTHWISE = {"DepthwiseConv1D", "DepthwiseConv2D"}
+_TRANSPOSED = {"Conv1DTranspose", "Conv2DTranspose"}
+_CONVOLUTIONS = {"Conv1D", "Conv2D", "Conv3D"}
+_SEPARABLE = {"SeparableConv1D", "SeparableConv2D"}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KerasKind:
     """What a layer is.
@@ -55,47 +60,43 @@ class KerasKind:
     detail: str = ""
 
 
-def keras_kind(path: str, layer: Any, *, has_parts: bool) -> KerasKind:
-    """Describes a layer.
+def keras_kind(layer: Mapping[str, Any], *, has_parts: bool) -> KerasKind:
+    """Tells what a layer is.
 
     Args:
-        path: Its path in the model.
-        layer: The layer, built.
+        layer: What ``parity.recorder.describe_layer`` says of the layer, living or recorded.
         has_parts: Whether other layers lie below its path.
     """
-    from tf_keras import layers
-
-    keys = variable_keys(path, layer)
-    if isinstance(layer, layers.LSTM | layers.GRU):
-        return _recurrent(layer, variable_keys(f"{path}/cell", layer.cell))
+    keys, classes, name = layer["keys"], frozenset(layer["classes"]), layer["class"]
+    if classes & {"LSTM", "GRU"}:
+        return _recurrent(layer)
     # A depthwise convolution is a subclass of convolutions, and so is a transposed one.
-    for classes, name, table in (
-        ((layers.DepthwiseConv1D, layers.DepthwiseConv2D), "convolution", arrangements.DEPTHWISE),
-        ((layers.Conv1DTranspose, layers.Conv2DTranspose), "transposed", arrangements.TRANSPOSED_CONVOLUTION),
-        ((layers.Conv1D, layers.Conv2D, layers.Conv3D), "convolution", arrangements.CONVOLUTION),
+    for bases, kind, table in (
+        (_DEPTHWISE, "convolution", arrangements.DEPTHWISE),
+        (_TRANSPOSED, "transposed", arrangements.TRANSPOSED_CONVOLUTION),
+        (_CONVOLUTIONS, "convolution", arrangements.CONVOLUTION),
     ):
-        if isinstance(layer, classes) and not isinstance(layer, layers.SeparableConv1D | layers.SeparableConv2D):
+        if classes & bases and not classes & _SEPARABLE:
             kernel = keys.get("kernel") or keys["depthwise_kernel"]
-            return _with_bias(name, kernel, table[layer.rank], keys, layer)
-    if isinstance(layer, layers.Dense):
-        return _with_bias("dense", keys["kernel"], arrangements.DENSE, keys, layer)
-    if isinstance(layer, layers.EinsumDense):
+            return _with_bias(kind, kernel, table[layer["rank"]], layer)
+    if "Dense" in classes:
+        return _with_bias("dense", keys["kernel"], arrangements.DENSE, layer)
+    if "EinsumDense" in classes:
         try:
-            arrangement = arrangements.einsum_kernel(layer.equation)
+            arrangement = arrangements.einsum_kernel(layer["equation"])
         except ValueError as error:
             return KerasKind(name="custom", detail=str(error))
-        return _with_bias("dense", keys["kernel"], arrangement, keys, layer, bias=arrangements.FLATTENED)
-    if isinstance(layer, layers.Embedding):
+        return _with_bias("dense", keys["kernel"], arrangement, layer, bias=arrangements.FLATTENED)
+    if "Embedding" in classes:
         return KerasKind(name="embedding", tensors={"weight": (keys["embeddings"], AS_IT_IS)})
-    if isinstance(layer, layers.BatchNormalization):
+    if classes & {"BatchNormalization", "BatchNormalizationBase"}:
         statistics = {"running_mean": "moving_mean", "running_var": "moving_variance"}
-        tensors = _scale(keys) | {name: (keys[key], AS_IT_IS) for name, key in statistics.items()}
+        tensors = _scale(keys) | {tensor: (keys[key], AS_IT_IS) for tensor, key in statistics.items()}
         return KerasKind(name="batch norm", tensors=tensors, state=tuple(statistics.items()))
-    if isinstance(layer, layers.LayerNormalization):
+    if "LayerNormalization" in classes:
         return KerasKind(name="layer norm", tensors=_scale(keys))
-    name = type(layer).__name__
     if name == "TFOpLambda":
-        symbol = str(layer.symbol if hasattr(layer, "symbol") else layer.name)
+        symbol = str(layer["symbol"])
         return KerasKind(name=_FUNCTIONS.get(symbol, _FUNCTIONS.get(symbol.rpartition(".")[2], "custom")))
     if keys and not has_parts:
         return KerasKind(name="custom", detail=f"no rule says how the variables of a {name} lie in PyTorch")
@@ -110,21 +111,18 @@ def _scale(keys: Mapping[str, str]) -> dict[str, tuple[str, Arrangement]]:
 
 
 def _with_bias(
-    name: str, kernel: str, arrangement: Arrangement, keys: Mapping[str, str], layer: Any, bias: Arrangement = AS_IT_IS
+    name: str, kernel: str, arrangement: Arrangement, layer: Mapping[str, Any], bias: Arrangement = AS_IT_IS
 ) -> KerasKind:
-    from tf_keras import activations
-
     tensors = {"weight": (kernel, arrangement)}
-    if "bias" in keys:
-        tensors["bias"] = (keys["bias"], bias)
-    return KerasKind(name=name, tensors=tensors, split=layer.activation not in (None, activations.linear))
+    if "bias" in layer["keys"]:
+        tensors["bias"] = (layer["keys"]["bias"], bias)
+    return KerasKind(name=name, tensors=tensors, split=bool(layer["activation"]))
 
 
-def _recurrent(layer: Any, keys: Mapping[str, str]) -> KerasKind:
-    from tf_keras import layers
-
+def _recurrent(layer: Mapping[str, Any]) -> KerasKind:
+    keys = layer["cell_keys"]
     kernel, recurrent = keys["kernel"], keys["recurrent_kernel"]
-    if isinstance(layer, layers.LSTM):
+    if "LSTM" in layer["classes"]:
         tensors = {
             "weight_ih_l0": (kernel, arrangements.LSTM_KERNEL),
             "weight_hh_l0": (recurrent, arrangements.LSTM_KERNEL),
@@ -133,7 +131,7 @@ def _recurrent(layer: Any, keys: Mapping[str, str]) -> KerasKind:
             tensors["bias_ih_l0"] = (keys["bias"], AS_IT_IS)
             tensors["bias_hh_l0"] = (keys["bias"], arrangements.NO_SECOND_BIAS)
         return KerasKind(name="lstm", tensors=tensors)
-    if not layer.reset_after:
+    if not layer["reset_after"]:
         return KerasKind(name="gru", detail="PyTorch has no GRU that resets before the product (reset_after=False)")
     tensors = {
         "weight_ih_l0": (kernel, arrangements.GRU_KERNEL),

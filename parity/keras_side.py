@@ -312,11 +312,6 @@ def variables_by_path(model: Any) -> dict[str, np.ndarray]:
     }
 
 
-def variable_keys(path: str, layer: Any) -> dict[str, str]:
-    """Own name, with its number where a name is given twice, to full name, of a layer's own variables."""
-    return {key.rpartition("/")[2]: key for key, _ in _own_variables(path, layer)}
-
-
 def _own_variables(path: str, layer: Any) -> list[tuple[str, Any]]:
     found: dict[str, Any] = {}
     for variable in (*layer._trainable_weights, *layer._non_trainable_weights):

@@ -4,14 +4,14 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from parity.compare import compare, compare_array, values_of
 from parity.layer_map import LayerMap, LayerPair
 from parity.records import Comparison, Culprit, Gate, GateStatus, NotCompared, Reading, Status
-from parity.reference import LiveReference, Recording
+from parity.reference import Recording, Reference, StreamedReference
 from parity.second_look import look_again
 from parity.stream import Handing, Stream
 from parity.torch_side import TorchSide
@@ -31,7 +31,7 @@ OWN_READINGS = (Reading.VALUE, Reading.ISOLATED, Reading.STATE)
 
 def compare_live(
     port: TorchSide,
-    reference: LiveReference,
+    reference: Reference,
     layer_map: LayerMap,
     *,
     gates: Sequence[str] = ("layers", "blocks", "model"),
@@ -39,7 +39,7 @@ def compare_live(
     precisions: Sequence[str] | None = None,
     case: str = "",
 ) -> Iterator[Comparison]:
-    """Every layer of a port against a living reference, in every precision of the reference.
+    """Every layer of a port against a reference that can be read in isolation, in every precision of the reference.
 
     Isolated and block readings are fed from the reference's first precision, which should be float64. In that precision
     both are also run once on other inputs, because a port that remembers its first results would agree with itself. In
@@ -54,6 +54,8 @@ def compare_live(
         modes: Which of ``evaluation`` and ``training``.
         precisions: Some of the reference's, where the others are compared by somebody else; all by default.
         case: Name of the case.
+
+    What the reference ``lacks``, as a recording may, is left out: the caller names it as not compared.
 
     Yields:
         The comparisons of the gates asked for.
@@ -71,7 +73,7 @@ def compare_live(
         right = True
         for precision in (name for name in reference.precisions if name in wanted):
             for reading, gate in GATE_OF_READING.items():
-                if gate not in gates:
+                if gate not in gates or reference.lacks(precision, training=training, reading=reading):
                     continue
                 how = {"precision": precision, "mode": mode, "reading": reading, "case": case}
                 rows = tuple(compare_pass(port, reference, layer_map, **how))
@@ -87,6 +89,8 @@ def compare_live(
     others = reference.on_other_inputs()
     label = f"{case}, other inputs" if case else "other inputs"
     for reading, gate in GATE_OF_READING.items():
+        if others.lacks(first, training=modes[0] == "training", reading=reading):
+            continue
         if gate in gates and reading is not Reading.BLOCK:
             yield from compare_pass(
                 port, others, layer_map, precision=first, mode=modes[0], reading=reading, case=label
@@ -94,7 +98,7 @@ def compare_live(
 
 
 def _compare_shuffled(
-    port: TorchSide, reference: LiveReference, layer_map: LayerMap, draw: int, **how: Any
+    port: TorchSide, reference: Reference, layer_map: LayerMap, draw: int, **how: Any
 ) -> Iterator[Comparison]:
     """One pass on inputs in another order."""
     return compare_pass(port, reference.on_shuffled_inputs(draw), layer_map, **how)
@@ -102,7 +106,7 @@ def _compare_shuffled(
 
 def compare_pass(
     port: TorchSide,
-    reference: LiveReference,
+    reference: Reference,
     layer_map: LayerMap,
     *,
     precision: str,
@@ -131,7 +135,7 @@ def compare_pass(
     fed = frozenset(pair.port for pair in pairs) if reading is Reading.BLOCK else None
     run = {"precision": precision, "training": training}
     if reference.streamed:
-        passes = _run_streamed(port, reference, comparer, pairs, fed=fed, **run)
+        passes = _run_streamed(port, cast(StreamedReference, reference), comparer, pairs, fed=fed, **run)
     else:
         truth = reference.trace(first, training=training, reading=Reading.ACCUMULATED)
         feed = None if reading is Reading.ACCUMULATED else truth
@@ -163,7 +167,7 @@ class _Passes:
 
 def _run_streamed(
     port: TorchSide,
-    reference: LiveReference,
+    reference: StreamedReference,
     comparer: "_Comparer",
     pairs: Sequence[LayerPair],
     *,
@@ -233,7 +237,7 @@ def _run_for(run: Callable[..., Trace], precision: str, truth: Readable | None, 
 
 
 def _unwatched(
-    port: TorchSide, reference: LiveReference, layer_map: LayerMap, *, precision: str, mode: str, case: str
+    port: TorchSide, reference: Reference, layer_map: LayerMap, *, precision: str, mode: str, case: str
 ) -> Iterator[Comparison]:
     """The final outputs of a port that nobody watches: being watched must not change what it computes."""
     training = mode == "training"

@@ -1,10 +1,13 @@
-"""What the port is held against: a living Keras model, or numbers that one left behind."""
+"""What the port is held against: a living Keras model, or numbers that the original EpiBERT left behind.
+
+What any Keras model leaves behind is read by ``parity.recording``.
+"""
 
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import h5py
 import numpy as np
@@ -15,6 +18,56 @@ from parity.layer_map import LayerMap
 from parity.records import Reading
 from parity.stream import Outline
 from parity.trace import Call, Readable, Recorder, Sample, Trace
+
+
+class Reference(Protocol):
+    """What ``parity.ladder.compare_live`` needs of a reference."""
+
+    inputs: tuple[np.ndarray, ...]
+    streamed: bool
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Precisions in which it runs, the most precise first."""
+        ...
+
+    def trace(self, precision: str, *, training: bool, reading: Reading) -> Trace:
+        """Its own pass."""
+        ...
+
+    def outline(self, precision: str, *, training: bool) -> Trace:
+        """The end-to-end pass where of the arrays only statistics and what the model returns are needed."""
+        ...
+
+    def on_other_inputs(self) -> "Reference":
+        """The same on inputs that no layer has seen."""
+        ...
+
+    def on_shuffled_inputs(self, draw: int) -> "Reference":
+        """The same on its inputs in another order."""
+        ...
+
+    def graph_output(self, precision: str, *, training: bool) -> tuple[np.ndarray | Sample, ...] | None:
+        """The final output of the same pass as a ``tf.function``."""
+        ...
+
+    def lacks(self, precision: str, *, training: bool, reading: Reading) -> str:
+        """Why it has no such pass; empty when it has."""
+        ...
+
+
+class StreamedReference(Reference, Protocol):
+    """One whose passes are read while they run."""
+
+    def fed_paths(self, reading: Reading) -> frozenset[str]:
+        """Layers that are fed in a reading."""
+        ...
+
+    def run(
+        self, precision: str, *, training: bool, reading: Reading, truth: Readable | None, recorder: Recorder
+    ) -> Trace:
+        """A pass of which the recorder decides what is kept; fed from the truth where there is one."""
+        ...
 
 
 class LiveReference:
@@ -102,6 +155,10 @@ class LiveReference:
         if not self.streamed:
             return self.trace(precision, training=training, reading=Reading.ACCUMULATED)
         return self.sides[precision].trace(self.inputs, training=training, recorder=Outline())
+
+    def lacks(self, precision: str, *, training: bool, reading: Reading) -> str:
+        """Nothing: it lives."""
+        return ""
 
     def on_other_inputs(self) -> "LiveReference":
         """The same models on inputs that no layer has seen: examples in reverse order, longest axes turned by one."""

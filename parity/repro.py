@@ -172,7 +172,7 @@ def write_script(layer: IsolatedLayer, path: Path, *, title: str, found: str) ->
         port.trace(live.inputs, precision=layer.precision, training=training, truth=truth)
     writer = _Writer(layer.module)
     writer.sources.add(type(layer.module))
-    with port._prepared(port.module, layer.precision, training):
+    with port.prepared(port.module, layer.precision, training):
         given = {
             name: writer.given(pair, name, port.modules[name], truth, results[name], rows, layer)
             for name, pair in children.items()

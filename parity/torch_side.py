@@ -67,7 +67,7 @@ class TorchSide:
             The trace, in the reference's activation layout. An exception ends the pass and stands in ``error``.
         """
         recorder = Recorder() if recorder is None else recorder
-        with self._prepared(self.module, precision, training) as stack:
+        with self.prepared(self.module, precision, training) as stack:
             for pair in self.layer_map:
                 if not pair.alias and pair.port in self.modules:
                     feed = truth if fed is None or pair.port in fed else None
@@ -82,13 +82,13 @@ class TorchSide:
         pair = next(
             (pair for pair in self.layer_map if pair.port == "" and not pair.alias), LayerPair(port="", reference="")
         )
-        with self._prepared(self.original, precision, training):
+        with self.prepared(self.original, precision, training):
             result, error = self._run(self.original, inputs, precision)
             returned = flatten(result, torch.is_tensor)
             return tuple(pair.to_reference(_array(tensor)) for tensor in returned), error
 
     @contextlib.contextmanager
-    def _prepared(self, module: nn.Module, precision: str, training: bool) -> Iterator[contextlib.ExitStack]:
+    def prepared(self, module: nn.Module, precision: str, training: bool) -> Iterator[contextlib.ExitStack]:
         """The module in a mode and a precision, and afterwards as it was found."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.no_grad())

@@ -10,11 +10,20 @@ from torch import nn
 
 from parity.compare import compare
 from parity.environment import describe_environment, version
-from parity.inference import WeightMap, arranged, helper_buffers, infer, tensors_by_name
-from parity.keras_side import POLICIES, KerasSide, layers_by_path, lift, variables_by_path
+from parity.inference import (
+    WeightMap,
+    arranged,
+    helper_buffers,
+    infer,
+    input_arrays,
+    reference_variables,
+    tensors_by_name,
+)
+from parity.keras_side import POLICIES, KerasSide, layers_by_path, lift
 from parity.ladder import FORWARD_GATES, compare_live, find_culprits, judge
 from parity.layer_map import LayerMap
 from parity.operations import name_operations
+from parity.recording import Recording
 from parity.records import Comparison, NotCompared, Reading, Result
 from parity.reference import LiveReference
 from parity.stream import Outline
@@ -28,7 +37,7 @@ FOREIGN_PRECISIONS = ("float64", "float32")
 def verify(
     reference: Any,
     port: nn.Module,
-    inputs: Any,
+    inputs: Any = None,
     gates: Sequence[str] = ("layers", "model"),
     *,
     layer_map: LayerMap | Mapping[str, str] | None = None,
@@ -38,17 +47,19 @@ def verify(
     case: str = "",
     streamed: bool = False,
 ) -> Result:
-    """Compares a port with a living reference, layer by layer, in several precisions.
+    """Compares a port with a reference, living or recorded, layer by layer, in several precisions.
 
     The rungs before those asked for are climbed as well, since a later one proves nothing without them. Both models are
     left as they were found; dropout is off in training mode.
 
     Args:
         reference: Built tf_keras model. It is copied into float64 (and float32, bfloat16) where it can be; one that
-            cannot is compared in its own precision, with limits that say so.
+            cannot is compared in its own precision, with limits that say so. Or a ``parity.Recording`` of a model that
+            lives in another Python; TensorFlow is not needed then.
         port: PyTorch module that takes the same inputs, as separate arguments.
-        inputs: The models' arguments: an array or a tuple of arrays, batch first.
-        gates: Rungs to prove, of ``weights``, ``constants``, ``layers``, ``blocks``, ``model``.
+        inputs: The models' arguments: an array or a tuple of arrays, batch first. A recording holds its own.
+        gates: Rungs to prove, of ``weights``, ``constants``, ``layers``, ``blocks``, ``model``; against a recording
+            also ``gradients`` and ``trajectory``.
         layer_map: Which layer answers to which: a ``LayerMap``, or {port path: reference path}. Known for EpiBERT, for
             other pairs inferred where it is not given (``parity.infer``), and with it the weight map.
         weight_map: {port tensor: (reference variable, axes)}: the port's tensor is the variable with its axes permuted
@@ -71,23 +82,36 @@ def verify(
     """
     from parity.pairs import find_pair
 
-    _check_names("gates", gates, FORWARD_GATES)
-    _check_names("modes", modes, MODES)
+    arrays = input_arrays(reference, inputs)
+    if isinstance(reference, Recording):
+        from parity.verify_recording import verify_recording
+
+        return verify_recording(
+            reference,
+            port,
+            gates,
+            layer_map=layer_map,
+            weight_map=weight_map,
+            modes=modes,
+            precisions=precisions,
+            case=case,
+        )
+    check_names("gates", gates, FORWARD_GATES)
+    check_names("modes", modes, MODES)
     pair = find_pair(reference, port)
-    arrays = _arrays(inputs)
     wanted = FORWARD_GATES[: max(FORWARD_GATES.index(gate) for gate in gates) + 1]
     started = time.perf_counter()
     if pair is not None:
         if weight_map is not None:
             raise ValueError(f"the weight map of {pair.NAME} is known: leave weight_map= out")
-        mapped = _as_layer_map(layer_map) or pair.layer_map(port.config)
+        mapped = as_layer_map(layer_map) or pair.layer_map(port.config)
         prepared = pair.prepare(reference, port, precisions, case=case)
         models, comparisons, left_out = prepared.models, prepared.comparisons, prepared.not_compared
         unavailable: dict[str, str] = {}
         name, configuration, weights = pair.NAME, prepared.configuration, prepared.weights
         side, lent, watched = TorchSide(port, mapped, pair.set_precision), prepared.lent, port
     else:
-        mapped, inferred = _as_layer_map(layer_map), None
+        mapped, inferred = as_layer_map(layer_map), None
         if mapped is None:
             inferred = infer(reference, port, arrays, weights=weight_map)
             mapped, weight_map = inferred.layer_map, inferred.weight_map
@@ -95,13 +119,13 @@ def verify(
         # A map may name operations that are no modules of the port.
         watched = port if all(pair.port in modules for pair in mapped) else name_operations(port).module
         models, left_out = lift(reference, precisions or FOREIGN_PRECISIONS)
-        comparisons = [] if weight_map is None else _compare_weights(reference, port, weight_map, case)
+        comparisons = [] if weight_map is None else compare_weights(reference, port, weight_map, case)
         unavailable = {"constants": "this pair names no constants"}
         if weight_map is None:
             unavailable["weights"] = "no weight_map was given: weights are proven only by what the layers compute"
         if not any(pair.block for pair in mapped):
             unavailable["blocks"] = "the layer map marks no blocks"
-        left_out = (*left_out, *_unmapped_modules(watched, mapped, type(port).__name__), *_left_out_buffers(port))
+        left_out = (*left_out, *unmapped_modules(watched, mapped, type(port).__name__), *left_out_buffers(port))
         left_out = left_out if inferred is None else (*left_out, *inferred.not_compared())
         name, configuration, weights = f"{type(reference).__name__} and {type(port).__name__}", {}, ()
         side, lent = TorchSide(watched, mapped, original=port), None
@@ -111,7 +135,7 @@ def verify(
     rows = [row for row in comparisons if row.gate in wanted]
     readings = [gate for gate in wanted if gate in ("layers", "blocks", "model")]
     if readings:
-        rows += compare_dropout(reference, watched, mapped, case=case)
+        rows += compare_dropout(dropout_rates(reference), watched, mapped, case=case)
         rows += _compare_copy(reference, live, case=case)
         with contextlib.nullcontext() if lent is None else lent:
             rows += compare_live(side, live, mapped, gates=readings, modes=modes, case=case)
@@ -121,7 +145,7 @@ def verify(
                     drawn = LiveReference({"float64": models["float64"]}, arrays, mapped, described, streamed=streamed)
                     rows += compare_live(side, drawn, mapped, gates=["layers"], modes=["evaluation"], case=label)
     usual = tuple(POLICIES) if pair is not None else FOREIGN_PRECISIONS
-    left_out = (*left_out, *_unasked(modes, usual if precisions is None else precisions, usual))
+    left_out = (*left_out, *unasked(modes, usual if precisions is None else precisions, usual))
     rows = [row for row in rows if row.gate in wanted]
     return Result(
         pair=name,
@@ -138,16 +162,21 @@ def verify(
     )
 
 
-def compare_dropout(reference: Any, port: nn.Module, layer_map: LayerMap, *, case: str = "") -> list[Comparison]:
-    """Kind and rate of every dropout; the masks themselves are random and switched off while layers are compared."""
+def dropout_rates(reference: Any) -> dict[str, float]:
+    """{path: rate} of every dropout of a living model."""
     import tf_keras
 
-    layers, modules = layers_by_path(reference), dict(port.named_modules())
-    comparisons = []
+    layers = layers_by_path(reference)
+    return {path: float(layer.rate) for path, layer in layers.items() if isinstance(layer, tf_keras.layers.Dropout)}
+
+
+def compare_dropout(
+    rates: Mapping[str, float], port: nn.Module, layer_map: LayerMap, *, case: str = ""
+) -> list[Comparison]:
+    """Kind and rate of every dropout; the masks themselves are random and switched off while layers are compared."""
+    modules, comparisons = dict(port.named_modules()), []
     for pair in layer_map:
-        layer: Any = layers.get(pair.reference)
-        module = modules.get(pair.port)
-        rate = float(layer.rate) if isinstance(layer, tf_keras.layers.Dropout) else None
+        module, rate = modules.get(pair.port), rates.get(pair.reference)
         if pair.alias or (rate is None and not isinstance(module, nn.modules.dropout._DropoutNd)):
             continue
         found = float(module.p) if type(module) is nn.Dropout else None
@@ -176,17 +205,23 @@ def _compare_copy(reference: Any, live: LiveReference, *, case: str) -> list[Com
     own = "bfloat16" if reference.compute_dtype == "bfloat16" else reference.compute_dtype
     if own not in live.sides or live.sides[own].model is reference:
         return []
-    with_rates = KerasSide(reference)
-    given = with_rates.trace(live.inputs, training=False, recorder=Outline()).calls["", 0].outputs
+    given = KerasSide(reference).trace(live.inputs, training=False, recorder=Outline()).calls["", 0].outputs
     copied = live.outline(own, training=False).calls["", 0].outputs
+    return compare_outputs_of_copy(given, copied, own, case=case)
+
+
+def compare_outputs_of_copy(
+    given: Sequence[Any], copied: Sequence[Any], precision: str, *, case: str
+) -> list[Comparison]:
+    """What the reference returns as it was given, against what its copy in the same precision returns."""
     return [
         compare(
             np.asarray(found),
             np.asarray(expected),
             gate="layers",
             reading=Reading.VALUE,
-            precision=own,
-            tolerance=f"copy_{own}",
+            precision=precision,
+            tolerance=f"copy_{precision}",
             reference_path="",
             port_path="(the reference as it was given)",
             layer="",
@@ -198,7 +233,7 @@ def _compare_copy(reference: Any, live: LiveReference, *, case: str) -> list[Com
     ]
 
 
-def _unasked(modes: Sequence[str], precisions: Sequence[str], usual: Sequence[str]) -> tuple[NotCompared, ...]:
+def unasked(modes: Sequence[str], precisions: Sequence[str], usual: Sequence[str]) -> tuple[NotCompared, ...]:
     """Modes and precisions that are compared unless somebody asks for fewer."""
     rows = [f"mode {name}" for name in MODES if name not in modes]
     rows += [f"precision {name}" for name in usual if name not in precisions]
@@ -210,7 +245,7 @@ def ignored_layers(layer_map: LayerMap) -> tuple[NotCompared, ...]:
     return tuple(NotCompared(side="reference", name=path, reason=why) for path, why in layer_map.ignored.items())
 
 
-def _unmapped_modules(port: nn.Module, layer_map: LayerMap, model: str) -> tuple[NotCompared, ...]:
+def unmapped_modules(port: nn.Module, layer_map: LayerMap, model: str) -> tuple[NotCompared, ...]:
     """Modules of the port without a row of their own, by name."""
     names = {pair.port for pair in layer_map}
     return tuple(
@@ -224,11 +259,13 @@ def _unmapped_modules(port: nn.Module, layer_map: LayerMap, model: str) -> tuple
     )
 
 
-def _left_out_buffers(port: nn.Module) -> tuple[NotCompared, ...]:
+def left_out_buffers(port: nn.Module) -> tuple[NotCompared, ...]:
+    """Buffers of the port that cannot have come from a Keras model, by name."""
     return tuple(NotCompared(side="port", name=name, reason=why) for name, why in helper_buffers(port).items())
 
 
-def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+def check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """Raises ValueError for names that are not known, and for none."""
     if isinstance(given, str) or not given:
         raise ValueError(f"{what} must be a sequence of names out of {', '.join(known)}")
     unknown = [name for name in given if name not in known]
@@ -236,19 +273,14 @@ def _check_names(what: str, given: Sequence[str], known: Sequence[str]) -> None:
         raise ValueError(f"unknown {what} {unknown}; there are {', '.join(known)}")
 
 
-def _as_layer_map(layer_map: LayerMap | Mapping[str, str] | None) -> LayerMap | None:
+def as_layer_map(layer_map: LayerMap | Mapping[str, str] | None) -> LayerMap | None:
+    """A layer map, made of {port path: reference path} where that is given."""
     return LayerMap.from_names(layer_map) if isinstance(layer_map, Mapping) else layer_map
 
 
-def _arrays(inputs: Any) -> tuple[np.ndarray, ...]:
-    parts = inputs if isinstance(inputs, tuple | list) else (inputs,)
-    return tuple(np.asarray(part) for part in parts)
-
-
-def _compare_weights(reference: Any, port: nn.Module, weight_map: WeightMap, case: str) -> list[Comparison]:
+def compare_weights(reference: Any, port: nn.Module, weight_map: WeightMap, case: str) -> list[Comparison]:
     """Every parameter and buffer of the port and every variable of the reference, bit for bit, none left over."""
-    variables = variables_by_path(reference)
-    tensors = tensors_by_name(port)
+    variables, tensors = reference_variables(reference), tensors_by_name(port)
     rows = [(name, key, axes) for name, (key, axes) in weight_map.items()]
     rows += [(name, "", None) for name in tensors if name not in weight_map]
     used = {key for key, _ in weight_map.values()}

@@ -174,7 +174,12 @@ def set_precision(module: nn.Module, precision: str) -> Iterator[None]:
 
 def watch(port: Trunk) -> TorchSide:
     """The port with its layers watched."""
-    return TorchSide(port, layer_map_of(port), set_precision)
+    return watch_as(port, layer_map_of(port))
+
+
+def watch_as(port: Trunk, mapped: LayerMap) -> TorchSide:
+    """The port with the layers of a map watched."""
+    return TorchSide(port, mapped, set_precision)
 
 
 @contextlib.contextmanager
@@ -407,7 +412,7 @@ def prepare(reference: Any, port: Trunk, precisions: Sequence[str] | None = None
         *compare_configurations(port.config, reference.get_config(), case=case),
     ]
     lent = None
-    if port.constants_origin == OWN_CONSTANTS and _fit(port, projection, table):
+    if port.constants_origin == OWN_CONSTANTS and fit(port, projection, table):
         lent = constants(port, projection, table if port.config.use_rot_emb else None, "lent by the reference")
     return Prepared(
         models=lift(reference, stored, precisions or tuple(POLICIES)),
@@ -419,7 +424,7 @@ def prepare(reference: Any, port: Trunk, precisions: Sequence[str] | None = None
     )
 
 
-def _fit(port: Trunk, projection: np.ndarray, table: np.ndarray | None) -> bool:
+def fit(port: Trunk, projection: np.ndarray, table: np.ndarray | None) -> bool:
     """Whether constants have the port's shapes; if not, the rung of constants says so."""
     rotary = port.performer.rotary_table
     if rotary is not None and (table is None or table.shape != tuple(rotary.table.shape)):

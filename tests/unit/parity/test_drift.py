@@ -35,6 +35,7 @@ def result(*rows: Comparison) -> dict[str, Any]:
             "sources": SOURCES,
             "versions": {"torch": "2", "tensorflow": "2"},
             "content": {"P1/forward.h5": "f"},
+            "recorded with": {"tensorflow": "2.15.1"},
         },
     )
     return json.loads(found.to_json())
@@ -62,6 +63,7 @@ WORSE = changed("gates", "layers", "comparisons", 0, "status", value="fail")
         (("environment", "content", "P1/forward.h5"), "the recordings"),
         (("environment", "versions", "torch"), "the environment"),
         (("environment", "python"), "the environment"),
+        (("environment", "recorded with", "tensorflow"), "the reference's environment"),
         (("weights", 0, "sha256"), "the weights"),
         (("configuration", "P1"), "the configuration"),
     ],

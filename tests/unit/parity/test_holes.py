@@ -66,6 +66,9 @@ class Living:
             truth = self.trace("float64", training=training, reading=Reading.ACCUMULATED)
         return self.side.trace(self.inputs, precision=precision, training=training, truth=truth)
 
+    def lacks(self, precision: str, *, training: bool, reading: Reading) -> str:
+        return ""
+
     def on_other_inputs(self) -> "Living":
         other = copy.copy(self)
         other.inputs = tuple(np.ascontiguousarray(array[::-1]) for array in self.inputs)

@@ -1,0 +1,68 @@
+"""``epibert record`` as a user meets it when something is wrong: exit status 2 and one line."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from parity import command
+from tests.unit.parity.recordings import write_inputs, write_model
+
+
+def refused(capsys: pytest.CaptureFixture[str], *given: object) -> str:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["record", *map(str, given)])
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert ended.value.code == 2
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("epibert: error: ")
+    return lines[0]
+
+
+@pytest.fixture
+def given(tmp_path) -> tuple[object, ...]:
+    model, inputs = f"{write_model(tmp_path)}:build", write_inputs(tmp_path)
+    return "--model", model, "--inputs", inputs, "--out", tmp_path / "out.h5"
+
+
+def script(folder: Path, text: str) -> Path:
+    path = folder / "python"
+    path.write_text(f"#!{sys.executable}\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_python_that_is_not_there_is_named(capsys, tmp_path, given):
+    assert "cannot run" in refused(capsys, *given, "--python", tmp_path / "absent")
+
+
+def test_a_python_without_tensorflow_says_so(capsys, tmp_path, given):
+    text = "import runpy, sys, importlib.util as util\nplain = util.find_spec\n"
+    text += "util.find_spec = lambda name, *more: None if name == 'tensorflow' else plain(name, *more)\n"
+    text += "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    assert "there is no TensorFlow in" in refused(capsys, *given, "--python", script(tmp_path, text))
+
+
+def test_a_python_that_dies_is_told_from_one_that_refuses(capsys, tmp_path, given):
+    text = "import sys\nprint('going on')\nprint('Illegal instruction', file=sys.stderr)\nsys.exit(132)"
+    line = refused(capsys, *given, "--python", script(tmp_path, text))
+    assert "status 132: Illegal instruction" in line
+
+
+def test_what_the_recorder_says_comes_through(capsys, tmp_path, given):
+    assert "absent.py: no such file" in refused(capsys, "--model", "absent.py:build", *given[2:])
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ((), "what is to be recorded?"),
+        (("--model", "a.py:b"), "what is to be recorded?"),
+        (("--checkpoint", "c"), "belong to --repo"),
+        (("--repo", ".", "--model", "a.py:b"), "leave --model and --arguments out"),
+        (("--repo", "."), "needs --checkpoint"),
+        (("--repo", "absent"), "no such folder"),
+    ],
+)
+def test_requests_that_mean_nothing_are_refused(capsys, more, reason):
+    assert reason in refused(capsys, *more)
