@@ -246,7 +246,7 @@ def test_both_stacks_see_the_same_batches_in_the_same_order(tensorflow, tmp_path
     convert_tfrecord_to_hdf5(tmp_path / "source", tmp_path / "target")
     evaluation = dataclasses.replace(config, training=False)
     dataset = ExampleDataset(tmp_path / "target" / "valid", evaluation, seed=5)
-    dataset.draws = TensorFlowDraws(5)  # type: ignore[assignment]  the original's in place of our own
+    dataset.draws = TensorFlowDraws(5)  # the original's in place of our own
     sampler = ExampleSampler(dataset.store.shard_sizes, order="stored")
     ours = list(ResumableLoader(dataset, sampler, batch_size=4, collate_fn=collate))
     theirs = list(

@@ -402,13 +402,15 @@ def _convert_file(
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         scratch = _scratch(path)
+        written = False
         try:
-            return _Converted(_write(source, name, scratch, known, on_error, compression), scratch)
-        except BaseException:
-            scratch.unlink(missing_ok=True)
-            raise
+            part = _write(source, name, scratch, known, on_error, compression)
+            written = True
         finally:
             scratch.with_suffix(PROGRESS_SUFFIX).unlink(missing_ok=True)
+            if not written:
+                scratch.unlink(missing_ok=True)
+    return _Converted(part, scratch)
 
 
 def _describe(target: Path, part: Part, scratch: Path) -> Part:
