@@ -136,6 +136,7 @@ def prepare_reference(job: dict[str, Any], folder: Path) -> Callable[[], np.ndar
 
     if job.get("kind", "forward") == "training":
         rates: dict[str, Any] = {"learning_rate": LEARNING_RATE, "epsilon": EPSILON, "global_clipnorm": CLIP}
+        tf.random.set_seed(1)  # dropout asks for one where operations are made deterministic
         # A graph like the original's, whatever the way.
         if pretraining:
             step = pretraining_step(model, adam(**rates), loss_type="poisson")

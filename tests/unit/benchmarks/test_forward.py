@@ -42,6 +42,7 @@ def test_both_models_are_measured_and_do_the_same_work(tmp_path):
     assert 0 < summary["port_eager"]["share_of_memory"] < 1
 
 
+@pytest.mark.slow
 def test_a_training_step_of_the_other_model_is_measured_with_its_batch():
     result = forward_benchmark("tiny", 1, kind="training", model="rampage", batch=2, precisions=["float32"])
     assert {"kind": "training", "model": "rampage", "batch": 2}.items() <= result["settings"].items()
