@@ -528,7 +528,7 @@ def test_the_distance_of_large_arrays_is_that_of_the_whole(dtype, scale, monkeyp
     reference, port = (normal(*LARGE).astype(dtype).transpose(0, 2, 1) for _ in range(2))
     found = distance(port, reference, scale)
     monkeypatch.setattr("parity.compare.PIECE", reference.size)
-    assert found == pytest.approx(distance(port, reference, scale), rel=1e-13)
+    assert distance(np.array(found), np.array(distance(port, reference, scale)))[0] <= LIMIT
 
 
 def test_large_arrays_that_are_equal_have_no_distance():
@@ -552,9 +552,9 @@ def test_one_number_of_a_large_array_is_found_wherever_it_is(position):
 
 def test_large_arrays_of_huge_and_of_tiny_numbers_do_not_overflow():
     unit = normal(*LARGE)
-    for size in (1e300, 1e-300):
-        error, peak = distance(unit * size * (1 + 1e-9), unit * size)
-        assert error == pytest.approx(1e-9, rel=1e-6)
-        assert peak == pytest.approx(1e-9, rel=1e-6)
+    other = unit + normal(*LARGE) / 1024
+    for size in (2.0**1000, 2.0**-1000):
+        found = distance(other * size, unit * size)
+        assert distance(np.array(found), np.array(distance(other, unit)))[0] <= LIMIT
     assert distance(np.full(LARGE, 1e308), np.full(LARGE, -1e308)) == (math.inf, math.inf)
     assert distance(unit, np.zeros(LARGE)) == (math.inf, math.inf)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from parity import NotARecording, Reading, Recording
+from parity.compare import distance
 from parity.layer_map import LayerMap
 from parity.recording import RecordedReference
+from parity.tolerances import TABLE
 from tests.unit.parity.recordings import small_recording
 
 
@@ -117,7 +119,7 @@ def test_an_activation_is_a_layer_of_its_own_where_it_is_asked_for(recorded):
         for call in (split.calls["conv", 0], split.calls["conv/activation", 0], whole.calls["conv", 0])
     )
     assert np.array_equal(after, together)
-    assert np.allclose(np.tanh(before), after)
+    assert distance(np.tanh(before), after)[0] <= TABLE["float64"].limit
     assert [call.path for call in split.calls.values()][:3] == ["", "conv", "conv/activation"]
     with pytest.raises(ValueError, match="does not call its activation"):
         recording.trace(precision="float64", training=False, split={"norm"})
@@ -135,7 +137,8 @@ def test_a_layer_read_by_itself_rounds_by_itself(recorded):
     )
     assert np.array_equal(whole["conv"], alone["conv"])
     assert not np.array_equal(whole["head"], alone["head"])
-    assert np.allclose(alone["head"], np.asarray(exact.calls["head", 0].outputs[0]))
+    of_head = np.asarray(exact.calls["head", 0].outputs[0])
+    assert distance(alone["head"], of_head)[0] <= TABLE["float32_only"].limit
 
 
 def test_what_was_not_recorded_is_said(recorded):
