@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.assertions import assert_same
+from tests.assertions import Disagreement, assert_same
 from tests.unit.sources import ROOT
 from torch_impl.metrics import R2, GeneCellCorrelation, Mean, PearsonR
 
@@ -24,6 +24,21 @@ def batches(number: int = 3) -> list[tuple[torch.Tensor, torch.Tensor]]:
         target = generator.gamma(0.5, 4.0, (2, 9 + index, 1))
         found.append((torch.from_numpy(target * 0.5 + generator.random(target.shape)), torch.from_numpy(target)))
     return found
+
+
+def test_a_batch_that_is_left_out_shows_in_a_correlation_and_the_order_of_batches_does_not():
+    """As what differs between processes is compared: as a difference, whatever the size."""
+
+    def correlation(chosen: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        metric = PearsonR(state_dtype=torch.float64)
+        for batch in chosen:
+            metric.update(*batch)
+        return metric.compute()
+
+    seen = batches()
+    assert_same(correlation(seen[::-1]), correlation(seen), "correlation")
+    with pytest.raises(Disagreement):
+        assert_same(correlation(seen[:-1]), correlation(seen), "correlation")
 
 
 @pytest.mark.parametrize("name", ["case0_PearsonR", "case1_R2", "case2_PearsonR", "case3_R2"])

@@ -217,9 +217,7 @@ SHARDED: dict[str, Any] = {
 }
 
 
-def train_sharded(
-    folder: Path, records: Path, model: dict[str, Any] | None = None, trainer: dict[str, Any] | None = None
-) -> None:
+def train_sharded(folder: Path, records: Path, model: dict[str, Any] | None = None) -> None:
     """FSDP2: each of two processes holds half of every parameter and moment."""
     path = write_config(
         folder,
@@ -227,7 +225,7 @@ def train_sharded(
         model={**WITHOUT_DROPOUT, **(model or {})},
         module=MODULE,
         loader={"batch_size": 1},
-        trainer={"max_epochs": 1, "devices": 2, "strategy": SHARDED, "precision": "32-true", **(trainer or {})},
+        trainer={"max_epochs": 1, "devices": 2, "strategy": SHARDED, "precision": "32-true"},
         class_path="tests.unit.torch_impl.training.ShardedDouble",
     )
     status, said = finish(start("fit", "--config", path))
@@ -240,14 +238,9 @@ def test_two_processes_train_one_sharded_model(joint, records, tmp_path):
     assert_trained_alike(joint, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("model", "trainer"),
-    [({"BN_momentum": 0.8}, {}), ({}, {"limit_val_batches": 1})],  # of two
-    ids=["statistics at twice the rate", "a batch of validation is dropped"],
-)
-def test_a_fault_of_a_sharded_run_shows_in_its_correlation(joint, records, tmp_path, model, trainer):
-    """Whose size is taken to be one, so that the row is wider for a small one."""
-    train_sharded(tmp_path, records, model, trainer)
+def test_a_fault_of_a_sharded_run_shows_in_its_correlation(joint, records, tmp_path):
+    """Whose size is taken to be one, so that the row is wider for a small one: statistics move at twice the rate."""
+    train_sharded(tmp_path, records, {"BN_momentum": 0.8})
     (expected,), (found,) = (
         [number(values.split()[1]) for at, values in losses(run).items() if at < 0] for run in (joint, tmp_path)
     )
