@@ -30,6 +30,7 @@ def outcome(name: str, rung: str, *, expected: str = "layers") -> Outcome:
         seconds=1.0,
         right=bool(rung),
         located=bool(rung),
+        of_layers=True,
     )
 
 
