@@ -76,7 +76,7 @@ def picture(found: dict[str, Any]) -> str:
         "port": list(zip(lengths, seconds, strict=True)),
         "linear": [(length, seconds[-1] * length / lengths[-1]) for length in lengths],
     }
-    return draw(curves, [("seconds of a forward pass by base pairs", ("port", "linear"))])
+    return draw(curves, [("seconds of a forward pass", ("port", "linear"))], across="{:.0f} bp")
 
 
 def main() -> int:

@@ -46,12 +46,15 @@ def read_curves(path: str | Path) -> dict[str, Curve]:
     return dict(found)
 
 
-def draw(curves: Mapping[str, Curve], panels: Sequence[tuple[str, Sequence[str]]] = PANELS) -> str:
+def draw(
+    curves: Mapping[str, Curve], panels: Sequence[tuple[str, Sequence[str]]] = PANELS, *, across: str = "step {:.0f}"
+) -> str:
     """A picture with one panel above the other.
 
     Args:
         curves: Points by name. A value that is not finite interrupts its curve.
         panels: Title, and names of the curves, of each.
+        across: Label of the first step, in which it takes the place of the braces.
 
     Raises:
         CurveError: A curve is missing, or has no finite value.
@@ -63,11 +66,11 @@ def draw(curves: Mapping[str, Curve], panels: Sequence[tuple[str, Sequence[str]]
         f'<rect width="{WIDTH}" height="{total}" fill="white"/>',
     ]
     for number, (title, names) in enumerate(panels):
-        parts += _panel(curves, title, names, MARGIN // 2 + number * (HEIGHT + GAP))
+        parts += _panel(curves, title, names, MARGIN // 2 + number * (HEIGHT + GAP), across)
     return "\n".join((*parts, "</svg>")) + "\n"
 
 
-def _panel(curves: Mapping[str, Curve], title: str, names: Sequence[str], top: float) -> list[str]:
+def _panel(curves: Mapping[str, Curve], title: str, names: Sequence[str], top: float, label: str) -> list[str]:
     for name in names:
         if not any(math.isfinite(value) for _, value in curves.get(name, ())):
             raise CurveError(f"there is no {name} to draw")
@@ -85,7 +88,7 @@ def _panel(curves: Mapping[str, Curve], title: str, names: Sequence[str], top: f
         f'<path d="M{left},{top + 12:.0f}V{bottom}H{right}" fill="none" stroke="#888"/>',
         f'<text x="{left - 4}" y="{bottom}" text-anchor="end">{low:.3g}</text>',
         f'<text x="{left - 4}" y="{top + 20:.0f}" text-anchor="end">{high:.3g}</text>',
-        f'<text x="{left}" y="{bottom + 16}">step {first:.0f}</text>',
+        f'<text x="{left}" y="{bottom + 16}">{label.format(first)}</text>',
         f'<text x="{right}" y="{bottom + 16}" text-anchor="end">{last:.0f}</text>',
     ]
     for index, name in enumerate(names):
