@@ -1,14 +1,13 @@
 """What it costs to watch: a pass in which every layer is compared, over the two forward passes that it watches.
 
-The published model in float32, batch 1, evaluation mode. Every layer of the port is fed with the reference's inputs and
-compared with its outputs (the isolated reading) while both run. Each way is measured in a fresh process, with a warm
-pass before.
+The pre-training model in float32, batch 1, evaluation mode. Every layer of the port is fed with the reference's inputs
+and compared with its outputs (the isolated reading) while both run. Each way is measured in a fresh process, with a
+warm pass before.
 
-    python -m benchmarks.harness [--bins 4096] [--ways streamed kept] [--out harness.json]
+    python -m benchmarks.harness [--config mid] [--ways streamed kept] [--out harness.json]
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import subprocess
@@ -20,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.forward import ENVIRONMENT, PROJECTION, ROTARY_TABLE, draw_inputs, draw_weights, environment
+from benchmarks.forward import ENVIRONMENT, environment
+from benchmarks.sides import PROJECTION, ROTARY_TABLE, SizeName, configuration, draw_inputs, draw_weights
 
 WAYS = ("streamed", "kept")
 """Compared while both run; and after both have run, with all that their layers produced in memory."""
@@ -30,7 +30,7 @@ LIMIT = 2.0
 
 
 def harness_benchmark(
-    bins: int = 4096,
+    config: SizeName = "full",
     *,
     ways: Sequence[str] = ("streamed",),
     threads: int = 2,
@@ -39,7 +39,7 @@ def harness_benchmark(
     """Measures what watching costs.
 
     Args:
-        bins: Length of the input in 128-bp bins; 4096 is full size.
+        config: Size of the model.
         ways: Of ``streamed`` and ``kept``. At full size the latter holds 37 GB.
         threads: Threads of each framework.
         progress: Called with a line of text for each way.
@@ -60,7 +60,7 @@ def harness_benchmark(
         raise ValueError(f"unknown ways {unknown}; there are {', '.join(WAYS)}")
     found = {}
     for way in ways:
-        command = [sys.executable, "-m", "benchmarks.harness", "--bins", str(bins), "--job", way]
+        command = [sys.executable, "-m", "benchmarks.harness", "--config", config, "--job", way]
         settings = {"OMP_NUM_THREADS": str(threads), "EPIBERT_THREADS": str(threads)} | ENVIRONMENT
         done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -68,7 +68,7 @@ def harness_benchmark(
         found[way] = json.loads(done.stdout.splitlines()[-1])
         if progress is not None:
             progress(describe(way, found[way]))
-    settings = {"bins": bins, "batch": 1, "threads": threads, "precision": "float32"}
+    settings = {"config": config, "batch": 1, "threads": threads, "precision": "float32"}
     return {"benchmark": "harness", "environment": environment(), "settings": settings, "ways": found}
 
 
@@ -83,7 +83,7 @@ def describe(way: str, found: dict[str, Any]) -> str:
     )
 
 
-def _measure(bins: int, way: str) -> dict[str, Any]:
+def _measure(size: SizeName, way: str) -> dict[str, Any]:
     import tensorflow as tf
     import torch
 
@@ -93,16 +93,14 @@ def _measure(bins: int, way: str) -> dict[str, Any]:
     from parity.records import Reading, Status
     from parity.reference import LiveReference
     from parity.torch_side import TorchSide
-    from torch_impl import EpiBERT, EpiBERTConfig
+    from torch_impl import EpiBERT
     from weights.table import rows
 
     threads = int(os.environ["EPIBERT_THREADS"])
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
     torch.set_num_threads(threads)
-    whole = EpiBERTConfig.pretrain()
-    trimmed = whole.output_length - whole.final_output_length
-    config = dataclasses.replace(whole, output_length=bins, final_output_length=bins - trimmed)
+    config = configuration(size)
     tensors, inputs = draw_weights(config), tuple(draw_inputs(config).values())
     port = EpiBERT(config).eval()
     state = port.state_dict()
@@ -164,17 +162,17 @@ def _peak() -> int:
 def main() -> int:
     """Command line; exit status 1 when watching costs more than the limit."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bins", type=int, default=4096, help="length of the input in 128-bp bins")
+    parser.add_argument("--config", choices=("full", "mid", "tiny"), default="full", help="size of the model")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=("streamed",))
     parser.add_argument("--threads", type=int, default=2, help="threads of each framework")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--job", choices=WAYS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.job:
-        print(json.dumps(_measure(arguments.bins, arguments.job)))
+        print(json.dumps(_measure(arguments.config, arguments.job)))
         return 0
     found = harness_benchmark(
-        arguments.bins,
+        arguments.config,
         ways=arguments.ways,
         threads=arguments.threads,
         progress=lambda line: print(line, file=sys.stderr, flush=True),

@@ -85,8 +85,8 @@ def _measure(port: np.ndarray, reference: np.ndarray, unit: float = 1.0) -> tupl
                 difference /= unit
                 theirs /= unit
             # Not a BLAS dot product, see _norm.
-            squares = (float(np.einsum("i,i", array, array)) for array in (theirs, difference))
-            return largest, peak, *squares
+            squares, differences = (float(np.einsum("i,i", array, array)) for array in (theirs, difference))
+            return largest, peak, squares, differences
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         largest, peak, squares, differences = zip(*pool.map(piece, _pieces(port, reference)), strict=True)

@@ -366,7 +366,7 @@ def test_streamed_no_more_is_held_than_a_few_layers_have(monkeypatch, reading, p
     living = Reference(chain(), layers)
     living.streamed = True
     where = {"precision": precision, "mode": "evaluation", "reading": reading, "case": ""}
-    found = list(compare_pass(TorchSide(chain(), layers), living, layers, **where))  # type: ignore[arg-type]
+    found = list(compare_pass(TorchSide(chain(), layers), living, layers, **where))
     assert len(found) == (81 if reading is Reading.ISOLATED else 41)
     assert failures(found) == []
     assert 0 < max(held) <= 4 * INPUT[0].nbytes * 2
