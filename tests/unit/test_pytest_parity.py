@@ -5,6 +5,7 @@ import tomllib
 
 import pytest
 
+from parity import verify_recording
 from parity.ladder import FORWARD_GATES
 from tests.unit.sources import ROOT
 
@@ -127,7 +128,8 @@ def test_the_plugin_imports_nothing_where_it_is_not_used(pytester, monkeypatch):
 def test_the_gates_are_those_of_the_ladder():
     import pytest_parity
 
-    assert pytest_parity.GATES == FORWARD_GATES
+    assert pytest_parity.GATES == verify_recording.GATES
+    assert pytest_parity.GATES[: len(FORWARD_GATES)] == FORWARD_GATES
     assert set(pytest_parity.DEFAULT_GATES) < set(FORWARD_GATES)
 
 

@@ -56,6 +56,7 @@ class Living:
     """A PyTorch module in the place of a living reference."""
 
     precisions = ("float64", "float32")
+    streamed = False
 
     def __init__(self, module: nn.Module, layer_map: LayerMap, inputs: tuple[np.ndarray, ...]) -> None:
         self.side, self.inputs = TorchSide(module, layer_map), inputs
@@ -66,12 +67,20 @@ class Living:
             truth = self.trace("float64", training=training, reading=Reading.ACCUMULATED)
         return self.side.trace(self.inputs, precision=precision, training=training, truth=truth)
 
+    def outline(self, precision: str, *, training: bool) -> Trace:
+        return self.trace(precision, training=training, reading=Reading.ACCUMULATED)
+
     def lacks(self, precision: str, *, training: bool, reading: Reading) -> str:
         return ""
 
     def on_other_inputs(self) -> "Living":
         other = copy.copy(self)
         other.inputs = tuple(np.ascontiguousarray(array[::-1]) for array in self.inputs)
+        return other
+
+    def on_shuffled_inputs(self, draw: int) -> "Living":
+        other = copy.copy(self)
+        other.inputs = tuple(np.random.default_rng(draw).permutation(array, axis=1) for array in self.inputs)
         return other
 
     def graph_output(self, precision: str, *, training: bool) -> tuple[np.ndarray | Sample, ...]:

@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from parity.compare import distance
+from parity.tolerances import TABLE
 from tests.assertions import Disagreement, assert_same
 from tests.unit.sources import ROOT
 from torch_impl import EpiBERT, EpiBERTConfig
@@ -538,7 +540,11 @@ arguments = (torch.rand(2, config.sequence_length, 4), torch.rand(2, config.atac
 arguments = [argument.double() for argument in arguments]
 compiled = torch.compile(model, fullgraph=True, backend={backend!r})
 results = []
-for run in (model, compiled):
+for run, moved in ((model, False), (compiled, False), (model, True)):
+    if moved:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.nextafter(parameter, torch.randn_like(parameter)))
     model.zero_grad()
     with torch.set_grad_enabled({training}):
         profile = run(*arguments)
@@ -558,15 +564,19 @@ def test_the_model_compiles_as_one_graph_to_the_same_function(backend, training,
     command = [sys.executable, "-c", code, str(tmp_path / "results.pt")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr
-    eager, compiled = torch.load(tmp_path / "results.pt", weights_only=True)
+    eager, compiled, moved = torch.load(tmp_path / "results.pt", weights_only=True)
     assert len(eager) == (1 + len(list(EpiBERT(EpiBERTConfig(**arguments)).parameters())) if training else 1)
     rounding = 1e-12 * max(float(values.abs().max()) for values in eager)
-    for expected, got in zip(eager, compiled, strict=True):
+    for expected, got, other in zip(eager, compiled, moved, strict=True):
         # The gradient of a bias in front of a BatchNorm is zero, of which each formula leaves a rounding of its own.
         if float(expected.abs().max()) < rounding:
             assert float(got.abs().max()) < rounding
-        else:
-            assert_same(got, expected)
+            continue
+        # Of the weights of a LayerNorm in front of one little is left: one unit in the last place of all weights moves
+        # that by 1e-11 of itself. As in a trajectory, twice what the model itself is moved by is allowed.
+        error, _ = distance(got.numpy(), expected.numpy())
+        own, _ = distance(other.numpy(), expected.numpy())
+        assert error <= max(TABLE["float64"].limit, TABLE["trajectory_float64"].limit * own)
 
 
 def test_hyperparameters_of_norms_are_printed():
