@@ -44,6 +44,12 @@ def test_every_part_is_done_once_and_found_again(tmp_path, calls):
     assert (again.outcomes, again.clean, again.sensitivity) == (first.outcomes, first.clean, first.sensitivity)
 
 
+def test_parts_of_all_processes_end_where_processes_are_made_anew(tmp_path, calls, monkeypatch):
+    monkeypatch.setattr(module, "TASKS_OF_A_PROCESS", 1)
+    run(tmp_path / "results", jobs=2)
+    assert len(done(calls)) == 7
+
+
 def test_what_was_done_before_a_failure_is_kept(tmp_path, calls):
     with pytest.raises(RuntimeError, match="the target broke"):
         run(tmp_path / "results", names=("breaks", "caught"))
