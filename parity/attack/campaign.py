@@ -196,8 +196,8 @@ def _do(target: str, parts: Sequence[Part], jobs: int) -> Iterable[tuple[Part, d
     # TensorFlow must not be forked, and it counts threads when it is first imported: even one job has its process.
     context = multiprocessing.get_context("spawn")
     failed: BaseException | None = None
-    # Fresh processes from time to time. Not by max_tasks_per_child: where all processes of a pool end at once, as two
-    # of even pace do, Python 3.11 starts no other and waits for ever.
+    # Fresh processes from time to time. Not by max_tasks_per_child: Python 3.11 takes every task that was done for an
+    # idle process, starts no other when one ends, and waits for ever when the last has.
     for some in _portions(parts, jobs * TASKS_OF_A_PROCESS):
         with ProcessPoolExecutor(min(jobs, len(some)), context, initializer=_start, initargs=(target,)) as pool:
             futures = {pool.submit(_work, part): part for part in some}

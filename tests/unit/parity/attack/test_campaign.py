@@ -45,7 +45,7 @@ def test_every_part_is_done_once_and_found_again(tmp_path, calls):
 
 
 def test_parts_of_all_processes_end_where_processes_are_made_anew(tmp_path, calls, monkeypatch):
-    monkeypatch.setattr(module, "TASKS_OF_A_PROCESS", 1)
+    monkeypatch.setattr(module, "TASKS_OF_A_PROCESS", 2)
     run(tmp_path / "results", jobs=2)
     assert len(done(calls)) == 7
 
