@@ -3,6 +3,9 @@
 Files are converted independently of each other, each by one call that can be made again: what is finished is known by
 the description beside it, which is put there last. So a conversion that was killed goes on where it was, in whatever
 way it is run, and a file that looks whole is whole.
+
+Both are written under other names first. They come to their places one file after the other, because that is when
+sequences that were stored by several files at the same time are taken out of all but one.
 """
 
 import contextlib
@@ -17,9 +20,11 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,6 +39,7 @@ from torch_impl.data.store import (
     Store,
     Writer,
     check_alike,
+    check_whole,
     descriptions,
     parts,
     places,
@@ -58,6 +64,8 @@ PROGRESS_SECONDS = 1.0
 """How often is told how far a file is."""
 PROGRESS_SUFFIX = ".progress"
 """Of the file beside an unfinished one that says so: it reaches whoever converts, on this machine or another."""
+CONVERTED_SUFFIX = ".converted"
+"""Of the description of a file that is finished but for coming to its place."""
 PACKAGES = ("h5py", "numpy", "protobuf", "google-crc32c", "isal")
 IN_MANIFEST = (
     "name",
@@ -128,12 +136,13 @@ def convert_tfrecord_to_hdf5(
         source: A ``*.tfr`` file, a folder, of which all such files are taken and subfolders are kept, or a pattern of
             such files with wildcards.
         target: Folder to write.
-        workers: Processes on this machine. However many there are, sequences that files have in common are stored once.
+        workers: Processes on this machine, this one among them; each converts a file at a time. However many there
+            are, sequences that files have in common are stored once.
         on_error: ``raise`` ends with the first record that cannot be used. ``skip`` leaves it out and says so in the
             manifest; what follows a frame whose length is damaged cannot be read and is left out as well.
         compression: Of the sources; found out when None.
         scheduler: Address of a Dask scheduler whose workers convert instead; they must see both folders.
-        progress: Told after every file, and now and then within files, then from another thread.
+        progress: Told after every file, and now and then within files, from whichever thread.
 
     Raises:
         DataError: A record cannot be used, a source changed since it was converted or is no longer in its folder, or a
@@ -153,12 +162,10 @@ def convert_tfrecord_to_hdf5(
         _check_none_left(Path(source), target, jobs)
     tally = _Tally(jobs, progress)
     convert = functools.partial(_convert_file, target=target, on_error=on_error, compression=compression)
+    describe = functools.partial(_describe, target)
     done: dict[str, Part] = {}
 
-    def finished(name: str, converted: _Converted) -> None:
-        part, scratch = converted
-        if scratch is not None:
-            part = _describe(target, part, scratch)
+    def finished(name: str, part: Part) -> None:
         # Hashes of millions of records would fill memory, and they are on disk.
         done[name] = dataclasses.replace(part, hashes=(), sequences=())
         tally.add(name, part)
@@ -168,12 +175,16 @@ def convert_tfrecord_to_hdf5(
             # Workers may run in another folder.
             jobs = {name: path.resolve() for name, path in jobs.items()}
             convert = functools.partial(convert, target=target.resolve())
-            _by_cluster(scheduler, convert, jobs, _followers(jobs, compression), finished)
+            followers = _followers(jobs, compression)
+            _by_cluster(
+                scheduler, convert, jobs, followers, lambda name, converted: finished(name, describe(converted))
+            )
         elif workers == 1 or len(jobs) == 1:
             for name, path in jobs.items():
-                finished(name, convert(path, name))
+                finished(name, describe(convert(path, name)))
         else:
-            _by_processes(min(workers, len(jobs)), convert, jobs, _followers(jobs, compression), finished)
+            queue = _Queue(jobs, target, compression)
+            _by_processes(min(workers, len(jobs)), convert, describe, jobs, queue, finished)
     found = [done[name] for name in jobs]
     _write_manifest(target)
     return Conversion(
@@ -378,11 +389,11 @@ class _Pace:
 
 
 class _Converted(NamedTuple):
-    """A file that was converted; it does not count before it is described.
+    """A file that was converted; it does not count before it and its description are in their places.
 
     Attributes:
         part: What is in it.
-        scratch: Where it lies until then; None if it was described before.
+        scratch: Where it lies until then, and its description beside it; None if it was described before.
     """
 
     part: Part
@@ -400,46 +411,69 @@ def _convert_file(
     known = places(target)
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path)
+        converted = _converted_before(source, name, path)
+        _remove_leftovers(path, but=None if converted is None else converted.scratch)
+        if converted is not None:
+            return converted
         scratch = _scratch(path)
-        written = False
         try:
-            part = _write(source, name, scratch, known, on_error, compression)
-            written = True
+            with _removing_unless_done(scratch):
+                part = _write(source, name, scratch, known, on_error, compression)
+                _write_whole(scratch.with_suffix(CONVERTED_SUFFIX), part.to_json(), _scratch(described))
         finally:
             scratch.with_suffix(PROGRESS_SUFFIX).unlink(missing_ok=True)
-            if not written:
-                scratch.unlink(missing_ok=True)
     return _Converted(part, scratch)
 
 
-def _describe(target: Path, part: Part, scratch: Path) -> Part:
-    """Puts a converted file in its place and its description beside it.
+def _converted_before(source: Path, name: str, path: Path) -> _Converted | None:
+    """What an earlier call converted of a source, if it ended before that came to its place."""
+    for left in _leftovers(path):
+        if left.suffix == CONVERTED_SUFFIX:
+            # What does not fit is converted again, and removed.
+            with contextlib.suppress(DataError):
+                part, scratch = Part.read(left), left.with_suffix(path.suffix)
+                check_whole(scratch, part)
+                if part.name == name and _is_of(part, source):
+                    return _Converted(part, scratch)
+    return None
 
-    One process does so for all, one file after the other. Sequences that files which were converted at the same time
-    have in common are taken out of those that come later.
+
+def _describe(target: Path, converted: _Converted) -> Part:
+    """Puts a converted file in its place and its description beside it, for one file at a time.
+
+    Sequences that files which were converted at the same time have in common are taken out of those that come later.
     """
+    part, scratch = converted
+    if scratch is None:
+        return part
     path = target / f"{part.name}.h5"
     known = places(target)
-    shared = _scratch(path)
     with _writing(path):
-        try:
-            if not known.keys().isdisjoint(map(bytes.fromhex, part.sequences)):
-                part = share_sequences(scratch, shared, part, known)
-                shared.replace(scratch)
-            scratch.replace(path)
-        finally:
-            shared.unlink(missing_ok=True)
-            scratch.unlink(missing_ok=True)
-        _write_whole(path.with_suffix(".json"), part.to_json())
+        if not known.keys().isdisjoint(map(bytes.fromhex, part.sequences)):
+            whole, scratch = scratch, _scratch(path)
+            with _removing_unless_done(scratch):
+                part = share_sequences(whole, scratch, part, known)
+                _write_whole(scratch.with_suffix(CONVERTED_SUFFIX), part.to_json(), _scratch(path.with_suffix(".json")))
+            whole.with_suffix(CONVERTED_SUFFIX).unlink()
+            whole.unlink()
+        scratch.replace(path)
+        scratch.with_suffix(CONVERTED_SUFFIX).replace(path.with_suffix(".json"))
     return part
+
+
+@contextlib.contextmanager
+def _removing_unless_done(path: Path) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        stack.callback(path.unlink, missing_ok=True)
+        yield
+        stack.pop_all()
 
 
 def _write(
     source: Path,
     name: str,
     scratch: Path,
-    known: dict[bytes, Place],
+    known: Mapping[bytes, Place],
     on_error: OnError,
     compression: Compression | None,
 ) -> Part:
@@ -496,12 +530,17 @@ def _finished_before(source: Path, path: Path, part: Part) -> Part:
     """What an earlier call converted, if it is of this source."""
     if not path.is_file():
         raise DataError(f"{path}: is missing, although it was converted; remove {path.with_suffix('.json').name} too")
+    if not _is_of(part, source):
+        raise DataError(f"{source}: has changed since it was converted; convert into another folder")
+    return part
+
+
+def _is_of(part: Part, source: Path) -> bool:
+    """Whether something was made of a source as it is now."""
     found = source.stat()
     same = found.st_size == part.source_bytes
     # Terabytes are not read again for as long as nobody has written to them.
-    if not same or (found.st_mtime_ns != part.source_changed and hash_file(source) != part.source_sha256):
-        raise DataError(f"{source}: has changed since it was converted; convert into another folder")
-    return part
+    return same and (found.st_mtime_ns == part.source_changed or hash_file(source) == part.source_sha256)
 
 
 def _check_none_left(source: Path, target: Path, jobs: Mapping[str, Path]) -> None:
@@ -573,11 +612,17 @@ def _writing(path: Path) -> Iterator[None]:
         raise DataError(f"{path}: cannot be written: {reason}") from None
 
 
-def _remove_leftovers(path: Path) -> None:
+def _leftovers(path: Path) -> list[Path]:
     """What a conversion that was killed was about to make of a file and of its description."""
-    for left in path.parent.iterdir():
-        name = left.name.removeprefix(f"{PARTIAL}{path.stem}-")
-        if name != left.name and len(name.partition(".")[0]) == len(uuid.uuid4().hex):
+    prefix = f"{PARTIAL}{path.stem}-"
+    found = [left for left in path.parent.iterdir() if left.name.startswith(prefix)]
+    return [left for left in found if len(left.name.removeprefix(prefix).partition(".")[0]) == len(uuid.uuid4().hex)]
+
+
+def _remove_leftovers(path: Path, *, but: Path | None = None) -> None:
+    """Removes them, but for one file and its description."""
+    for left in _leftovers(path):
+        if but is None or left.stem != but.stem:
             left.unlink(missing_ok=True)
 
 
@@ -586,9 +631,14 @@ def _scratch(path: Path) -> Path:
     return path.with_name(f"{PARTIAL}{path.stem}-{uuid.uuid4().hex}{path.suffix}")
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """A small file that is there with all of its text or not at all."""
-    scratch = _scratch(path)
+def _write_whole(path: Path, text: str, scratch: Path) -> None:
+    """A small file that is there with all of its text or not at all.
+
+    Args:
+        path: The file.
+        text: What is in it.
+        scratch: Where it lies until then.
+    """
     try:
         with scratch.open("x", encoding="utf-8") as file:
             file.write(text + "\n")
@@ -615,7 +665,7 @@ def _write_manifest(target: Path) -> None:
     }
     with _writing(target / MANIFEST):
         _remove_leftovers(target / MANIFEST)
-        _write_whole(target / MANIFEST, json.dumps(content, indent=1))
+        _write_whole(target / MANIFEST, json.dumps(content, indent=1), _scratch(target / MANIFEST))
 
 
 def _skipped(found: Sequence[Part]) -> tuple[tuple[str, int, str], ...]:
@@ -640,48 +690,114 @@ def _followers(jobs: Mapping[str, Path], compression: Compression | None) -> dic
 def _first_sequence(path: Path, compression: Compression | None) -> bytes | None:
     """sha256 of the first sequence of a file; None where that cannot be read, which is told when it is converted."""
     try:
-        return hashlib.sha256(next(read_records(path, compression)).letters).digest()
+        return hashlib.sha256(next(read_records(path, compression, ahead=False)).letters).digest()
     except (DataError, StopIteration):
         return None
+
+
+class _Queue:
+    """Gives whoever has nothing to do the next file: the largest first, so that all end at about the same time.
+
+    Files that begin with the same sequence as one that was given out come after all others. They are files of several
+    cell types at the same intervals, which need not write the sequences that they find when that one is finished.
+    Nobody waits for that: what is stored twice is taken out.
+    """
+
+    def __init__(self, jobs: Mapping[str, Path], target: Path, compression: Compression | None) -> None:
+        self._jobs, self._target = jobs, target
+        self._compression: Compression | None = compression
+        self._lock = threading.Lock()
+        self._begun: set[bytes] = set()
+        self._ahead = deque(sorted(jobs, key=lambda name: jobs[name].stat().st_size, reverse=True))
+        self._later: deque[str] = deque()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        with self._lock:
+            while self._ahead:
+                name = self._ahead.popleft()
+                if not self._follows(name):
+                    return name
+                self._later.append(name)
+            if not self._later:
+                raise StopIteration
+            return self._later.popleft()
+
+    def clear(self) -> None:
+        """Nothing more."""
+        with self._lock:
+            self._ahead.clear()
+            self._later.clear()
+
+    def _follows(self, name: str) -> bool:
+        if (self._target / f"{name}.json").is_file():
+            return False
+        first = _first_sequence(self._jobs[name], self._compression)
+        known = first in self._begun
+        if first is not None:
+            self._begun.add(first)
+        return known
 
 
 def _by_processes(
     workers: int,
     convert: Callable[[Path, str], _Converted],
-    jobs: dict[str, Path],
-    followers: Mapping[str, list[str]],
-    finished: Callable[[str, _Converted], None],
+    describe: Callable[[_Converted], Part],
+    jobs: Mapping[str, Path],
+    queue: _Queue,
+    finished: Callable[[str, Part], None],
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures: dict[Future[_Converted], str] = {}
+    """Each process converts a file at a time; this one is among them, as it has nothing to start or to import."""
+    done: set[str] = set()
+    describing = threading.Lock()
 
-        def submit(names: Iterable[str]) -> set[Future[_Converted]]:
-            added = {pool.submit(convert, jobs[name], name): name for name in names}
-            futures.update(added)
-            return set(added)
-
-        waiting = submit(followers)
+    def work(call: Callable[..., Any]) -> None:
         try:
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in sorted(done, key=_succeeded, reverse=True):
-                    finished(futures[future], future.result())
-                    waiting |= submit(followers.get(futures[future], ()))
-        except Exception as error:
-            pool.shutdown(cancel_futures=True)  # waits for what is being converted
-            for future in filter(_succeeded, waiting):
-                finished(futures[future], future.result())
-            if not isinstance(error, BrokenProcessPool):
-                raise
-            names = ", ".join(sorted(jobs.keys() - {name for each, name in futures.items() if _succeeded(each)}))
-            raise DataError(
-                f"a process that converted was killed; not finished: {names}; call again to go on"
-            ) from None
+            for name in queue:
+                converted = call(convert, jobs[name], name)
+                with describing:
+                    part = call(describe, converted)
+                finished(name, part)
+                done.add(name)
+        finally:
+            queue.clear()  # after an error nobody begins another file
+
+    context = multiprocessing.get_context("spawn")
+    try:
+        with contextlib.ExitStack() as stack:
+            others = [stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for _ in range(workers - 1)]
+            for other in others:
+                other.submit(_start)
+            threads = stack.enter_context(ThreadPoolExecutor(len(others)))
+            working = [threads.submit(work, functools.partial(_call_there, other)) for other in others]
+            work(_call_here)
+            for each in working:
+                each.result()
+    except BrokenProcessPool:
+        names = ", ".join(sorted(jobs.keys() - done))
+        raise DataError(f"a process that converted was killed; not finished: {names}; call again to go on") from None
 
 
-def _succeeded(future: Future[_Converted]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
+def _start() -> None:
+    """Begins a process, which imports this module to find this function, and ends with the one that began it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()  # one that was killed told nobody
+    os._exit(1)
+
+
+def _call_here(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _call_there(process: ProcessPoolExecutor, function: Callable[..., Any], *arguments: Any) -> Any:
+    return process.submit(function, *arguments).result()
 
 
 def _by_cluster(

@@ -25,6 +25,7 @@ import io
 import json
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -133,7 +134,7 @@ def reserved(name: str) -> bool:
     return name == MANIFEST or name.startswith(PARTIAL)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
     """Where a sequence lies already.
 
@@ -148,21 +149,40 @@ class Place:
     contents: str
 
 
-def places(folder: Path) -> dict[bytes, Place]:
-    """Where all sequences of the finished files of a folder lie, by their sha256."""
-    return {
-        key: Place(path=path.with_suffix(".h5"), row=row, contents=contents)
-        for path in descriptions(folder)
-        for keys, contents in [_stored_sequences(path, path.stat().st_mtime_ns)]
-        for row, key in enumerate(keys)
-    }
+def places(folder: Path) -> Mapping[bytes, Place]:
+    """Where all sequences of the finished files of a folder lie, by their sha256; a later call adds to the same."""
+    return _index(folder).now()
 
 
-@functools.cache
-def _stored_sequences(path: Path, changed: int) -> tuple[tuple[bytes, ...], str]:
-    """Sequences of a finished file. Read once by each process, or every file would read those of all files before."""
-    keys = tuple(bytes.fromhex(key) for key in Part.read(path).sequences)
-    return keys, sequences_hash(keys)
+class _Index:
+    """What each process knows of the sequences of a folder.
+
+    Every description is read once, or every file would take longer than the one before it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._read: dict[Path, int] = {}
+        self._places: dict[bytes, Place] = {}
+
+    def now(self) -> Mapping[bytes, Place]:
+        """With the files that were finished since."""
+        with self._lock:
+            found = {path: path.stat().st_mtime_ns for path in descriptions(self._folder)}
+            if not self._read.items() <= found.items():  # some were removed, or converted again
+                self._read, self._places = {}, {}
+            for path in [path for path in found if path not in self._read]:
+                keys = tuple(bytes.fromhex(key) for key in Part.read(path).sequences)
+                file, contents = path.with_suffix(".h5"), sequences_hash(keys)
+                self._places |= {key: Place(path=file, row=row, contents=contents) for row, key in enumerate(keys)}
+                self._read[path] = found[path]
+            return self._places
+
+
+@functools.lru_cache(maxsize=8)
+def _index(folder: Path) -> _Index:
+    return _Index(folder)
 
 
 def sequences_hash(keys: Iterable[bytes]) -> str:
@@ -287,6 +307,18 @@ class Store:
                 f"{found.path.with_suffix('.json')} and convert again"
             )
         return owner
+
+
+def check_whole(path: Path, part: Part) -> None:
+    """Insists that a converted file is the one that a description says.
+
+    Raises:
+        DataError: It is damaged, or another one.
+    """
+    opened = _Opened(path, (part.records, sequences_hash(map(bytes.fromhex, part.hashes))))
+    opened.file.close()
+    if opened.contents != sequences_hash(map(bytes.fromhex, part.sequences)):
+        raise DataError(f"{path}: stores other sequences than its description says")
 
 
 class _Opened:

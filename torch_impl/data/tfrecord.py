@@ -80,17 +80,18 @@ class Frame:
         return f"record {self.number}: {error} (its frame begins at byte {self.offset} of the decompressed data)"
 
 
-def read_records(path: str | Path, compression: Compression | None = None) -> Iterator[Record]:
+def read_records(path: str | Path, compression: Compression | None = None, *, ahead: bool = True) -> Iterator[Record]:
     """All records of a file, one at a time.
 
     Args:
         path: A ``*.tfr`` file.
         compression: Of the whole file; found out when None.
+        ahead: As of ``read_frames``.
 
     Raises:
         DataError: Something in the file is damaged or missing; the message names file and record.
     """
-    for frame in read_frames(path, compression):
+    for frame in read_frames(path, compression, ahead=ahead):
         if frame.payload is None:
             raise DataError(f"{path}: {frame.describe(frame.error)}")
         try:
@@ -101,14 +102,19 @@ def read_records(path: str | Path, compression: Compression | None = None) -> It
 
 
 def read_frames(
-    path: str | Path, compression: Compression | None = None, *, seen: Callable[[bytes], Any] = len
+    path: str | Path,
+    compression: Compression | None = None,
+    *,
+    seen: Callable[[bytes], Any] = len,
+    ahead: bool = True,
 ) -> Iterator[Frame]:
     """All frames of a file, damaged ones too; memory holds two frames and two megabytes.
 
     Args:
         path: A ``*.tfr`` file.
         compression: Of the whole file; found out when None.
-        seen: Told every block of the file as it lies on disk, in a thread of its own.
+        seen: Told every block of the file as it lies on disk, by whichever thread reads it.
+        ahead: Whether a thread reads a frame while the one before it is worked on.
 
     Raises:
         DataError: The file cannot be read, is empty, or is no TFRecord file.
@@ -123,7 +129,8 @@ def read_frames(
             if found is None:
                 raise DataError(f"{path}: not a TFRecord file: neither a frame nor compressed by ZLIB or GZIP")
             blocks = itertools.chain([memoryview(head)], _blocks(file, seen))
-            yield from _ahead(_frames(_Stream(blocks, found)))
+            frames = _frames(_Stream(blocks, found))
+            yield from _ahead(frames) if ahead else frames
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -215,24 +216,31 @@ def test_files_that_begin_with_the_same_sequence_follow_the_first_of_them(tmp_pa
     assert module._followers(jobs, None) == {"a": ["b", "c"], "broken": [], "d": [], "empty": []}
 
 
+def test_large_files_come_first_and_those_that_begin_like_another_last(tmp_path, cell_types):
+    (cell_types / "empty.tfr").write_bytes(b"")
+    (cell_types / "broken.tfr").write_bytes(frame(b"no example"))
+    for name, size in {"d": 90_000, "b": 80_000, "a": 70_000, "c": 60_000, "broken": 500, "empty": 0}.items():
+        os.truncate(cell_types / f"{name}.tfr", size)
+    jobs = find_sources(cell_types)
+    assert list(module._Queue(jobs, tmp_path, None)) == ["d", "b", "broken", "empty", "a", "c"]
+    # Nobody needs to wait for what is finished.
+    (tmp_path / "c.json").touch()
+    assert list(module._Queue(jobs, tmp_path, None)) == ["d", "b", "c", "broken", "empty", "a"]
+    queue = module._Queue(jobs, tmp_path, None)
+    assert [next(queue), next(queue), next(queue)] == ["d", "b", "c"]
+    queue.clear()
+    assert list(queue) == []
+
+
 def test_several_workers_store_the_sequences_of_cell_types_once(tmp_path, cell_types):
     convert_tfrecord_to_hdf5(cell_types, tmp_path / "target", workers=3)
-    stored = stored_sequences(tmp_path / "target")
-    assert (stored["b"], stored["c"]) == (0, 0)
-    assert sum(stored.values()) == 4
+    assert sum(stored_sequences(tmp_path / "target").values()) == 4
     assert verify_hdf5(cell_types, tmp_path / "target").records == 11
 
 
 def test_one_worker_stores_every_sequence_once(tmp_path, cell_types):
     convert_tfrecord_to_hdf5(cell_types, tmp_path / "target")
     assert stored_sequences(tmp_path / "target") == {"a": 3, "b": 0, "c": 0, "d": 1}
-
-
-def test_a_file_that_waits_for_another_is_not_finished_when_a_worker_is_killed(tmp_path, cell_types, monkeypatch):
-    monkeypatch.setattr(multiprocessing, "get_context", lambda method: _Context())
-    monkeypatch.setattr(module, "_convert_file", _dying_at_first)
-    with pytest.raises(DataError, match=r"not finished: a, b, c"):
-        convert_tfrecord_to_hdf5(cell_types, tmp_path / "target", workers=2)
 
 
 # --- bad records -----------------------------------------------------------------------------------------------------
@@ -535,27 +543,54 @@ def test_a_killed_worker_is_named_and_the_next_call_goes_on(tmp_path, source, mo
     target = tmp_path / "target"
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: _Context())
     monkeypatch.setattr(module, "_convert_file", _dying)
-    with pytest.raises(DataError, match=r"a process that converted was killed; not finished: .*train/c"):
+    monkeypatch.setattr(module._Queue, "clear", _clear_and_say_so)
+    _cleared.clear()
+    with pytest.raises(DataError, match=r"a process that converted was killed; not finished: .*; call again to go on"):
         convert_tfrecord_to_hdf5(source, target, workers=2)
     monkeypatch.undo()
+    # The other process finished what it had begun, and began nothing more.
+    (finished,) = (part.name for _, part in parts(target))
+    assert finished != (target / "died").read_text()
     convert_tfrecord_to_hdf5(source, target, workers=1)
     assert verify_hdf5(source, target).records == 12
 
 
-_original = module._convert_file
+_original, _clear = module._convert_file, module._Queue.clear
+_cleared = threading.Event()
+
+
+def _clear_and_say_so(queue) -> None:
+    _clear(queue)
+    _cleared.set()
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    script = textwrap.dedent(
+        """
+        import multiprocessing, os, time
+        from concurrent.futures import ProcessPoolExecutor
+        from torch_impl.data import convert
+
+        if __name__ == "__main__":
+            pool = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+            pool.submit(convert._start).result()
+            pool.submit(time.sleep, 60)
+            os.kill(os.getpid(), 9)
+        """
+    )
+    (tmp_path / "script.py").write_text(script)
+    # The other process holds its ends of both pipes, which are read to their end, for as long as it lives.
+    command = [sys.executable, tmp_path / "script.py"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert found.returncode == -signal.SIGKILL, found.stderr
 
 
 def _dying(source, name, **options):
-    """Converts, but dies with the third file."""
-    if name == "train/c":
+    """Converts, but dies in a process that was started; the other one ends when that is known."""
+    if multiprocessing.parent_process() is not None:
+        (options["target"] / "died").write_text(name)
         os.kill(os.getpid(), signal.SIGKILL)
-    return _original(source, name, **options)
-
-
-def _dying_at_first(source, name, **options):
-    """Dies with the file for which others wait."""
-    if name == "a":
-        os.kill(os.getpid(), signal.SIGKILL)
+    assert _cleared.wait(timeout=10)
     return _original(source, name, **options)
 
 
@@ -566,6 +601,63 @@ class _Context:
         from multiprocessing.context import ForkContext
 
         return ForkContext()
+
+
+def as_a_worker_leaves_it(source, target, name) -> Path:
+    """Converts a file as a worker of a cluster does; then the call that would have put it in its place ends."""
+    path = source / f"{name}.tfr"
+    _, scratch = module._convert_file(path, name, target=target, on_error="raise", compression=None)
+    assert scratch is not None
+    assert list(parts(target)) == []
+    return scratch
+
+
+def converted_by(source, target, monkeypatch) -> list[str]:
+    """Names of the files that a call reads."""
+    names, write = [], module._write
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            module, "_write", lambda source, name, *arguments: names.append(name) or write(source, name, *arguments)
+        )
+        convert_tfrecord_to_hdf5(source, target)
+    assert verify_hdf5(source, target).records == 12
+    assert leftovers(target) == []
+    return names
+
+
+def test_what_was_finished_before_a_call_failed_is_taken_as_it_is(tmp_path, source, monkeypatch):
+    write_records(source / "train" / "c.tfr", synthetic_records(CONFIG, 3, seed=11))  # one sequence is b's too
+    target = tmp_path / "target"
+    for name in ("train/b", "train/c"):
+        as_a_worker_leaves_it(source, target, name)
+    (source / "train" / "b.tfr").touch()
+    assert converted_by(source, target, monkeypatch) == ["train/a", "valid/d"]
+    assert sum(stored_sequences(target).values()) == 7
+    assert converted_by(source, target, monkeypatch) == []
+
+
+@pytest.mark.parametrize(
+    "damage", ["missing", "cut", "of other records", "without its sequences", "undescribed", "of another source"]
+)
+def test_what_was_finished_before_is_converted_again_if_it_is_not_whole(tmp_path, source, monkeypatch, damage):
+    target = tmp_path / "target"
+    scratch = as_a_worker_leaves_it(source, target, "train/b")
+    if damage == "missing":
+        scratch.unlink()
+    elif damage == "cut":
+        os.truncate(scratch, scratch.stat().st_size - 1000)
+    elif damage == "of other records":
+        shutil.copy(as_a_worker_leaves_it(source, target, "train/a"), scratch)
+    elif damage == "without its sequences":
+        part = store.Part.read(scratch.with_suffix(".converted"))
+        elsewhere = {bytes.fromhex(part.sequences[0]): store.Place(path=target / "x.h5", row=0, contents="")}
+        sharing.share_sequences(scratch, target / "x.h5", part, elsewhere)
+        (target / "x.h5").replace(scratch)
+    elif damage == "undescribed":
+        os.truncate(scratch.with_suffix(".converted"), 1000)
+    else:
+        write_records(source / "train" / "b.tfr", synthetic_records(CONFIG, 3, seed=70))
+    assert "train/b" in converted_by(source, target, monkeypatch)
 
 
 def test_a_cluster_is_given_whole_paths_because_its_workers_run_elsewhere(tmp_path, source, monkeypatch):
