@@ -74,10 +74,13 @@ def compare_training(
     if training["precision"] != "float64":
         reason = "the recording has them in float32 alone, where a ratio of two such errors decides nothing"
         return [], [NotCompared(side="recording", name="gradients and steps", reason=reason)]
-    keys = [row.key for row in tensors.values() if not row.surplus]
-    shared = sorted({key for key in keys if keys.count(key) > 1})
+    shared = [
+        key
+        for key, names in _by_key(tensors).items()
+        if len(names) > 1 and not _are_parts(recording.variables[key].shape, [tensors[name] for name in names])
+    ]
     if shared:
-        reason = f"several tensors of the port share a variable: {', '.join(shared)}"
+        reason = f"several tensors of the port share a variable, and are not its parts: {', '.join(sorted(shared))}"
         return [], [NotCompared(side="port", name="gradients and steps", reason=reason)]
     work = _Training(recording, training, side, tensors, layer_map, case)
     left_out = [
@@ -126,13 +129,13 @@ class _Training:
         values = self.recording.arrays(list(self.training["gradients"].values()))
         expected = dict(zip(names, values, strict=True))
         size = _root_mean_square([value for value in expected.values() if value is not None])
-        by_key = {row.key: name for name, row in self.tensors.items() if not row.surplus}
+        by_key = _by_key(self.tensors)
         for order, (key, gradient) in enumerate(expected.items()):
-            name = by_key.get(key, "")
-            own = None if not name else found.get(name)
             # A variable that the loss does not depend on has no gradient, or zeros.
             truth = np.zeros_like(self.recording.variables[key]) if gradient is None else gradient
-            yield self._row("gradients", "gradient", name, key, own, self._to_port(name, truth), size, order, error)
+            for name in by_key.get(key, ("",)):
+                own = None if not name else found.get(name)
+                yield self._row("gradients", "gradient", name, key, own, self._to_port(name, truth), size, order, error)
         for index, gradient in enumerate(self.recording.arrays(self.training["input_gradients"])):
             own = of_inputs[index] if index < len(of_inputs) else None
             yield self._row("gradients", f"gradient of input {index}", "", "", own, gradient, size, len(names), error)
@@ -163,22 +166,22 @@ class _Training:
             yield self._scalar("trajectory", f"loss of step {step + 1}", found, expected, error)
         keys = list(self.training["weights_after"])
         values = self.recording.arrays(list(self.training["weights_after"].values()))
-        by_key = {row.key: name for name, row in self.tensors.items() if not row.surplus}
+        by_key = _by_key(self.tensors)
         for order, (key, expected) in enumerate(zip(keys, values, strict=True)):
-            name = by_key.get(key, "")
-            yield compare(
-                after.get(name) if name else None,
-                self._to_port(name, expected),
-                gate="trajectory",
-                tolerance=self.statistics.get(key) or ("optimizer" if key in self.trainable else "state"),
-                reference_path=key,
-                port_path=name,
-                layer=name.rpartition(".")[0],
-                quantity=f"after {len(losses)} steps",
-                order=order,
-                detail=error or ("" if name else "no tensor of the port answers to this variable"),
-                **self.common,
-            )
+            for name in by_key.get(key, ("",)):
+                yield compare(
+                    after.get(name) if name else None,
+                    self._to_port(name, expected),
+                    gate="trajectory",
+                    tolerance=self.statistics.get(key) or ("optimizer" if key in self.trainable else "state"),
+                    reference_path=key,
+                    port_path=name,
+                    layer=name.rpartition(".")[0],
+                    quantity=f"after {len(losses)} steps",
+                    order=order,
+                    detail=error or ("" if name else "no tensor of the port answers to this variable"),
+                    **self.common,
+                )
 
     def _row(
         self,
@@ -267,6 +270,22 @@ class _Training:
                 raise ValueError(f"the port returns {tuple(output.shape)}, expected {tuple(values.shape)}")
             terms.append((output * values).mean())
         return torch.stack(terms).sum()
+
+
+def _by_key(tensors: Mapping[str, TensorRow]) -> dict[str, tuple[str, ...]]:
+    """The tensors that answer to each variable; a GRU has two biases where Keras has one of two rows."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, row in tensors.items():
+        if not row.surplus:
+            found[row.key] = (*found.get(row.key, ()), name)
+    return found
+
+
+def _are_parts(shape: tuple[int, ...], rows: Sequence[TensorRow]) -> bool:
+    """Whether tensors have every number of a variable between them, and each once."""
+    places = np.arange(math.prod(shape))
+    taken = [np.ravel(row.to_port(places.reshape(shape))) for row in rows]
+    return np.array_equal(np.sort(np.concatenate(taken)), places)
 
 
 def _root_mean_square(arrays: Sequence[np.ndarray]) -> float:

@@ -86,9 +86,17 @@ def remove_unfinished(folder: Path) -> None:
 def read_checkpoint_file(path: str | os.PathLike[str], map_location: Any = "cpu") -> dict[str, Any]:
     """The content of a Lightning checkpoint, read without running any code that it may hold.
 
+    Args:
+        path: Of a file, or of the folder that a sharded model is written to, which is read as if it were one.
+        map_location: Device of a file's tensors; a folder's are on the CPU.
+
     Raises:
         TrainingError: There is none, or it is damaged, or holds more than tensors and plain values.
     """
+    if Path(path).is_dir():
+        from torch_impl.sharded_checkpoint import read_sharded_checkpoint
+
+        return read_sharded_checkpoint(path)
     try:
         found = torch.load(path, map_location=map_location, weights_only=True)
     except OSError as error:

@@ -31,6 +31,7 @@ from torch_impl.callbacks import FiniteTraining, NonFiniteError, ResumableTraini
 from torch_impl.checkpointing import SafeCheckpointIO, TrainingError, read_checkpoint_file
 from torch_impl.data.records import DataError
 from torch_impl.early_stopping import EpiBERTEarlyStopping
+from torch_impl.sharded_checkpoint import check_sharded_checkpoint
 
 DONE, DIVERGED, WRONG_USE, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 USER_ERRORS = (TrainingError, DataError, MisconfigurationException, OSError, ModuleNotFoundError)
@@ -133,8 +134,11 @@ class Command(LightningCLI):
         # Lightning would put the checkpoint's hyperparameters in the place of the configuration's, without a word. Here
         # the configuration counts, and the module refuses a checkpoint of another model.
         path = self.config[self.config["subcommand"]].get("ckpt_path")
-        if path not in (None, "last", "best", "hpc") and not Path(path).is_dir():
-            read_checkpoint_file(path)
+        if path not in (None, "last", "best", "hpc"):
+            if Path(path).is_dir():
+                check_sharded_checkpoint(path)
+            else:
+                read_checkpoint_file(path)
 
     def instantiate_classes(self) -> None:
         """As Lightning does; what a constructor refuses, it refuses in its arguments, which are the user's."""

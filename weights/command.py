@@ -20,9 +20,9 @@ from torch_impl.model import Trunk
 from weights.checkpoint import Checkpoint, open_checkpoint, read_checkpoint
 from weights.configuration import Inferred, infer_configuration
 from weights.errors import ConfigurationError
-from weights.export import CheckpointTensors, export
+from weights.export import CheckpointTensors, export, wide_enough
 from weights.keras_weights import KerasWeights
-from weights.lightning_checkpoint import is_lightning_checkpoint, load_lightning
+from weights.lightning_checkpoint import LightningCheckpoint, is_lightning_checkpoint, load_lightning
 from weights.mapping import canonical_shapes, is_fine_tuning
 from weights.model_directory import (
     is_model_directory,
@@ -132,7 +132,8 @@ def transplant_command(
     """Turn a checkpoint of the original, pre-training or fine-tuning, into a PyTorch model, with evidence.
 
     Args:
-        checkpoint: a TensorFlow checkpoint (prefix, directory or .index), a SavedModel directory, or a Keras .h5 file.
+        checkpoint: a TensorFlow checkpoint (prefix, directory or .index), a SavedModel directory, a Keras .h5 file, or
+            a Lightning checkpoint of `epibert train`, which tells its configuration and holds the constants.
         out: folder for model.safetensors, config.json, transplant.json and the training state.
         config: JSON file with constructor arguments. What it leaves out is inferred from the checkpoint's shapes or
             has the original's default.
@@ -146,12 +147,20 @@ def transplant_command(
     Raises:
         CheckpointError: anything that keeps the result from being complete; then nothing is written.
     """
-    opened = open_checkpoint(checkpoint)
-    chosen = choose_configuration(opened, config, seed)
-    model = EpiBERTRampage(chosen) if is_fine_tuning(opened, chosen) else EpiBERT(chosen)
-    record = transplant(opened, model, constants=constants)
+    if is_lightning_checkpoint(checkpoint):
+        if config is not None or seed is not None:
+            raise ConfigurationError(f"{checkpoint} tells its configuration: leave config and seed out")
+        opened = LightningCheckpoint(checkpoint)
+        # Filled once more, as from any other source, so that the record says of each tensor what it was.
+        model = opened.model
+        record = transplant(opened, model, constants="keep" if constants == "auto" else constants)
+    else:
+        opened = open_checkpoint(checkpoint)
+        chosen = choose_configuration(opened, config, seed)
+        model = EpiBERTRampage(chosen) if is_fine_tuning(opened, chosen) else EpiBERT(chosen)
+        record = transplant(opened, model, constants=constants)
     record.save(out, model, overwrite=overwrite)
-    _report(record, out, assumed=config is None)
+    _report(record, out, assumed=config is None and not isinstance(opened, LightningCheckpoint))
     return 0
 
 
@@ -249,7 +258,8 @@ def export_command(
     """Turn a model back into a TensorFlow checkpoint, slots and counters included.
 
     Args:
-        model_dir: folder that transplant wrote, or a Lightning checkpoint (.ckpt) of `epibert train`.
+        model_dir: folder that transplant wrote, or a Lightning checkpoint of `epibert train`: a .ckpt file, or the
+            folder that a sharded model was written to.
         out: folder for ckpt-1.index, ckpt-1.data-00000-of-00001 and checkpoint.
         dtype: type of the variables; float32 unless that would round.
         overwrite: replace a checkpoint of that name.
@@ -276,7 +286,8 @@ def _load(path: str) -> tuple[Trunk, Mapping[str, np.ndarray]]:
 def _tensors(path: str) -> Mapping[str, np.ndarray]:
     """Either side of a comparison under the checkpoint's keys without suffix."""
     if is_model_directory(path) or is_lightning_checkpoint(path):
-        return _Plain(CheckpointTensors(*_load(path)))
+        model, training_state = _load(path)
+        return _Plain(CheckpointTensors(model, training_state, wide_enough(model)))
     return _Plain(read_checkpoint(path))
 
 

@@ -38,6 +38,11 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
+def wide_enough(model: Trunk) -> Dtype:
+    """The narrowest type of a checkpoint's variables in which a model's are exact."""
+    return "float64" if any(value.dtype == torch.float64 for value in model.state_dict().values()) else "float32"
+
+
 class CheckpointTensors(Mapping[str, np.ndarray]):
     """A model and its training state under the checkpoint's keys and in its layouts, converted on access.
 

@@ -14,16 +14,21 @@ import torch
 
 from torch_impl import EpiBERT, EpiBERTConfig, EpiBERTRampage
 from torch_impl.model import Trunk
+from weights.checkpoint import ArrayCheckpoint
 from weights.errors import ConfigurationError, CorruptCheckpointError, MappingError, listing
+from weights.export import CheckpointTensors, wide_enough
 from weights.table import MOMENTS, kind_of, rows
 
 PREFIX = "model."
 SUFFIX = ".ckpt"
+IN_FOLDER = "meta.pt"
+"""File by which one knows the folder of a sharded model."""
 
 
 def is_lightning_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a file as Lightning names them."""
-    return Path(path).suffix == SUFFIX and Path(path).is_file()
+    """Whether a path is a file as Lightning names them, or the folder that it writes of a sharded model."""
+    path = Path(path)
+    return (path.suffix == SUFFIX and path.is_file()) or (path / IN_FOLDER).is_file()
 
 
 def load_lightning(path: str | os.PathLike[str]) -> tuple[Trunk, dict[str, np.ndarray]]:
@@ -32,7 +37,7 @@ def load_lightning(path: str | os.PathLike[str]) -> tuple[Trunk, dict[str, np.nd
     It is an `EpiBERTRampage` when the state has an RNA head, else an `EpiBERT`.
 
     Args:
-        path: of the file.
+        path: of the file, or of the folder that a sharded model was written to.
 
     Returns:
         the model, and slots and counters by the port's names; none when the checkpoint holds weights alone.
@@ -58,6 +63,32 @@ def load_lightning(path: str | os.PathLike[str]) -> tuple[Trunk, dict[str, np.nd
     except (RuntimeError, TypeError, ValueError) as error:
         raise ConfigurationError(f"{path}: state and configuration do not match: {error}") from None
     return model.eval(), _training_state(path, content, model)
+
+
+class LightningCheckpoint(ArrayCheckpoint):
+    """A Lightning checkpoint as one of the original would be, for whoever reads those: under the original's keys.
+
+    Args:
+        path: as for `load_lightning`.
+
+    Attributes:
+        model: what `load_lightning` loads.
+
+    Raises:
+        CheckpointError: see `load_lightning`.
+    """
+
+    kind = "Lightning checkpoint"
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.model, training_state = load_lightning(path)
+        self.files = files_of(path)
+        super().__init__(CheckpointTensors(self.model, training_state, wide_enough(self.model)))
+
+
+def files_of(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """What a Lightning checkpoint consists of."""
+    return (Path(path),) if Path(path).is_file() else tuple(sorted(Path(path).iterdir()))
 
 
 def _training_state(path: str | os.PathLike[str], content: Mapping[str, Any], model: Trunk) -> dict[str, np.ndarray]:

@@ -18,14 +18,14 @@ from weights.configuration import infer_configuration
 from weights.errors import ConfigurationError, MappingError, listing
 from weights.inits import has_head, is_inits, read_inits
 from weights.keras_weights import KerasWeights
-from weights.lightning_checkpoint import is_lightning_checkpoint, load_lightning
+from weights.lightning_checkpoint import LightningCheckpoint, files_of, is_lightning_checkpoint, load_lightning
 from weights.mapping import canonical_shapes
 from weights.model_directory import is_model_directory, load_transplanted
 from weights.table import CONSTANTS, TABLE, rows
 from weights.transfer_record import Left
 from weights.transplant import CONFIG_FILE, MODEL_FILE, SourceFile, transplant
 
-FOLDER, LIGHTNING = "transplanted model", "Lightning checkpoint"
+FOLDER, LIGHTNING = "transplanted model", LightningCheckpoint.kind
 """Sources in our own forms, which tell configuration and constants."""
 
 BEGIN_ANEW = "training state of the pretraining: both optimizers begin anew"
@@ -92,7 +92,7 @@ def read_pretrained(source: Source, model: EpiBERTRampage, seed: float | None = 
             return _read_ours(load_transplanted(source), FOLDER, files, (), seed)
         if is_lightning_checkpoint(source):
             pretrained, training_state = load_lightning(source)
-            return _read_ours(pretrained, LIGHTNING, [Path(source)], training_state, seed)
+            return _read_ours(pretrained, LIGHTNING, list(files_of(source)), training_state, seed)
     norms_read = is_inits(source)
     stand_in: dict[str, np.ndarray] = {}
     if isinstance(source, Checkpoint):

@@ -1,6 +1,5 @@
 """EpiBERT against a recording of it, as ``epibert record --epibert`` makes one from the published code."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from parity.layer_map import LayerMap
 from parity.pairs import epibert
 from parity.recorded_training import TensorRow
 from parity.recording import Recording
-from parity.records import NotCompared, WeightRow
+from parity.records import NotCompared
 from parity.verify_recording import Bound
 from torch_impl import EpiBERT, EpiBERTConfig, EpiBERTRampage
 from torch_impl.model import OWN_CONSTANTS, Trunk
@@ -104,17 +103,7 @@ def bind(recording: Recording, port: Trunk, layer_map: LayerMap | None, case: st
         lent=lent,
         more={
             "configuration": {"recorded": dict(recording.arguments)},
-            "weights": tuple(
-                WeightRow(
-                    key=row.path,
-                    name=row.name,
-                    shape=tuple(stored[row.path].shape),
-                    layout=row.layout.name,
-                    sha256=hashlib.sha256(np.ascontiguousarray(stored[row.path]).tobytes()).hexdigest(),
-                )
-                for row in rows
-                if row.path in stored
-            ),
+            "weights": epibert.weight_map(port.config, stored, rampage=isinstance(port, EpiBERTRampage)),
         },
     )
 

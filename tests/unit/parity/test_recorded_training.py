@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from parity import LayerMap, LayerPair, Status
-from parity.arrangements import AS_IT_IS, DENSE, NO_SECOND_BIAS
+from parity.arrangements import AS_IT_IS, DENSE, NO_SECOND_BIAS, Arrangement
 from parity.recorded_training import TensorRow, compare_training
 from parity.torch_side import TorchSide
 
@@ -150,7 +150,40 @@ def test_what_cannot_be_compared_is_named():
     assert [row.name for row in left_out] == ["gradients and steps"]
     rows, left_out = compared(Recorded(), port(), {**ROWS, "weight_again": ROWS["weight"]})
     assert rows == []
-    assert "share a variable: dense/kernel" in left_out[0].reason
+    assert "share a variable, and are not its parts: dense/kernel" in left_out[0].reason
+    rows, left_out = compared(Recorded(), Halves(), {**HALVES, "right": HALVES["left"]})
+    assert rows == []
+    assert "not its parts: dense/kernel" in left_out[0].reason
+
+
+class Halves(nn.Module):
+    """The layer, with a tensor for each column of its kernel."""
+
+    def __init__(self, share: float = 1.0) -> None:
+        super().__init__()
+        self.left, self.right = (nn.Parameter(torch.from_numpy(KERNEL[:, column].copy())) for column in (0, 1))
+        self.bias = nn.Parameter(torch.from_numpy(BIAS.copy()))
+        self.right.register_hook(lambda gradient: gradient * share)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x @ self.left, x @ self.right], dim=1) + self.bias
+
+
+HALVES = {
+    "left": ("dense/kernel", Arrangement(name="first column", apply=lambda array: array[:, 0])),
+    "right": ("dense/kernel", Arrangement(name="second column", apply=lambda array: array[:, 1])),
+    "bias": ROWS["bias"],
+}
+
+
+def test_tensors_that_are_parts_of_a_variable_are_compared_each():
+    rows, left_out = compared(Recorded(), Halves(), HALVES)
+    assert left_out == []
+    assert {row.status for row in rows} == {Status.PASS}
+    assert {row.port for row in rows if row.gate == "gradients"} == {"left", "right", "bias", ""}
+    rows, _ = compared(Recorded(), Halves(1 + 1e-8), HALVES)
+    failed = {(row.port, row.gate) for row in rows if row.status is not Status.PASS}
+    assert failed == {("right", "gradients"), ("right", "trajectory"), ("", "trajectory")}  # the second loss, too
 
 
 def test_a_tensor_that_the_reference_has_none_for_stands_still():

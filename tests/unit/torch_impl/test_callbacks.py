@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from tests.unit.torch_impl.surroundings import environment_kept
 from tests.unit.torch_impl.training import (
+    as_folder,
     load,
     losses,
     model_config,
@@ -50,6 +51,12 @@ def assert_goes_on(whole: Path, resumed: Path, step: int) -> None:
     one, other = tensors(load(steps_of(whole)[STEPS])), tensors(load(steps_of(resumed)[STEPS]))
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_a_run_resumes_from_the_folder_of_a_sharded_model(whole, records, tmp_path):
+    folder = as_folder(load(steps_of(whole)[6]), tmp_path / "folder.ckpt")
+    assert fit(write_config(tmp_path, records), "--ckpt_path", folder) == 0
+    assert_goes_on(whole, tmp_path, 6)
 
 
 @pytest.mark.parametrize("step", [1, 4, 6])

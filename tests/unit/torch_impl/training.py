@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.callbacks import Callback
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from tests.records import synthetic_records
 from tests.unit.sources import ROOT
@@ -182,6 +184,42 @@ def tensors(content: dict[str, Any]) -> dict[str, torch.Tensor]:
         for index, slots in optimizer["state"].items():
             found |= {f"{number} {index} {name}": value for name, value in slots.items()}
     return found
+
+
+def as_folder(content: dict[str, Any], folder: Path) -> Path:
+    """Writes what a checkpoint file holds as Lightning's strategy writes it of a sharded model."""
+    others = dict(content)
+    parts = {"state_dict": others.pop("state_dict")}
+    states = others.pop("optimizer_states")
+    for number, (optimizer, own) in enumerate(zip(states, content["optimizer_parameters"], strict=True)):
+        names = [f"model.{name}" for name in own]
+        parts[f"optimizer_{number}"] = {
+            "state": {names[place]: slots for place, slots in optimizer["state"].items()},
+            "param_groups": [
+                {**group, "params": [names[place] for place in group["params"]]} for group in optimizer["param_groups"]
+            ],
+        }
+    return write_folder(folder, parts, others)
+
+
+def write_folder(folder: Path, parts: dict[str, Any], others: Any) -> Path:
+    """The folder of a sharded checkpoint, by one process: what is spread over processes, and the rest."""
+    folder.mkdir(parents=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        save(parts, checkpoint_id=folder, no_dist=True)
+    torch.save(others, folder / "meta.pt")
+    return folder
+
+
+class Evil:
+    """Leaves a sign where it is unpickled."""
+
+    def __init__(self, sign: Path) -> None:
+        self.sign = sign
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.sign,))
 
 
 def start(*arguments: Any) -> subprocess.Popen[str]:

@@ -1,6 +1,7 @@
 """Training that starts from somewhere: TensorFlow, a transplanted folder, another run; and goes back."""
 
 import dataclasses
+import json
 import types
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tests.assertions import assert_same
+from tests.unit.torch_impl.training import as_folder, load
 from tests.unit.weights.samples import SMALL, arguments, build, fingerprint, prefix
 from torch_impl import EpiBERT, EpiBERTConfig
 from torch_impl.callbacks import ResumableTraining
@@ -21,7 +23,7 @@ from torch_impl.checkpointing import SafeCheckpointIO
 from torch_impl.epibert_lightning import EpiBERTLightning
 from torch_impl.optim import cosine_warmup
 from weights import CheckpointError, export, read_checkpoint, transplant
-from weights.command import diff, export_command
+from weights.command import diff, export_command, transplant_command
 from weights.errors import MappingError
 from weights.initialize import InitializeFrom, fill
 from weights.lightning_checkpoint import load_lightning
@@ -218,6 +220,33 @@ def test_a_run_and_its_export_hold_the_same(tmp_path, capsys):
             np.testing.assert_array_equal(record.training_state[f"{moment}/{name}"], training_state[f"{moment}/{name}"])
     assert diff(str(tmp_path / "run.ckpt"), str(tmp_path / "out" / "ckpt-1")) == 1
     assert "1 of" in capsys.readouterr().out  # the save counter, which a run does not have
+
+
+@pytest.mark.parametrize("precision", [pytest.param("32-true", marks=pytest.mark.slow), "64-true"])
+def test_the_folder_of_a_sharded_model_is_as_good_as_a_file(tmp_path, capsys, precision):
+    _, trainer, _, _ = fit(tmp_path, batches(2), max_steps=2, precision=precision)
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    file, folder = tmp_path / "run.ckpt", as_folder(load(tmp_path / "run.ckpt"), tmp_path / "folder.ckpt")
+    for name, source in (("of file", file), ("of folder", folder)):
+        assert transplant_command(str(source), str(tmp_path / name)) == 0
+        dtype = "float64" if precision == "64-true" else None
+        assert export_command(str(source), str(tmp_path / f"tensorflow {name}"), dtype=dtype) == 0
+    expected = load_lightning(file)[0]
+    for source in (folder, tmp_path / "of file", tmp_path / "of folder"):
+        model = EpiBERT(CONFIG).to(next(expected.parameters()).dtype)
+        training_state = fill(source, model)
+        assert fingerprint(model) == fingerprint(expected), source
+        assert training_state["optimizer/iterations"] == 2
+        assert diff(str(source), str(file)) == 0, capsys.readouterr().out
+    assert diff(str(tmp_path / "tensorflow of folder"), str(tmp_path / "tensorflow of file")) == 0
+    record = json.loads((tmp_path / "of folder" / "transplant.json").read_text())
+    assert record["kind"] == "Lightning checkpoint"
+    assert {each["name"] for each in record["files"]} == {path.name for path in folder.iterdir()}
+    with pytest.raises(CheckpointError, match="tells its configuration"):
+        transplant_command(str(folder), str(tmp_path / "again"), seed=3)
+    (folder / ".metadata").unlink()
+    with pytest.raises(CheckpointError, match=r"it has no \.metadata"):
+        fill(folder, EpiBERT(CONFIG))
 
 
 @pytest.mark.parametrize("source", ["absent", "other model", "other kind", "rounded", "no training state"])
