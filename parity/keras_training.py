@@ -24,7 +24,6 @@ class KerasTraining:
         recipe: How it is trained.
         draws: Where its dropouts take their numbers from.
         ignored: Layers not to watch.
-        graph: Whether its steps are graphs, as the original's are: tracing one takes longer than a few eager steps.
     """
 
     def __init__(
@@ -34,11 +33,8 @@ class KerasTraining:
         recipe: Recipe,
         draws: Draws,
         ignored: Mapping[str, str] | None = None,
-        *,
-        graph: bool = True,
     ) -> None:
         self.model = model
-        self.graph = graph
         self.variables = dict(variables)
         self.recipe = recipe
         self.draws = draws
@@ -152,7 +148,7 @@ class KerasTraining:
 
             for optimizer, variables in optimizers:
                 optimizer.build(variables)
-            self._apply = optimizers, as_graph(apply) if self.graph else apply
+            self._apply = optimizers, as_graph(apply)
         _reset(self._apply[0])
         return self._apply
 
@@ -163,7 +159,7 @@ class KerasTraining:
             for optimizer, variables in optimizers:
                 optimizer.build(variables)
             step = self._step_function(optimizers)
-            self._step = optimizers, as_graph(step) if self.graph else step
+            self._step = optimizers, as_graph(step)
         _reset(self._step[0])
         return self._step
 

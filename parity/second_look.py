@@ -13,6 +13,7 @@ record.
 """
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from parity.compare import pool, undecided
@@ -35,22 +36,29 @@ def look_again(rows: Sequence[Comparison], measure: Callable[[int], Iterable[Com
     Returns:
         The rows, those that were looked at again as ``compare.pool`` makes them. Where the reference refuses another
         input they stay as they are, and say so.
+
+    Raises:
+        ValueError: Two rows are of one place, so that nobody could tell which of them was found again.
     """
-    waiting = {_place(row): [row] for row in rows if undecided(row)}
+    counts = Counter(map(place, rows))
+    if twice := [where for where, count in counts.items() if count > 1]:
+        raise ValueError(f"{len(twice)} places have several comparisons, such as {twice[0]}")
+    waiting = {place(row): [row] for row in rows if undecided(row)}
     for number in range(1, 1 + max((TABLE[looks[0].tolerance].looks for looks in waiting.values()), default=0)):
         if number > SURE and all(look.status is not Status.PASS for looks in waiting.values() for look in looks):
             break
         try:
-            found = {_place(row): row for row in measure(number)}
+            found = {place(row): row for row in measure(number)}
         except Exception as exception:  # noqa: BLE001  whatever a reference raises on inputs that nobody chose
             note = f"; not measured on other inputs: {describe(exception)}"
-            rows = [dataclasses.replace(r, detail=r.detail + note) if _place(r) in waiting else r for r in rows]
+            rows = [dataclasses.replace(r, detail=r.detail + note) if place(r) in waiting else r for r in rows]
             return tuple(rows)
-        for place, looks in waiting.items():
+        for where, looks in waiting.items():
             lost = dataclasses.replace(looks[0], status=Status.MISSING, error=None, detail="not there on this input")
-            looks.append(found.get(place, lost))
-    return tuple(pool(waiting[_place(row)]) if _place(row) in waiting else row for row in rows)
+            looks.append(found.get(where, lost))
+    return tuple(pool(waiting[place(row)]) if place(row) in waiting else row for row in rows)
 
 
-def _place(row: Comparison) -> tuple[str, ...]:
+def place(row: Comparison) -> tuple[str, ...]:
+    """What tells a comparison from every other of its pass."""
     return row.port, row.reference, row.quantity, row.reading, row.layer

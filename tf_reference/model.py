@@ -77,9 +77,9 @@ class Trunk(tf_keras.Model):
         self.stem_res_conv_atac = Residual(_conv_block(ATAC_STEM_WIDTH, 1, momentum, policy), dtype=policy)
         self.stem_pool_atac = tf_keras.layers.MaxPool1D(2, dtype=policy)
 
-        self.conv_tower = tf_keras.Sequential(
+        self.conv_tower = Sequential(
             [
-                tf_keras.Sequential(
+                Sequential(
                     [
                         _conv_block(width, TOWER_KERNEL_SIZE, momentum, policy),
                         SoftmaxPool(name=f"soft_max_pool_{index}", dtype=policy),
@@ -88,9 +88,9 @@ class Trunk(tf_keras.Model):
                 for index, width in enumerate(widths)
             ]
         )
-        self.conv_tower_atac = tf_keras.Sequential(
+        self.conv_tower_atac = Sequential(
             [
-                tf_keras.Sequential(
+                Sequential(
                     [
                         _conv_block(width, TOWER_KERNEL_SIZE, momentum, policy),
                         tf_keras.layers.MaxPool1D(4, dtype=policy),
@@ -360,6 +360,24 @@ class EpiBERT(Trunk):
         """
         x, features = self._encode(self._as_computed(inputs), training, drop_second_motif_layer=False)
         return self._head(x, self.final_pointwise_conv, self.final_dense_profile, training), features
+
+
+class Sequential(tf_keras.Sequential):
+    """Layers one after the other, called as they are.
+
+    Keras' own makes a functional model of them at its first call, with every layer run on symbols: most of the time
+    that it takes to build a small model. Layers, their names, those of variables and the keys of checkpoints are the
+    same.
+    """
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: None = None) -> tf.Tensor:
+        """Run them; each takes ``training`` from the call around it, as Keras has it where nothing is given."""
+        del training, mask
+        # A functional model's variables are named after their layers alone.
+        with tf.compat.v1.name_scope(""):
+            for layer in self.layers:
+                inputs = layer(inputs)
+        return inputs
 
 
 class Residual(tf_keras.layers.Layer):
@@ -779,7 +797,7 @@ def _conv_block(filters: int, kernel_size: int, momentum: float, policy: Policy)
     norm = tf_keras.layers.BatchNormalization(
         momentum=momentum, epsilon=BATCH_NORM_EPSILON, synchronized=True, dtype=policy
     )
-    return tf_keras.Sequential([norm, TanhGELU(dtype=policy), _conv(filters, kernel_size, policy)])
+    return Sequential([norm, TanhGELU(dtype=policy), _conv(filters, kernel_size, policy)])
 
 
 def _dense(units: int, policy: Policy, **arguments: Any) -> tf_keras.layers.Layer:

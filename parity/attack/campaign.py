@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -28,6 +29,10 @@ from parity.attack.rules import Verdict
 from parity.environment import describe_environment
 from parity.ledger import content, fingerprint
 from parity.records import plain
+
+CONFIGURATIONS = 50
+"""Clean runs are of so many configurations, in turn: one process does all of a configuration, since it takes longer to
+make models than to run them. Weights and inputs are those of the run alone."""
 
 TASKS_OF_A_PROCESS = 120
 """Then another one takes over: TensorFlow keeps something of every model that was built."""
@@ -45,8 +50,8 @@ class Target(Protocol):
         """Judges one fault; with ``rules`` by the rules of others too."""
         ...
 
-    def spare(self, seed: int, *, rules: bool) -> CleanRun:
-        """Judges one port without a fault."""
+    def spare(self, seed: int, *, configuration: int, rules: bool) -> CleanRun:
+        """Judges one port without a fault, of a configuration of which it may keep what takes long to make."""
         ...
 
     def sensitivity(self) -> Sequence[Sensitivity]:
@@ -110,8 +115,7 @@ def run_campaign(
     parts += [Part(kind=SENSITIVITY)] if sensitivity else []
     results = {part: found for part in parts if (found := store.read(part)) is not None}
     reused = len(results)
-    # The longest first, so that the last process does not work alone.
-    waiting = sorted((part for part in parts if part not in results), key=lambda part: part.kind != SENSITIVITY)
+    waiting = _tasks([part for part in parts if part not in results])
     for count, (part, found) in enumerate(_do(target, waiting, jobs), start=1):
         store.write(part, found)
         results[part] = found
@@ -189,29 +193,49 @@ def _verdicts(result: Mapping[str, Any]) -> dict[str, Verdict]:
 _target: Any = None
 
 
-def _do(target: str, parts: Sequence[Part], jobs: int) -> Iterable[tuple[Part, dict[str, Any]]]:
+Task = tuple[Part, ...]
+"""Parts that one process does one after the other."""
+
+
+def _tasks(parts: Iterable[Part]) -> list[Task]:
+    """All parts: clean runs by configuration, every other alone; the longest first, so that no process ends alone."""
+    tasks: dict[tuple[str, str | int], list[Part]] = {}
+    for part in parts:
+        of = _configuration(part) if part.kind == CLEAN else part.name
+        tasks.setdefault((part.kind, of), []).append(part)
+    order = (SENSITIVITY, CLEAN, FAULT)
+    return [tuple(tasks[key]) for key in sorted(tasks, key=lambda key: (order.index(key[0]), -len(tasks[key])))]
+
+
+def _configuration(part: Part) -> int:
+    return int(part.name) % CONFIGURATIONS
+
+
+def _do(target: str, tasks: Sequence[Task], jobs: int) -> Iterable[tuple[Part, dict[str, Any]]]:
     """Every part and its result, as they are done; what raised is raised at the end."""
-    if not parts:
+    if not tasks:
         return
     # TensorFlow must not be forked, and it counts threads when it is first imported: even one job has its process.
     context = multiprocessing.get_context("spawn")
     failed: BaseException | None = None
     # Fresh processes from time to time. Not by max_tasks_per_child: Python 3.11 takes every task that was done for an
     # idle process, starts no other when one ends, and waits for ever when the last has.
-    for some in _portions(parts, jobs * TASKS_OF_A_PROCESS):
+    for some in _portions(tasks, jobs * TASKS_OF_A_PROCESS):
         with ProcessPoolExecutor(min(jobs, len(some)), context, initializer=_start, initargs=(target,)) as pool:
-            futures = {pool.submit(_work, part): part for part in some}
+            futures = {pool.submit(_work, task): task for task in some}
             for future in as_completed(futures):
                 if (error := future.exception()) is not None:
                     failed = failed or error
                     continue
-                yield futures[future], future.result()
+                done, error = future.result()
+                failed = failed or error
+                yield from done
     if failed is not None:
         raise failed
 
 
-def _portions(parts: Sequence[Part], size: int) -> list[Sequence[Part]]:
-    return [parts[start : start + size] for start in range(0, len(parts), size)]
+def _portions(tasks: Sequence[Task], size: int) -> list[Sequence[Task]]:
+    return [tasks[start : start + size] for start in range(0, len(tasks), size)]
 
 
 def _start(target: str) -> None:
@@ -228,7 +252,19 @@ def _start(target: str) -> None:
     _target = getattr(importlib.import_module(module), name)()
 
 
-def _work(part: Part) -> dict[str, Any]:
+def _work(task: Task) -> tuple[list[tuple[Part, dict[str, Any]]], Exception | None]:
+    """The results of a task, and what one of its parts raised: the others are done all the same."""
+    done, failed = [], None
+    for part in task:
+        try:
+            done.append((part, _result(part)))
+        except Exception as error:  # noqa: BLE001  raised again when all others are done
+            error.add_note(traceback.format_exc())
+            failed = failed or error
+    return done, failed
+
+
+def _result(part: Part) -> dict[str, Any]:
     """One result as plain data."""
     import torch
 
@@ -236,5 +272,5 @@ def _work(part: Part) -> dict[str, Any]:
     if part.kind == FAULT:
         return plain(_target.attack(_target.faults[part.name], rules=part.rules))
     if part.kind == CLEAN:
-        return plain(_target.spare(int(part.name), rules=part.rules))
+        return plain(_target.spare(int(part.name), configuration=_configuration(part), rules=part.rules))
     return {"rows": plain(list(_target.sensitivity()))}

@@ -336,8 +336,7 @@ def with_variables(model: Any, num_motifs: int, inputs: Sequence[np.ndarray] | N
     Args:
         model: The model, that was not called yet.
         num_motifs: Length of the motif vector.
-        inputs: Small inputs to run it on, which takes half as long as the graph that is built without them; it must
-            then be called with others of these shapes alone, or Keras goes through its parts once more.
+        inputs: Small inputs to run it on, which takes half as long as the graph that is built without them.
     """
     if inputs is None:
         return model.build_weights(num_motifs)

@@ -1097,7 +1097,7 @@ class LivePair:
         stored: The model's tensors by canonical path.
         port: The port with these weights.
         training: What trains the port.
-        graph: As for ``KerasTraining``.
+        seed: From which batches and dropouts are drawn.
     """
 
     def __init__(
@@ -1107,9 +1107,8 @@ class LivePair:
         port: Trunk,
         training: PortTraining = PORT,
         *,
-        graph: bool = True,
+        seed: int = SEED,
     ) -> None:
-        self.graph = graph
         self.config = config
         self.stored = stored
         self.port = port
@@ -1117,13 +1116,31 @@ class LivePair:
         self.finetuning = isinstance(port, EpiBERTRampage)
         self.layer_map: LayerMap = epibert.layer_map_of(port)
         self.tensors = tensor_pairs(config, kind_of(port).table)
-        self.draws = Draws(SEED)
+        self.draws = Draws(seed)
         self._remembered: dict[tuple[Any, ...], Any] = {}
 
     def of(self, port: Trunk, training: PortTraining = PORT) -> "LivePair":
         """Another port beside the same reference."""
         other = copy.copy(self)
         other.port, other.training = port, training
+        return other
+
+    def anew(self, stored: Mapping[str, np.ndarray], port: Trunk, *, seed: int) -> "LivePair":
+        """The same models with other weights and other draws; what this pair remembers of them is no longer so.
+
+        Args:
+            stored: As for the pair, and so is the next.
+            port: The port with these weights.
+            seed: From which batches and dropouts are drawn.
+        """
+        other = self.of(port, self.training)
+        other.stored = stored
+        # The models' graphs hold on to these draws.
+        other.draws.seed = seed
+        other._remembered = {key: made for key, made in self._remembered.items() if key[0] in ("model", "side")}
+        for key, made in other._remembered.items():
+            if key[0] == "model":
+                made.assign(stored)
         return other
 
     def side(self, **recipe: Any) -> TorchTraining:
@@ -1144,9 +1161,7 @@ class LivePair:
         make = finetuning_reference_recipe if self.finetuning else reference_recipe
         return self._remember(
             ("side", precision, *sorted(recipe.items())),
-            lambda: KerasTraining(
-                model, model.checkpoint_variables(), make(**self._understood(recipe)), self.draws, graph=self.graph
-            ),
+            lambda: KerasTraining(model, model.checkpoint_variables(), make(**self._understood(recipe)), self.draws),
         )
 
     def _understood(self, recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -206,8 +206,8 @@ OF_NUMBERS = (
         file="parity/second_look.py",
         edits=(
             (
-                "    return tuple(pool(waiting[_place(row)]) if",
-                "    return tuple(pool(waiting[_place(row)][1:]) if",
+                "    return tuple(pool(waiting[place(row)]) if",
+                "    return tuple(pool(waiting[place(row)][1:]) if",
             ),
         ),
         tests=("tests/unit/parity/test_second_look.py",),

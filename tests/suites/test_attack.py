@@ -5,21 +5,23 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from parity.attack.campaign import run_campaign
+from parity.attack.campaign import CONFIGURATIONS, run_campaign
 from parity.attack.fault import Kind
 from parity.attack.sensitivity import OUTPUT, WEIGHTS, measure
-from parity.ladder import GATES
+from parity.ladder import FORWARD_GATES, GATES, TRAINING_GATES
 from parity.pairs import epibert
 from parity.pairs.epibert_faults.catalogue import CATALOGUE
-from parity.pairs.epibert_faults.clean import Clean, draw_config, judge
+from parity.pairs.epibert_faults.clean import Clean, Models, draw_config, judge
 from parity.pairs.epibert_faults.effects import Effects
 from parity.pairs.epibert_faults.subject import FINETUNING
 from parity.pairs.epibert_faults.target import TARGET
 from parity.pairs.epibert_run import GOLDENS, load_case
+from parity.records import Status
 from parity.tolerances import TABLE
 from parity.training import LOSS, METRIC, OPTIMIZER, SCHEDULE
 
@@ -79,8 +81,8 @@ def test_every_layer_sees_a_small_perturbation_of_its_own_and_none_sees_rounding
 
 
 def test_clean_runs_are_of_many_shapes():
-    drawn = [draw_config(seed) for seed in range(200)]
-    assert len({str(config) for config, _ in drawn}) == 200
+    drawn = [draw_config(number) for number in range(CONFIGURATIONS)]
+    assert len({str(config) for config, _ in drawn}) == CONFIGURATIONS
     for field in ("norm", "use_rot_emb", "predict_atac"):
         assert {getattr(config, field) for config, _ in drawn} == {True, False}
     assert {finetuning for _, finetuning in drawn} == {True, False}
@@ -99,6 +101,24 @@ def test_a_clean_run_with_a_fault_raises_an_alarm(tensorflow):
     clean.port.get_submodule("conv_tower.0.block.activation").cubic_coefficient = 0.044715  # type: ignore[assignment]
     alarms = judge(clean).alarms
     assert any(re.match(r"layers float64 .* conv_tower.0.block.activation ", alarm) for alarm in alarms)
+
+
+@pytest.mark.slow
+def test_a_run_finds_the_same_whatever_its_models_ran_before(tensorflow):
+    """Of every kind of comparison, to the last bit; another seed has other weights, inputs and batches."""
+    models, found, batches = Models(0), [], []
+    for seed in (0, 2 * CONFIGURATIONS, 0):
+        clean = Clean(seed, models)
+        found.append(list(clean.rows()))
+        batches.append(clean.training_pair.batch(0)[0][1])
+    first, other, again = found
+    assert again == first == list(Clean(0).rows())
+    assert {row.gate for row in first} == {*FORWARD_GATES, *TRAINING_GATES}
+    assert {row.gate for row in other} == {row.gate for row in first} - {"blocks"}
+    assert {row.precision for row in other} == {row.precision for row in first}
+    assert all(row.status is Status.PASS for row in other)
+    assert np.array_equal(batches[2], batches[0])
+    assert not np.array_equal(batches[1], batches[0])
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """Rung 3: every layer by itself, fed with the reference's inputs and its children's outputs."""
 
+import itertools
+
 import pytest
 
 from parity import Reading
 from parity.pairs import epibert
 from parity.pairs.epibert_run import load_case
 from parity.reference import read_recording
+from parity.second_look import place
 from tests.suites.rungs import CASES, MODES, PRECISIONS, assert_all_pass, assert_gate, layers_read, pick
 
 
@@ -42,3 +45,13 @@ def test_batchnorm_statistics_after_a_training_pass(ladder, case):
     assert {row.quantity for row in rows} == {"running_mean", "running_var"}
     assert len(rows) == 2 * 11 * len(PRECISIONS)
     assert_all_pass(rows)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_two_comparisons_of_a_pass_are_of_one_place(ladder, case):
+    """Or a ratio that chance failed could be judged by another's second look."""
+    passes = itertools.product(("layers", "blocks", "model"), PRECISIONS[1:], MODES)
+    for gate, precision, mode in passes:
+        rows = pick(ladder, gate, case=f"{case} live", precision=precision, mode=mode)
+        places = [place(row) for row in rows]
+        assert len(set(places)) == len(places)

@@ -104,7 +104,7 @@ class Bench:
     @functools.cache  # noqa: B019  one bench a process
     def reference(self, precision: str) -> Any:
         """The living reference in a precision."""
-        return epibert.build_reference(self.config, self.stored, precision, rampage=self.finetuning)
+        return epibert.build_reference(self.config, self.stored, precision, rampage=self.finetuning, inputs=self.inputs)
 
     @functools.cached_property
     def constants(self) -> Any:

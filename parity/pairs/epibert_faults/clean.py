@@ -67,22 +67,63 @@ def draw_config(seed: int) -> tuple[EpiBERTConfig, bool]:
     return config, finetuning
 
 
+class Models:
+    """One drawn configuration and its models, which take longer to make than to run.
+
+    Runs of one configuration share them, each with weights of its own in every variable.
+
+    Args:
+        number: From which the configuration is drawn.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.config, self.finetuning = draw_config(number)
+        self._training: LivePair | None = None
+
+    @functools.cached_property
+    def float64(self) -> Any:
+        """The reference in float64."""
+        inputs = epibert.synthetic_inputs(self.config, batch=1, seed=self.number)
+        return epibert.new_reference(self.config, "float64", rampage=self.finetuning, inputs=inputs)
+
+    @functools.cached_property
+    def _rounded(self) -> Mapping[str, Any]:
+        inputs = epibert.synthetic_inputs(self.config, batch=1, seed=self.number)
+        return epibert.lift(self.float64, epibert.draw_weights(self.float64, self.number), ROUNDED, inputs)
+
+    def rounded(self, stored: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
+        """The reference in the other precisions, with these weights."""
+        for model in self._rounded.values():
+            model.assign(stored)
+        return self._rounded
+
+    def training(self, stored: Mapping[str, np.ndarray], port: Trunk, *, seed: int) -> LivePair:
+        """Reference and port in training, with these weights, dropout on."""
+        if self._training is None:
+            self._training = LivePair(self.config, stored, port, seed=seed)
+        else:
+            self._training = self._training.anew(stored, port, seed=seed)
+        return self._training
+
+
 class Clean:
     """One port without a fault, and its reference.
 
     Args:
-        seed: From which everything is drawn.
+        seed: From which weights and inputs are drawn.
+        models: A configuration and its models; those of the number ``seed`` by default.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, models: Models | None = None) -> None:
         self.seed = seed
-        self.config, self.finetuning = draw_config(seed)
+        self.models = Models(seed) if models is None else models
+        self.config, self.finetuning = self.models.config, self.models.finetuning
         batch = 1 + seed % 3
         self.inputs = epibert.synthetic_inputs(self.config, batch=batch, seed=seed)
-        model = epibert.new_reference(self.config, "float64", rampage=self.finetuning, inputs=self.inputs)
-        self.stored = epibert.draw_weights(model, seed)
-        model.assign(self.stored)
-        self._model = model
+        self._model = self.models.float64
+        self.stored = epibert.draw_weights(self._model, seed)
+        self._model.assign(self.stored)
         self.described = (
             f"{'fine-tuning' if self.finetuning else 'pre-training'}, batch {batch}, {self.config.output_length} bins, "
             f"widths {list(self.config.filter_list_seq)} and {list(self.config.filter_list_atac)}, "
@@ -93,8 +134,7 @@ class Clean:
     @functools.cached_property
     def live(self) -> LiveReference:
         """The reference in all precisions."""
-        models = {"float64": self._model, **epibert.lift(self._model, self.stored, ROUNDED, self.inputs)}
-        return self._reference(models)
+        return self._reference({"float64": self._model, **self.models.rounded(self.stored)})
 
     def _reference(self, models: Mapping[str, Any]) -> LiveReference:
         return LiveReference(models, self.inputs, epibert.layer_map_of(self.port), self.described, remember=True)
@@ -107,8 +147,7 @@ class Clean:
     @functools.cached_property
     def training_pair(self) -> LivePair:
         """Both in training, dropout on."""
-        graph = self.seed % EVERY_TRAJECTORY == 0
-        return LivePair(self.config, self.stored, self._make_port(self.config), graph=graph)
+        return self.models.training(self.stored, self._make_port(self.config), seed=self.seed)
 
     def _make_port(self, config: EpiBERTConfig) -> Trunk:
         port = (EpiBERTRampage if self.finetuning else EpiBERT)(config)

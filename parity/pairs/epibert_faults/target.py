@@ -16,7 +16,7 @@ from parity.attack.sensitivity import measure
 from parity.pairs import epibert, epibert_data
 from parity.pairs.epibert_faults.bench import Bench
 from parity.pairs.epibert_faults.catalogue import CATALOGUE
-from parity.pairs.epibert_faults.clean import Clean
+from parity.pairs.epibert_faults.clean import Clean, Models
 from parity.pairs.epibert_faults.clean import judge as judge_clean
 from parity.pairs.epibert_faults.effects import Effects
 from parity.pairs.epibert_faults.subject import PRETRAINING, Subject
@@ -32,6 +32,7 @@ class EpiBERTTarget:
     faults: Mapping[str, Fault] = CATALOGUE
 
     def __init__(self) -> None:
+        self._models: Models | None = None
         import tf_keras  # noqa: F401  every part needs it
 
         # Millions of objects of the libraries are there to stay: the collector need not look at them after every run.
@@ -101,10 +102,10 @@ class EpiBERTTarget:
         bench = self.bench(case)
         return Observer(bench.rounding, bench.training_pair)
 
-    def spare(self, seed: int, *, rules: bool = False) -> CleanRun:
+    def spare(self, seed: int, *, configuration: int, rules: bool = False) -> CleanRun:
         """Judges a port without a fault."""
         started = time.perf_counter()
-        clean = Clean(seed)
+        clean = Clean(seed, self._models_of(configuration))
         found = judge_clean(clean)
         seconds = time.perf_counter() - started
         verdicts: dict[str, Verdict] = {}
@@ -117,18 +118,23 @@ class EpiBERTTarget:
             )
             observed = Observer(clean.live, clean.training_pair).observe(clean.port, clean.training_pair)
             verdicts = {**judge(observed), OURS: ours}
-        described = clean.described
-        del clean
-        _forget_models()
         return CleanRun(
             seed=seed,
-            configuration=described,
+            configuration=clean.described,
             comparisons=found.comparisons,
             alarms=found.alarms,
             second_looks=found.second_looks,
             seconds=seconds,
             verdicts=verdicts,
         )
+
+    def _models_of(self, configuration: int) -> Models:
+        """Those of the configuration, until another one is asked for."""
+        if self._models is None or self._models.number != configuration:
+            self._models = None
+            _forget_models()
+            self._models = Models(configuration)
+        return self._models
 
     def sensitivity(self) -> Sequence[Sensitivity]:
         """The smallest perturbation of each layer that is seen, on the smallest case of pre-training."""

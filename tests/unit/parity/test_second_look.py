@@ -141,3 +141,9 @@ def test_looks_are_asked_for_by_their_numbers():
 
     look_again([measured(1.74)], measure)
     assert asked == list(range(1, LOOKS + 1))
+
+
+def test_two_comparisons_of_one_place_are_an_error():
+    rows = [measured(1.74), measured(1.0, port="b"), measured(0.9, gate="layers", order=7)]
+    with pytest.raises(ValueError, match=r"1 places have several comparisons, such as \('conv', 'conv', 'output'"):
+        look_again(rows, lambda number: pytest.fail("looked again"))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from parity.attack import campaign as module
-from parity.attack.campaign import Part, Store, run_campaign
+from parity.attack.campaign import CONFIGURATIONS, Part, Store, run_campaign
 from parity.attack.records import Campaign
 from tests.unit.parity.attack.toy import CALLS
 
@@ -55,6 +55,20 @@ def test_what_was_done_before_a_failure_is_kept(tmp_path, calls):
         run(tmp_path / "results", names=("breaks", "caught"))
     assert run(tmp_path / "results", names=("caught",)).reused == 5
     assert done(calls)["caught"] == 1
+
+
+def test_clean_runs_of_one_configuration_are_done_together_and_one_that_breaks_takes_no_other_with_it(tmp_path, calls):
+    clean = 61 + CONFIGURATIONS
+    with pytest.raises(RuntimeError, match="the target broke") as raised:
+        run(tmp_path / "results", names=(), clean=clean, sensitivity=False)
+    assert "in spare" in raised.value.__notes__[0]
+    order = [int(line.removeprefix("seed ")) for line in calls.read_text().splitlines()]
+    assert order[:4] == [0, CONFIGURATIONS, 2 * CONFIGURATIONS, 1]
+    assert sorted(order) == list(range(clean))
+    kept = [json.loads(file.read_text())["result"] for file in (tmp_path / "results").rglob("clean-*.json")]
+    assert {run["seed"]: run["configuration"] for run in kept} == {
+        seed: f"configuration {seed % CONFIGURATIONS}" for seed in range(clean) if seed != 60
+    }
 
 
 @pytest.mark.parametrize("harm", ["edited", "truncated", "of another part"])

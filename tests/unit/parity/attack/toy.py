@@ -65,11 +65,14 @@ class Toy:
         verdicts = {"some rule": Verdict(found=True, named="a", compared=1)} if rules else {}
         return dataclasses.replace(outcome, verdicts=verdicts)
 
-    def spare(self, seed: int, *, rules: bool) -> CleanRun:
-        """The seed 1 raises an alarm."""
+    def spare(self, seed: int, *, configuration: int, rules: bool) -> CleanRun:
+        """The seed 1 raises an alarm, the seed 60 a fault of the program."""
         _note(f"seed {seed}")
+        if seed == 60:
+            raise RuntimeError("the target broke")
         alarms = ("layers: fail",) if seed == 1 else ()
-        return CleanRun(seed=seed, configuration="small", comparisons={"layers": 2}, alarms=alarms, seconds=0.1)
+        described = f"configuration {configuration}"
+        return CleanRun(seed=seed, configuration=described, comparisons={"layers": 2}, alarms=alarms, seconds=0.1)
 
     def sensitivity(self) -> list[Sensitivity]:
         """One layer."""
