@@ -159,6 +159,7 @@ def prepare_port(job: dict[str, Any], folder: Path) -> Callable[[], np.ndarray]:
     from torch_impl import EpiBERTConfig
     from torch_impl.checkpointing import checkpoint_activations
     from torch_impl.losses import finetuning_loss, masked_loss
+    from torch_impl.memory import keep_freed_memory
     from torch_impl.optim import JointOptimizer, KerasAdam, KerasAdamW, decay_groups
     from torch_impl.rampage import EpiBERTRampage, optimizer_parts
 
@@ -179,6 +180,7 @@ def prepare_port(job: dict[str, Any], folder: Path) -> Callable[[], np.ndarray]:
     inputs = [given[name] for name in _INPUTS]
 
     if job.get("kind", "forward") == "training":
+        keep_freed_memory()  # as the Lightning modules do
         model.train()
         if job["way"] == "checkpointed":
             checkpoint_activations(model)
@@ -193,6 +195,7 @@ def prepare_port(job: dict[str, Any], folder: Path) -> Callable[[], np.ndarray]:
         function = torch.compile(model) if job["way"] == "compiled" else model
 
         def step() -> np.ndarray:
+            optimizer.zero_grad(set_to_none=True)
             outputs = function(*inputs)
             if isinstance(model, EpiBERTRampage):
                 atac, rna = (output.float() for output in outputs)
@@ -201,7 +204,6 @@ def prepare_port(job: dict[str, Any], folder: Path) -> Callable[[], np.ndarray]:
                 ).total
             else:
                 loss = masked_loss(given["target"], outputs.float(), given["mask"], loss_type="poisson")
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             return loss.detach().numpy()

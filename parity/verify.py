@@ -179,7 +179,7 @@ def compare_dropout(
         module, rate = modules.get(pair.port), rates.get(pair.reference)
         if pair.alias or (rate is None and not isinstance(module, nn.modules.dropout._DropoutNd)):
             continue
-        found = float(module.p) if type(module) is nn.Dropout else None
+        found = float(module.p) if isinstance(module, nn.Dropout) else None
         detail = "" if found is not None else f"a {type(module).__name__} is no element-wise dropout"
         comparisons.append(
             compare(

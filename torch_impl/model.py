@@ -33,6 +33,8 @@ from torch.nn.modules.module import _global_forward_pre_hooks as _EVERYONES_PRE_
 from torch_impl.config import RELU_KERNEL, RELU_QUARTIC_KERNEL, EpiBERTConfig
 from torch_impl.kernels import (
     Convolution,
+    DroppedOut,
+    Normalization,
     NormalizedBatch,
     TanhGELUByPieces,
     WeightedMean,
@@ -51,6 +53,7 @@ WIDENED_ROWS = 1 << 16
 PIECE_SIZE, SHORTEST_PIECE = 1 << 21, 1024
 """Numbers in an activation, and positions, that a processor computes at a time in evaluation."""
 OWN_CONSTANTS = "philox"
+_OWN_DROPOUT = F.dropout
 
 
 class Trunk(nn.Module):
@@ -89,16 +92,16 @@ class Trunk(nn.Module):
         )
 
         self.motif_activity_fc1 = Linear(config.num_motifs, motif_units, activation=ErfGELU(config.gelu_erf_scale))
-        self.motif_dropout1 = nn.Dropout(config.motif_dropout_rate)
+        self.motif_dropout1 = Dropout(config.motif_dropout_rate)
         self.motif_activity_fc2 = Linear(motif_units, motif_units // 4)
-        self.motif_dropout2 = nn.Dropout(config.motif_dropout_rate / 4)
+        self.motif_dropout2 = Dropout(config.motif_dropout_rate / 4)
 
         joined = hidden + atac_widths[-1] + motif_units // 4
         self.pre_transformer_projection = Linear(joined, hidden, bias=False)
         self.performer = Performer(config)
 
         # Of one head or of two: the fine-tuning model calls each of these twice.
-        self.dropout = nn.Dropout(config.pointwise_dropout_rate)
+        self.dropout = Dropout(config.pointwise_dropout_rate)
         self.gelu = TanhGELU(config.gelu_cubic_coefficient)
         self.crop_final = Crop(config.crop)
 
@@ -280,7 +283,7 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.norm = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.attention = FavorAttention(config)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.ffn = FeedForward(config)
 
     def forward(
@@ -338,11 +341,11 @@ class FeatureMap(nn.Module):
     ) -> Float[Tensor, "B L H M"]:
         ratio = 1 / math.sqrt(projection.shape[0])
         if self.kernel == RELU_KERNEL:
-            positive = _by_heads(x, projection).mul_(ratio).relu_()
+            positive = _by_heads(x, projection * ratio, activation=torch.relu_)
             # The backward pass of the ReLU needs its result.
             return positive + self.stabilizer if torch.is_grad_enabled() else positive.add_(self.stabilizer)
         if self.kernel == RELU_QUARTIC_KERNEL:
-            return _by_heads(x, projection).mul_(ratio).relu_() ** 4 + self.stabilizer
+            return _by_heads(x, projection * ratio, activation=torch.relu_) ** 4 + self.stabilizer
         x = x * x.shape[-1] ** -0.25
         projected = _by_heads(x, projection)
         half_norm = x.square().sum(dim=-1, keepdim=True) / 2
@@ -395,7 +398,7 @@ class FeedForward(nn.Module):
         hidden = config.hidden_size
         self.norm = LayerNorm(hidden, config.layer_norm_epsilon)
         self.wide = Linear(hidden, 2 * hidden, random_bias=True)
-        self.dropout = nn.Dropout(config.dropout_rate)
+        self.dropout = Dropout(config.dropout_rate)
         self.activation = nn.ReLU()
         self.narrow = Linear(2 * hidden, hidden, random_bias=True)
 
@@ -424,7 +427,8 @@ class Residual(nn.Module):
         self.block = block
 
     def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L C"]:
-        return x + self.block(x)
+        added = self.block(x)
+        return x + added if torch.is_grad_enabled() else added.add_(x)
 
 
 class ConvBlock(nn.Module):
@@ -498,7 +502,7 @@ class Conv1d(nn.Conv1d):
             return _linear(x, self.weight.squeeze(-1), self.bias)
         left, right = (self.kernel_size[0] - 1) // 2, self.kernel_size[0] // 2
         image, weight, bias = _image(x), self.weight.to(x.dtype), cast(Tensor, self.bias).to(x.dtype)
-        if left == right and x.requires_grad and worthwhile(x) and not torch.is_autocast_enabled("cpu"):
+        if left == right and torch.is_grad_enabled() and worthwhile(x) and not torch.is_autocast_enabled("cpu"):
             return Convolution.apply(x, weight, bias, _widens(x))
         if left != right:
             image, left = F.pad(image, (left, right)), 0
@@ -626,6 +630,10 @@ class BatchNorm(nn.Module):
         weight, bias = self.weight.to(dtype), self.bias.to(dtype)
         if worthwhile(x):
             normalized, mean, variance = NormalizedBatch.apply(x, weight, bias, self.epsilon, across)
+            if torch.is_grad_enabled():
+                with torch.no_grad():
+                    scale = weight * torch.rsqrt(variance + self.epsilon)
+                Normalization(x.detach().contiguous().flatten(0, 1), mean, scale, bias.detach()).mark(normalized)
         else:
             wide = x.to(dtype)
             mean = channel_mean(wide, across_processes=across)
@@ -653,6 +661,16 @@ class LayerNorm(nn.LayerNorm):
         return F.layer_norm(x.to(dtype), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
 
 
+class Dropout(nn.Dropout):
+    """PyTorch's, with masks that processors draw ten times as fast."""
+
+    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        # Whoever has put another function in the place of PyTorch's wants to be asked for the masks.
+        if not self.training or self.p in (0, 1) or not worthwhile(x) or F.dropout is not _OWN_DROPOUT:
+            return super().forward(x)
+        return DroppedOut.apply(x, self.p)
+
+
 class TanhGELU(nn.Module):
     """GELU in its tanh form, with the coefficient that TensorFlow rounds to float32 (spec, section 1.2)."""
 
@@ -663,7 +681,7 @@ class TanhGELU(nn.Module):
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         if worthwhile(x):
             return (
-                TanhGELUByPieces.apply(x, self.cubic_coefficient)
+                TanhGELUByPieces.apply(x, self.cubic_coefficient, Normalization.of(x))
                 if torch.is_grad_enabled()
                 else tanh_gelu(x, self.cubic_coefficient)
             )
@@ -746,9 +764,13 @@ def _linear(
     return result.unflatten(0, x.shape[:-1])
 
 
-def _by_heads(x: Float[Tensor, "B L H D"], weight: Float[Tensor, "M D"]) -> Float[Tensor, "B L H M"]:
+def _by_heads(
+    x: Float[Tensor, "B L H D"], weight: Float[Tensor, "M D"], activation: Callable[[Tensor], Tensor] | None = None
+) -> Float[Tensor, "B L H M"]:
     """``_linear`` with a result that lies head by head in memory; to bring the input there moves fewer numbers."""
-    return _linear(x.transpose(1, 2).contiguous(), weight).transpose(1, 2)
+    projected = _linear(x.transpose(1, 2).contiguous(), weight)
+    # Before it is seen the other way round: what changes a view in place is passed back by copies of the whole.
+    return (projected if activation is None else activation(projected)).transpose(1, 2)
 
 
 def _einsum(equation: str, left: Tensor, right: Tensor) -> Tensor:

@@ -49,6 +49,21 @@ def stateless_bits(count: int, seed: tuple[int, int]) -> np.ndarray:
     return _stream(count, key=(scrambled[0], scrambled[1]), counter=(scrambled[2] | scrambled[3] << 32) << 64)
 
 
+def random_mask(count: int, rate: float, seed: int) -> np.ndarray:
+    """Which of many to keep, where each is dropped with the same probability; not TensorFlow's numbers.
+
+    Args:
+        count: How many.
+        rate: Probability of being dropped, in [0, 1); met to 2^-33.
+        seed: Decides the mask, together with the count and the rate.
+
+    Returns:
+        bool array of shape (count,), true where kept.
+    """
+    words = np.random.SFC64(seed).random_raw(-(-count // 2)).view(np.uint32)[:count]
+    return words >= np.uint32(round(rate * 2**32))
+
+
 def _stream(count: int, *, key: tuple[int, int], counter: int) -> np.ndarray:
     """The first words of the blocks from a 128-bit counter on."""
     blocks = -(-count // 4)
