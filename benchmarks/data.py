@@ -52,7 +52,9 @@ WORKERS = {"port": 0, "port_workers": os.cpu_count() or 1}
 SPARE = 16
 STORES = (100, 100_000)
 """Numbers of small records whose reading is compared: one is to take as long in a large file as in a small one."""
-READS = 500
+READS, FIRST_READS = 100_000, 500
+"""Records that are read of each: every one of the larger store once, as in an epoch. HDF5 reads the places of about a
+thousand records when the first of them is needed, so that the first reads take longer; they are told apart."""
 
 
 def data_benchmark(
@@ -79,9 +81,9 @@ def data_benchmark(
         and without processes that load beside it, and ratios to tf.data.
         ``conversion``: number of records, seconds of one process, whose second thread reads ahead, of one that has to
         do with one core, and of two, TensorFlow's seconds for reading and parsing the same files, and medians of their
-        ratios; ``start``: seconds of two processes that have next to nothing to convert. ``reading``: seconds for a
-        record in stores of few and of many records, and their ratio. ``size``: bytes on disk of both forms, and their
-        ratio. ``settings`` and ``environment``.
+        ratios; ``start``: seconds of two processes that have next to nothing to convert. ``reading``: CPU seconds for a
+        record in stores of few and of many records, over an epoch of the latter, and their ratio; and those of the
+        first records. ``size``: bytes on disk of both forms, and their ratio. ``settings`` and ``environment``.
     """
     say = progress or (lambda text: None)
     with tempfile.TemporaryDirectory(prefix="epibert-benchmark-") as name:
@@ -119,7 +121,7 @@ def data_benchmark(
 
 def describe(result: dict[str, Any]) -> str:
     """The result in a few lines of text."""
-    loading, conversion = result["loading"], result["conversion"]
+    loading, conversion, reading = result["loading"], result["conversion"], result["reading"]
     return "\n".join(
         (
             *(
@@ -133,8 +135,9 @@ def describe(result: dict[str, Any]) -> str:
             f"{conversion['two_ratio']:.2f} of the time of one, which uses more than one core, and "
             f"{conversion['two_ratio_of_one_core']:.2f} of its time on one, {conversion['one_core']:.1f} s; a second "
             f"process takes {conversion['start']:.2f} s to start",
-            f"reading one of {STORES[1]:,} small records: {result['reading']['ratio']:.2f} of the time of one of "
-            f"{STORES[0]:,}, {1e6 * (result['reading']['many'] - result['reading']['few']):.0f} µs more",
+            f"reading one of {STORES[1]:,} small records: {reading['ratio']:.2f} of the time of one of "
+            f"{STORES[0]:,}, {1e6 * (reading['many'] - reading['few']):.0f} µs more over an epoch, "
+            f"{1e6 * (reading['first_many'] - reading['first_few']):.0f} µs more for the first {FIRST_READS}",
             f"size on disk: HDF5 / TFRecord {result['size']['ratio']:.2f}",
         )
     )
@@ -213,7 +216,7 @@ def _conversion(folder: Path, source: Path, rounds: int, say: Callable[[str], No
 
 
 def _reading(folder: Path) -> dict[str, float]:
-    """Seconds for one record of a store, in any order; the stores take turns."""
+    """Mean CPU seconds for one record of a store, in any order, and those of the first ones; the stores take turns."""
     stores = []
     for count in STORES:
         source = folder / f"{count}.tfr"
@@ -222,15 +225,17 @@ def _reading(folder: Path) -> dict[str, float]:
         convert_tfrecord_to_hdf5(source, folder / f"{count}")
         stores.append(Store(folder / f"{count}"))
     generator = np.random.default_rng(0)
-    seconds: list[list[float]] = [[] for _ in stores]
-    for _ in range(READS):
-        for store, taken in zip(stores, seconds, strict=True):
-            index = int(generator.integers(len(store)))
-            started = time.perf_counter()
+    orders = [np.resize(generator.permutation(len(store)), READS).tolist() for store in stores]
+    seconds = np.empty((READS, len(stores)))
+    for number, indices in enumerate(zip(*orders, strict=True)):
+        for side, (store, index) in enumerate(zip(stores, indices, strict=True)):
+            started = time.thread_time()
             store[index]
-            taken.append(time.perf_counter() - started)
-    few, many = map(statistics.median, seconds)
-    return {"few": few, "many": many, "ratio": many / few}
+            seconds[number, side] = time.thread_time() - started
+    few, many = seconds.mean(axis=0).tolist()
+    # Without the reads that open the files.
+    first_few, first_many = seconds[1:FIRST_READS].mean(axis=0).tolist()
+    return {"few": few, "many": many, "ratio": many / few, "first_few": first_few, "first_many": first_many}
 
 
 def _loading(folder: Path, source: Path, config: ConfigName, rounds: int, say: Callable[[str], None]) -> dict[str, Any]:

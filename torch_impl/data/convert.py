@@ -51,8 +51,8 @@ from torch_impl.data.tfrecord import (
     compression_of,
     content_hash,
     decode,
+    first_letters,
     read_frames,
-    read_records,
     write_records,
 )
 
@@ -683,16 +683,16 @@ def _followers(jobs: Mapping[str, Path], compression: Compression | None) -> dic
     """
     groups: dict[bytes, list[str]] = {}
     for name, path in jobs.items():
-        groups.setdefault(_first_sequence(path, compression) or name.encode(), []).append(name)
+        groups.setdefault(_beginning(path, compression) or name.encode(), []).append(name)
     return {first: others for first, *others in groups.values()}
 
 
-def _first_sequence(path: Path, compression: Compression | None) -> bytes | None:
-    """sha256 of the first sequence of a file; None where that cannot be read, which is told when it is converted."""
-    try:
-        return hashlib.sha256(next(read_records(path, compression, ahead=False)).letters).digest()
-    except (DataError, StopIteration):
-        return None
+def _beginning(path: Path, compression: Compression | None) -> bytes | None:
+    """sha256 of how the first sequence begins; None where that cannot be read, which is told when it is converted."""
+    with contextlib.suppress(DataError):
+        letters = first_letters(path, compression)
+        return None if letters is None else hashlib.sha256(letters).digest()
+    return None
 
 
 class _Queue:
@@ -734,7 +734,7 @@ class _Queue:
     def _follows(self, name: str) -> bool:
         if (self._target / f"{name}.json").is_file():
             return False
-        first = _first_sequence(self._jobs[name], self._compression)
+        first = _beginning(self._jobs[name], self._compression)
         known = first in self._begun
         if first is not None:
             self._begun.add(first)

@@ -337,6 +337,7 @@ class _Opened:
         self.file: Any = None
         try:
             self.file = h5py.File(path, "r")
+            _keep_places(self.file)
             self._look_up()
             if described is not None:
                 self._check(*described)
@@ -389,6 +390,17 @@ class _Opened:
         if self.small[HAS_OTHER_LETTERS][row]:
             return unpack(packed, length, self.rows[OTHER_LETTERS][row])
         return unpack(packed, length) if letters else unpack_indices(packed, length)
+
+
+def _keep_places(file: Any) -> None:
+    """Lets HDF5 keep the places of all chunks from the beginning.
+
+    It would begin with two megabytes and take more after tens of thousands of reads, and read those of a file of a
+    hundred thousand records again and again until then. What is not needed is not taken.
+    """
+    settings = file.id.get_mdc_config()
+    settings.set_initial_size, settings.initial_size = True, settings.max_size
+    file.id.set_mdc_config(settings)
 
 
 class _Rows:

@@ -33,6 +33,10 @@ _BLOCK = 1 << 20
 """Bytes that are read at once."""
 _COMPRESSED, _PIECE = 1 << 17, 1 << 18
 """Bytes that are given to be inflated, and that come of it, at once; what is left of the former is copied each time."""
+_SEQUENCE, _LETTERS = b"\n\x08sequence", 1024
+"""How the feature begins that holds a sequence, and bytes of it that tell sequences apart."""
+_SOME, _FAR = 1 << 12, 1 << 21
+"""Bytes that are looked through for it at once, and at most."""
 _LARGEST = 1 << 31
 """No message of protocol buffers is longer."""
 _WINDOW = {"ZLIB": zlib.MAX_WBITS, "GZIP": 16 + zlib.MAX_WBITS}
@@ -80,18 +84,17 @@ class Frame:
         return f"record {self.number}: {error} (its frame begins at byte {self.offset} of the decompressed data)"
 
 
-def read_records(path: str | Path, compression: Compression | None = None, *, ahead: bool = True) -> Iterator[Record]:
+def read_records(path: str | Path, compression: Compression | None = None) -> Iterator[Record]:
     """All records of a file, one at a time.
 
     Args:
         path: A ``*.tfr`` file.
         compression: Of the whole file; found out when None.
-        ahead: As of ``read_frames``.
 
     Raises:
         DataError: Something in the file is damaged or missing; the message names file and record.
     """
-    for frame in read_frames(path, compression, ahead=ahead):
+    for frame in read_frames(path, compression):
         if frame.payload is None:
             raise DataError(f"{path}: {frame.describe(frame.error)}")
         try:
@@ -102,37 +105,61 @@ def read_records(path: str | Path, compression: Compression | None = None, *, ah
 
 
 def read_frames(
-    path: str | Path,
-    compression: Compression | None = None,
-    *,
-    seen: Callable[[bytes], Any] = len,
-    ahead: bool = True,
+    path: str | Path, compression: Compression | None = None, *, seen: Callable[[bytes], Any] = len
 ) -> Iterator[Frame]:
     """All frames of a file, damaged ones too; memory holds two frames and two megabytes.
 
     Args:
         path: A ``*.tfr`` file.
         compression: Of the whole file; found out when None.
-        seen: Told every block of the file as it lies on disk, by whichever thread reads it.
-        ahead: Whether a thread reads a frame while the one before it is worked on.
+        seen: Told every block of the file as it lies on disk, in a thread of its own.
 
     Raises:
         DataError: The file cannot be read, is empty, or is no TFRecord file.
     """
     try:
         with Path(path).open("rb") as file:
-            head = file.read(12)
-            seen(head)
-            if not head:
-                raise DataError(f"{path}: the file is empty")
-            found = find_compression(head) if compression is None else compression
-            if found is None:
-                raise DataError(f"{path}: not a TFRecord file: neither a frame nor compressed by ZLIB or GZIP")
-            blocks = itertools.chain([memoryview(head)], _blocks(file, seen))
-            frames = _frames(_Stream(blocks, found))
-            yield from _ahead(frames) if ahead else frames
+            yield from _ahead(_frames(_stream(file, path, compression, seen)))
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def first_letters(path: str | Path, compression: Compression | None = None) -> bytes | None:
+    """How the first sequence of a file begins, without reading, or checking, more of the file than that.
+
+    Args:
+        path: A ``*.tfr`` file.
+        compression: Of the whole file; found out when None.
+
+    Returns:
+        About a thousand letters after their length; None where there is no sequence, or nothing like it at once.
+
+    Raises:
+        DataError: The file cannot be read, or is damaged before.
+    """
+    found = bytearray()
+    try:
+        with Path(path).open("rb") as file:
+            stream = _stream(file, path, compression, len)
+            while len(found) < _FAR and (more := stream.read(_SOME)):
+                found += more
+                start = found.find(_SEQUENCE)
+                if 0 <= start <= len(found) - _LETTERS:
+                    return bytes(found[start : start + _LETTERS])
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    return None
+
+
+def _stream(file: Any, path: str | Path, compression: Compression | None, seen: Callable[[bytes], Any]) -> "_Stream":
+    head = file.read(12)
+    seen(head)
+    if not head:
+        raise DataError(f"{path}: the file is empty")
+    found = find_compression(head) if compression is None else compression
+    if found is None:
+        raise DataError(f"{path}: not a TFRecord file: neither a frame nor compressed by ZLIB or GZIP")
+    return _Stream(itertools.chain([memoryview(head)], _blocks(file, seen)), found)
 
 
 def compression_of(path: str | Path) -> str:

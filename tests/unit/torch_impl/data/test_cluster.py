@@ -74,6 +74,56 @@ def test_a_worker_killed_midway_costs_nothing_but_time(tmp_path):
     assert sum(len(part.sequences) for _, part in parts(target)) == 240
 
 
+FAILED = textwrap.dedent(
+    """
+    import sys, time
+    from pathlib import Path
+
+    from distributed import LocalCluster
+    from torch_impl.data.convert import convert_tfrecord_to_hdf5
+    from torch_impl.data.records import DataError
+
+    def main():
+        source, target = map(Path, sys.argv[1:])
+        with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+            try:
+                convert_tfrecord_to_hdf5(source, target, scheduler=cluster.scheduler_address)
+            except DataError as error:
+                print(error)
+            # What its worker had begun it finishes, although nobody asks for it any more.
+            while not (waiting := list(target.rglob("*.converted"))):
+                time.sleep(0.01)
+            made = waiting[0].with_suffix(".h5").stat()
+            print(len(list(target.rglob("*.json"))), made.st_mtime_ns, made.st_ino)
+            (source.parent / "mended.tfr").replace(source / "a.tfr")
+            convert_tfrecord_to_hdf5(source, target, scheduler=cluster.scheduler_address)
+            made = (target / "b.h5").stat()
+            print(made.st_mtime_ns, made.st_ino)
+
+    if __name__ == "__main__":
+        main()
+    """
+)
+
+
+@pytest.mark.slow
+def test_what_a_worker_finishes_after_the_call_has_failed_is_taken_as_it_is(tmp_path):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    (source / "a.tfr").write_bytes(b"no record")
+    config = ExampleConfig.tiny(num_motifs=8)
+    write_records(tmp_path / "mended.tfr", synthetic_records(config, 3))
+    write_records(source / "b.tfr", synthetic_records(config, 500, seed=1000))
+    (tmp_path / "cluster.py").write_text(FAILED)
+    command = [sys.executable, str(tmp_path / "cluster.py"), str(source), str(target)]
+    found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert found.returncode == 0, found.stderr
+    error, first, second = found.stdout.splitlines()
+    assert "a.tfr: not a TFRecord file" in error
+    assert first == f"0 {second}"
+    assert verify_hdf5(source, target).records == 503
+
+
 LOST = textwrap.dedent(
     """
     import json, os, subprocess, sys, threading, time

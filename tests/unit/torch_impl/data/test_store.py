@@ -157,6 +157,15 @@ def test_one_example_is_one_chunk_of_each_array(folder):
             assert file[name].compression == "gzip"  # any program that reads HDF5 reads it
 
 
+def test_places_of_chunks_are_kept_from_the_beginning(folder):
+    store = Store(folder)
+    path, _ = store.locate(0)
+    most, _, kept, _ = store._file(path).file.id.get_mdc_size()
+    # As much as a file of 100,000 records has, of which HDF5 keeps two megabytes at first.
+    assert most == store._file(path).file.id.get_mdc_config().max_size >= 16 * 2**20
+    assert kept < 2**20
+
+
 def test_a_record_that_is_not_there_is_an_error(folder):
     store = Store(folder)
     for index in (-1, 12):
@@ -240,6 +249,21 @@ def test_descriptions_are_read_once_however_many_files_follow(folder, monkeypatc
 
     monkeypatch.setattr(Part, "read", forbidden)
     assert places(folder) == expected
+
+
+def test_places_of_sequences_follow_what_is_finished_removed_and_converted_again(folder):
+    before = dict(places(folder))
+    source = folder.parent / "source"
+    write_records(source / "new.tfr", [synthetic_record(CONFIG, 7)])
+    convert_tfrecord_to_hdf5(source, folder)
+    (new,) = places(folder).keys() - before.keys()
+    assert places(folder)[new].path == folder / "new.h5"
+    (folder / "new.json").unlink()
+    assert places(folder) == before
+    write_records(source / "new.tfr", [synthetic_record(CONFIG, 8)])
+    convert_tfrecord_to_hdf5(source, folder)
+    assert len(places(folder).keys() - before.keys()) == 1
+    assert new not in places(folder)
 
 
 def test_a_file_without_description_does_not_count(folder):

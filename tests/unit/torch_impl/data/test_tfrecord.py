@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import struct
 import zlib
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.records import serialized_example, synthetic_record, synthetic_records
+from torch_impl.data import tfrecord
 from torch_impl.data.examples import ExampleConfig
 from torch_impl.data.records import ARRAYS, DataError, Record
 from torch_impl.data.tfrecord import (
@@ -20,6 +22,7 @@ from torch_impl.data.tfrecord import (
     feature_bytes,
     feature_hashes,
     find_compression,
+    first_letters,
     frame,
     read_frames,
     read_records,
@@ -312,3 +315,29 @@ def test_records_of_pretraining_have_float16_and_keep_it(tmp_path):
     assert found.atac.dtype == np.float16
     assert same(found, record)
     assert zlib.decompress(path.read_bytes())[12:].startswith(encode(record)[:64])
+
+
+@pytest.mark.parametrize("compression", ["ZLIB", "GZIP", "NONE"])
+def test_how_a_file_begins_is_told_by_its_first_sequence(tmp_path, compression, monkeypatch):
+    monkeypatch.setattr(tfrecord, "_SOME", 500)
+    begins = []
+    for seed, sequence in ((0, 5), (1, 5), (2, 6)):
+        path = tmp_path / f"{seed}.tfr"
+        write_records(path, [synthetic_record(CONFIG, seed, sequence_seed=sequence)], compression)
+        os.truncate(path, path.stat().st_size // 2)  # no more is read than that
+        begins.append(first_letters(path))
+    assert begins[0] == begins[1] != begins[2]
+    assert all(letters is not None and len(letters) == 1024 for letters in begins)
+
+
+def test_a_file_without_sequence_begins_like_no_other(tmp_path, monkeypatch):
+    (tmp_path / "some.tfr").write_bytes(frame(b"no example"))
+    assert first_letters(tmp_path / "some.tfr") is None
+    write_records(tmp_path / "some.tfr", [synthetic_record(CONFIG, 0)])
+    monkeypatch.setattr(tfrecord, "_FAR", 0)
+    assert first_letters(tmp_path / "some.tfr") is None
+    (tmp_path / "some.tfr").write_bytes(b"")
+    with pytest.raises(DataError, match=r"some\.tfr: the file is empty"):
+        first_letters(tmp_path / "some.tfr")
+    with pytest.raises(DataError, match=r"other\.tfr: cannot be read: No such file"):
+        first_letters(tmp_path / "other.tfr")
