@@ -11,7 +11,7 @@ import numpy as np
 from parity.compare import compare, compare_array, values_of
 from parity.layer_map import LayerMap, LayerPair
 from parity.records import Comparison, Culprit, Gate, GateStatus, NotCompared, Reading, Status
-from parity.reference import Recording, Reference, StreamedReference
+from parity.reference import Goldens, Reference, StreamedReference
 from parity.second_look import look_again
 from parity.stream import Handing, Stream
 from parity.torch_side import TorchSide
@@ -265,7 +265,7 @@ def _unwatched(
 
 def compare_recorded(
     port: TorchSide,
-    recording: Recording,
+    recording: Goldens,
     layer_map: LayerMap,
     inputs: tuple[np.ndarray, ...],
     state: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]],

@@ -213,8 +213,8 @@ def _shuffled(array: np.ndarray, draws: Draws) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recording:
-    """Numbers recorded from a reference, in the HDF5 form that ``goldens/README.md`` describes.
+class Goldens:
+    """Numbers of the original in the HDF5 form that ``goldens/README.md`` describes; not a ``parity.Recording``.
 
     Attributes:
         name: What was recorded, with versions.
@@ -241,7 +241,7 @@ FINALS = ("final_atac", "final_rna")
 """Names of final outputs in recordings."""
 
 
-def read_recording(path: str | Path, *, name: str, outputs: Sequence[str] = FINALS) -> Recording:
+def read_goldens(path: str | Path, *, name: str, outputs: Sequence[str] = FINALS) -> Goldens:
     """Reads a recorded forward pass.
 
     Args:
@@ -274,7 +274,7 @@ def read_recording(path: str | Path, *, name: str, outputs: Sequence[str] = FINA
                 raise KeyError(f"{path}: float64 and {precision} do not record the same layers: {', '.join(uneven)}")
         inputs = _leaves(_group(file["inputs"]))
         constants = _leaves(_group(file["constants"]))
-    return Recording(name=name, traces=traces, finals=finals, state=state, inputs=inputs, constants=constants)
+    return Goldens(name=name, traces=traces, finals=finals, state=state, inputs=inputs, constants=constants)
 
 
 def _read_trace(taps: h5py.Group) -> Trace:

@@ -18,7 +18,7 @@ from parity.keras_side import POLICIES
 from parity.ladder import compare_array, compare_recorded
 from parity.layer_map import LayerMap, LayerPair
 from parity.records import Comparison, KnownDifference, NotCompared, Reading, Status, WeightRow
-from parity.reference import Recording
+from parity.reference import Goldens
 from parity.tolerances import TABLE
 from parity.torch_side import DTYPES, TorchSide
 from parity.trace import Trace
@@ -570,13 +570,13 @@ def _bfloat16(array: np.ndarray) -> np.ndarray:
 # --- recorded reference ----------------------------------------------------------------------------------------------
 
 
-def recorded_inputs(recording: Recording) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def recorded_inputs(recording: Goldens) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The model's arguments in a recording."""
     inputs = recording.inputs
     return one_hot(inputs["sequence"]), inputs["atac"], inputs["motif_activity"]
 
 
-def recorded_constants(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
+def recorded_constants(recording: Goldens) -> tuple[np.ndarray, np.ndarray]:
     """Projection matrix and rotary table of a recording, float32.
 
     Raises:
@@ -588,7 +588,7 @@ def recorded_constants(recording: Recording) -> tuple[np.ndarray, np.ndarray]:
     return matrices[0], recording.constants["rotary_table_bfloat16"]
 
 
-def compare_with_recording(port: Trunk, recording: Recording, *, case: str = "") -> Iterator[Comparison]:
+def compare_with_recording(port: Trunk, recording: Goldens, *, case: str = "") -> Iterator[Comparison]:
     """Layers, blocks and model against recorded numbers, with the constants of the recording."""
     projection, table = recorded_constants(recording)
     mapped = layer_map_of(port)

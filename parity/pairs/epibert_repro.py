@@ -18,7 +18,7 @@ from parity.pairs.epibert_run import (
     open_checkpoint,
 )
 from parity.records import Result
-from parity.reference import LiveReference, read_recording
+from parity.reference import LiveReference, read_goldens
 from parity.repro import Bench, write_repros
 from torch_impl import EpiBERT, EpiBERTConfig, EpiBERTRampage
 from weights import transplant
@@ -110,7 +110,7 @@ class _Live:
 
 def _recorded(folder: Path, prepare_port: PreparePort | None) -> _Live:
     config, checkpoint = load_case(folder)
-    recording = read_recording(folder / "forward.h5", name="recorded")
+    recording = read_goldens(folder / "forward.h5", name="recorded")
     return _Live(checkpoint, config, epibert.recorded_inputs(recording), prepare_port)
 
 

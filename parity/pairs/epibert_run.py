@@ -34,7 +34,7 @@ from parity.pairs import epibert, epibert_data, epibert_training, rampage, rampa
 from parity.pairs.epibert_convergence import PRETRAINING, margins, run_convergence
 from parity.pairs.epibert_training import PORT, RECORDED_VARIANTS, PortTraining
 from parity.records import Comparison, GateStatus, KnownDifference, NotCompared, Result, WeightRow
-from parity.reference import LiveReference, read_recording
+from parity.reference import LiveReference, read_goldens
 from parity.tolerances import table
 from parity.training import Inputs, Targets, not_compared_gradients
 from torch_impl import EpiBERT, EpiBERTConfig, EpiBERTRampage
@@ -390,7 +390,7 @@ class _Case:
         try:
             self.config, self.checkpoint = load_case(folder)
             self.original = json.loads((folder.parent / "environment.json").read_text(encoding="utf-8"))["tensorflow"]
-            self.recording = read_recording(folder / "forward.h5", name=f"recorded TensorFlow {self.original}")
+            self.recording = read_goldens(folder / "forward.h5", name=f"recorded TensorFlow {self.original}")
             self.inputs = epibert.recorded_inputs(self.recording)
         except CheckpointError:
             raise
@@ -706,7 +706,7 @@ def _finetuning_case(
     case = f"{folder.name} recorded"
     with _timed(findings, case, say):
         config, checkpoint = load_case(folder)
-        recording = read_recording(folder / "forward.h5", name="recorded")
+        recording = read_goldens(folder / "forward.h5", name="recorded")
         projection, rotary = epibert.recorded_constants(recording)
         port = EpiBERTRampage(config)
         transplant(checkpoint, port, constants=(projection, rotary, recording.name))

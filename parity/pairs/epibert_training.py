@@ -22,7 +22,7 @@ from parity.keras_training import KerasTraining
 from parity.layer_map import LayerMap
 from parity.pairs import epibert
 from parity.records import Comparison, NotCompared, Reading
-from parity.reference import Recording, read_array
+from parity.reference import Goldens, read_array
 from parity.torch_training import TorchTraining
 from parity.trace import Sample, attempt
 from parity.training import (
@@ -687,7 +687,7 @@ RECORDED_STEPS = (1, 5)
 RECORDED_SCHEDULE = {"peak": 1e-4, "warmup": 5, "decay": 100, "floor": 0.1}
 
 
-def recorded_targets(recording: Recording) -> Targets:
+def recorded_targets(recording: Goldens) -> Targets:
     """What the losses take beside the output, in a recording."""
     mask = np.asarray(recording.inputs["mask"]).astype(np.int32)
     return {

@@ -17,7 +17,7 @@ from parity.pairs.epibert_faults.catalogue import CATALOGUE
 from parity.pairs.epibert_faults.model import ATTENTION, norm_in_its_inputs_precision
 from parity.pairs.epibert_faults.subject import FINETUNING, PRETRAINING, Subject, set_forward
 from parity.pairs.epibert_run import load_case
-from parity.reference import LiveReference, read_recording
+from parity.reference import LiveReference, read_goldens
 from torch_impl import EpiBERTRampage
 from weights import transplant
 
@@ -100,7 +100,7 @@ def test_a_fine_tuning_port_without_a_fault_is_proven(rampage_bench):
 def test_recorded_numbers_of_the_fine_tuning_model_name_the_first_layer_that_shows_a_fault(goldens, name):
     fault = CATALOGUE[name]
     config, checkpoint = load_case(goldens / FINETUNING)
-    recording = read_recording(goldens / FINETUNING / "forward.h5", name="recorded")
+    recording = read_goldens(goldens / FINETUNING / "forward.h5", name="recorded")
     port = EpiBERTRampage(config)
     transplant(checkpoint, port, constants=(*epibert.recorded_constants(recording), "recorded"))
     assert {row.status for row in epibert.compare_with_recording(port, recording)} == {Status.PASS}

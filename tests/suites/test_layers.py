@@ -7,7 +7,7 @@ import pytest
 from parity import Reading
 from parity.pairs import epibert
 from parity.pairs.epibert_run import load_case
-from parity.reference import read_recording
+from parity.reference import read_goldens
 from parity.second_look import place
 from tests.suites.rungs import CASES, MODES, PRECISIONS, assert_all_pass, assert_gate, layers_read, pick
 
@@ -33,7 +33,7 @@ def test_every_recorded_layer(ladder, goldens, case, precision):
     rows = [
         row for gate in ("layers", "blocks") for row in pick(ladder, gate, case=f"{case} recorded", precision=precision)
     ]
-    recording = read_recording(goldens / case / "forward.h5", name=case)
+    recording = read_goldens(goldens / case / "forward.h5", name=case)
     recorded = {f"{path}@{call}" if call else path for path, call in recording.traces[precision].calls}
     assert layers_read(rows, Reading.ACCUMULATED) == recorded
     assert_all_pass(rows)

@@ -22,7 +22,7 @@ from parity.pairs.epibert_training import (
     training_config,
     zero_gradients,
 )
-from parity.reference import read_recording
+from parity.reference import read_goldens
 from parity.training import GROUPS, LOSS, METRIC, MOMENTS, SCHEDULE
 from tests.suites.rungs import MODES, PRECISIONS, assert_all_pass, assert_gate, layers_read, pick
 from torch_impl import EpiBERTRampage
@@ -90,7 +90,7 @@ def test_every_recorded_layer_and_output(rampage_ladder, goldens, case, precisio
         for gate in ("layers", "blocks")
         for row in pick(rampage_ladder, gate, case=f"{case} recorded", precision=precision)
     ]
-    recording = read_recording(goldens / case / "forward.h5", name=case)
+    recording = read_goldens(goldens / case / "forward.h5", name=case)
     recorded = {f"{path}@{call}" if call else path for path, call in recording.traces[precision].calls}
     assert layers_read(rows, Reading.ACCUMULATED) == recorded
     for mode in MODES:

@@ -24,7 +24,7 @@ from parity.pairs.epibert_faults.training import raises
 from parity.pairs.epibert_run import load_case
 from parity.pairs.epibert_training import PORT, PortTraining
 from parity.records import GateStatus
-from parity.reference import read_recording
+from parity.reference import read_goldens
 from parity.training import LOSS, METRIC, OPTIMIZER, SCHEDULE
 from torch_impl import EpiBERTRampage
 from weights import transplant
@@ -159,7 +159,7 @@ def test_recorded_functions_find_a_fault_and_say_whose_it_is(goldens, name):
 def recorded_finetuning_failures(goldens: Path, training: PortTraining) -> list[Comparison]:
     """What the recorded training finds wrong with these parts."""
     config, checkpoint = load_case(goldens / "R1")
-    recording = read_recording(goldens / "R1" / "forward.h5", name="recorded")
+    recording = read_goldens(goldens / "R1" / "forward.h5", name="recorded")
     port = EpiBERTRampage(config)
     transplant(checkpoint, port, constants=(*epibert.recorded_constants(recording), recording.name))
     rows = epibert_training.compare_recorded_training(

@@ -15,7 +15,7 @@ from parity.pairs.epibert_faults.subject import Subject
 from parity.pairs.epibert_run import GOLDENS, load_case, model_tensors
 from parity.pairs.epibert_training import PORT, LivePair
 from parity.records import Comparison, Culprit, Gate, GateStatus, Status
-from parity.reference import LiveReference, Recording, read_recording
+from parity.reference import Goldens, LiveReference, read_goldens
 from torch_impl import EpiBERT, EpiBERTRampage
 from torch_impl.model import Trunk
 from weights import transplant
@@ -90,7 +90,7 @@ class Bench:
         self.model_name = "EpiBERTRampage" if self.finetuning else "EpiBERT"
         self.stored = model_tensors(self._checkpoint, self.config)
         self.layer_map: LayerMap = epibert.layer_map(self.config, rampage=self.finetuning)
-        self.recording: Recording = read_recording(folder / "forward.h5", name="recorded")
+        self.recording: Goldens = read_goldens(folder / "forward.h5", name="recorded")
         self.inputs = epibert.recorded_inputs(self.recording)
         self._sound: dict[str, tuple[Comparison, ...]] = {}
 

@@ -22,7 +22,7 @@ from parity.ladder import (
     judge,
     tolerance_of,
 )
-from parity.reference import Recording
+from parity.reference import Goldens
 from parity.second_look import SURE
 from parity.stream import Stream
 from parity.torch_side import TorchSide
@@ -628,7 +628,7 @@ def test_the_row_of_the_table_follows_from_precision_and_reading(precision, firs
 # --- a recording ------------------------------------------------------------------------------------------------------
 
 
-def recording(module: nn.Module) -> tuple[Recording, dict[str, dict[str, dict[str, np.ndarray]]]]:
+def recording(module: nn.Module) -> tuple[Goldens, dict[str, dict[str, dict[str, np.ndarray]]]]:
     side = TorchSide(module, NET)
     traces, finals, state = {}, {}, {}
     for precision in ("float64", "float32"):
@@ -644,7 +644,7 @@ def recording(module: nn.Module) -> tuple[Recording, dict[str, dict[str, dict[st
         finals[precision, "eager"] = finals[precision, "graph"] = trace.calls["", 0].outputs[:1]
         finals[precision, "training"] = trained.calls["", 0].outputs[:1]
         state[precision] = trained.state
-    found = Recording(name="recorded", traces=traces, finals=finals, state={}, inputs={}, constants={})
+    found = Goldens(name="recorded", traces=traces, finals=finals, state={}, inputs={}, constants={})
     return found, state
 
 
@@ -678,7 +678,7 @@ def test_against_a_recording_only_the_first_layer_that_differs_is_named_and_as_u
 
 
 def without(path: str):
-    def change(found: Recording) -> Recording:
+    def change(found: Goldens) -> Goldens:
         traces = {
             precision: Trace(calls={key: call for key, call in trace.calls.items() if key[0] != path})
             for precision, trace in found.traces.items()
@@ -698,7 +698,7 @@ def test_a_layer_that_the_recorded_model_does_not_have_is_left_out():
 
 
 def test_a_recorded_layer_that_no_row_mentions_fails():
-    def more(found: Recording) -> Recording:
+    def more(found: Goldens) -> Goldens:
         call = Call(path="other", index=0, order=0, inputs=None, outputs=(np.ones(1),))
         traces = {
             precision: Trace(calls={**trace.calls, ("other", 0): call}) for precision, trace in found.traces.items()

@@ -17,7 +17,7 @@ from parity.keras_side import KerasSide, layers_by_path
 from parity.ladder import find_culprits
 from parity.pairs import epibert, find_pair
 from parity.pairs.epibert_run import load_case, model_tensors
-from parity.reference import Recording, read_recording
+from parity.reference import Goldens, read_goldens
 from parity.tolerances import TABLE
 from tests.assertions import assert_same
 from torch_impl import EpiBERT, EpiBERTConfig
@@ -34,7 +34,7 @@ class Case:
     config: EpiBERTConfig
     stored: Mapping[str, np.ndarray]
     checkpoint: object
-    recording: Recording
+    recording: Goldens
 
     def port(self) -> EpiBERT:
         port = EpiBERT(self.config)
@@ -51,7 +51,7 @@ def cases(goldens) -> dict[str, Case]:
     found = {}
     for name in CASES:
         config, checkpoint = load_case(goldens / name)
-        recording = read_recording(goldens / name / "forward.h5", name="recorded")
+        recording = read_goldens(goldens / name / "forward.h5", name="recorded")
         found[name] = Case(config, model_tensors(checkpoint, config), checkpoint, recording)
     return found
 
@@ -354,7 +354,7 @@ def test_the_weight_map_of_the_report_has_a_row_and_a_hash_for_every_tensor(case
 # --- recorded numbers -------------------------------------------------------------------------------------------------
 
 
-def exact_only(recording: Recording) -> Recording:
+def exact_only(recording: Goldens) -> Goldens:
     return dataclasses.replace(recording, traces={"float64": recording.traces["float64"]})
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from parity import LayerMap, LayerPair, Reading
-from parity.reference import LiveReference, Recording, read_recording
+from parity.reference import Goldens, LiveReference, read_goldens
 from parity.trace import Sample
 from tests.unit.parity import keras_models
 
@@ -16,8 +16,8 @@ PRECISIONS = ("float64", "float32", "bfloat16")
 
 
 @pytest.fixture(scope="module")
-def recording(goldens) -> Recording:
-    return read_recording(goldens / "P1" / "forward.h5", name="recorded")
+def recording(goldens) -> Goldens:
+    return read_goldens(goldens / "P1" / "forward.h5", name="recorded")
 
 
 @pytest.fixture
@@ -25,8 +25,8 @@ def copy(goldens, tmp_path) -> Path:
     return Path(shutil.copy(goldens / "P1" / "forward.h5", tmp_path / "forward.h5"))
 
 
-def read(path: Path) -> Recording:
-    return read_recording(path, name="recorded")
+def read(path: Path) -> Goldens:
+    return read_goldens(path, name="recorded")
 
 
 # --- recordings -------------------------------------------------------------------------------------------------------
@@ -82,12 +82,12 @@ def test_three_final_outputs_in_each_precision(recording):
 @pytest.mark.parametrize(("case", "heads"), [("R1", 2), ("R2", 1)])
 def test_a_recording_of_several_heads_has_them_all(goldens, case, heads):
     path = goldens / case / "forward.h5"
-    finals = read_recording(path, name="recorded").finals
+    finals = read_goldens(path, name="recorded").finals
     assert {len(outputs) for outputs in finals.values()} == {heads}
     with h5py.File(path) as file:
         assert np.array_equal(finals["bfloat16", "graph"][-1], file["modes/bf16/final_rna_graph"][()])
     with pytest.raises(KeyError, match="none of final_xyz is recorded"):
-        read_recording(path, name="recorded", outputs=("final_xyz",))
+        read_goldens(path, name="recorded", outputs=("final_xyz",))
 
 
 def test_statistics_inputs_and_constants_are_read(recording, goldens):

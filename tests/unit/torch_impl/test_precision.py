@@ -14,7 +14,7 @@ from parity import Reading, Status
 from parity.compare import compare
 from parity.pairs.epibert import recorded_inputs
 from parity.pairs.epibert_training import RECORDED_SCHEDULE, recorded_targets, tensor_pairs, zero_gradients
-from parity.reference import read_recording
+from parity.reference import read_goldens
 from tests.unit.weights.samples import GOLDENS, arguments, prefix
 from torch_impl import EpiBERTConfig
 from torch_impl.epibert_lightning import EpiBERTLightning
@@ -53,7 +53,7 @@ def predicted(choice: str, inputs: list[Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_no_precision_is_farther_from_float64_than_the_originals_may_be(tensorflow, monkeypatch, choice):
-    recording = read_recording(GOLDENS / "P1" / "forward.h5", name="recorded")
+    recording = read_goldens(GOLDENS / "P1" / "forward.h5", name="recorded")
     inputs = [torch.from_numpy(array).float() for array in recorded_inputs(recording)]
     precision, _ = CHOICES[choice]
 
@@ -109,7 +109,7 @@ def trained(choice: str, *, other_bins: bool = False) -> Recorder:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    recording = read_recording(GOLDENS / "P1" / "forward.h5", name="recorded")
+    recording = read_goldens(GOLDENS / "P1" / "forward.h5", name="recorded")
     sequence, atac, motif_activity = (torch.from_numpy(array).float() for array in recorded_inputs(recording))
     targets = {name: torch.from_numpy(np.asarray(array)) for name, array in recorded_targets(recording).items()}
     masks = [targets["mask"], targets["unmask"]]

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from parity.pairs import epibert, epibert_training
-from parity.reference import read_recording
+from parity.reference import read_goldens
 from tests.assertions import assert_same
 from tests.unit.sources import ROOT
 from torch_impl import EpiBERTConfig, rampage_lightning
@@ -86,7 +86,7 @@ def module(monkeypatch) -> Any:
 def recorded(folder: Path) -> tuple[EpiBERTRampageLightning, list[Tensor]]:
     """The module with the recorded weights, constants and settings, in float64, and the recorded batch."""
     config = EpiBERTConfig(**json.loads((folder / "config.json").read_text())["config"])
-    recording = read_recording(folder / "forward.h5", name="recorded")
+    recording = read_goldens(folder / "forward.h5", name="recorded")
     built = EpiBERTRampageLightning(
         config,
         loss_type="poisson_multinomial",
