@@ -202,7 +202,8 @@ def attack(
         only: Names of faults, one or several. The smallest perturbations of layers are then left out, and so are clean
             runs unless --clean is given.
         kind: Faults of one kind alone; the rest as for --only.
-        clean: Ports without a fault to judge: fresh configurations, weights and inputs. 200 by default.
+        clean: Ports without a fault to judge: of 50 small configurations in turn, each with weights and inputs of its
+            own. 200 by default.
         jobs: Processes; as many as there are processors by default.
         rules: Let the decision rules of other projects judge every run as well, and write head_to_head.json, .md, .svg.
         out: Folder for the files.

@@ -23,6 +23,7 @@ from parity.layer_map import LayerMap
 from parity.pairs import epibert
 from parity.records import Comparison, NotCompared, Reading
 from parity.reference import Goldens, read_array
+from parity.second_look import look_again
 from parity.torch_training import TorchTraining
 from parity.trace import Sample, attempt
 from parity.training import (
@@ -69,6 +70,8 @@ TRAINING_BINS = 16
 TRAJECTORY_STEPS = 50
 TRAJECTORY_DRAWS = 3
 STATE_STEPS = (1, 5)
+RUN_APART = 1000
+"""Training runs that are measured again are of batches of other steps: so many later than those of the run before."""
 SCHEDULE_ARGUMENTS: Mapping[str, Any] = {"peak": 1e-3, "warmup": 10, "decay": 30, "floor": 0.1}
 """Warm-up, decay and floor all lie within the trajectory."""
 
@@ -419,11 +422,11 @@ def compare_metrics(port: PortTraining = PORT, *, case: str = "", seed: int = 0)
 
     from tf_reference import metrics
 
+    # Predictions that follow the target: what correlates by chance alone is left of terms that cancel, and in float32
+    # may be rounding.
     generator = Draws(seed).generator("metrics")
-    batches = [
-        (generator.gamma(1.0, 4.0, size=(2, 30 + index, 1)), generator.gamma(0.5, 8.0, size=(2, 30 + index, 1)))
-        for index in range(4)
-    ]
+    truth = [generator.gamma(0.5, 8.0, size=(2, 30 + index, 1)) for index in range(4)]
+    batches = [(0.5 * true + 0.25 * generator.gamma(1.0, 4.0, size=true.shape), true) for true in truth]
     for name, make in port.metrics.items():
         for precision, dtype, tensorflow_dtype in (
             ("float64", torch.float64, "float64"),
@@ -1181,9 +1184,11 @@ class LivePair:
             if pair.trainable
         }
 
-    def gradients(self, precision: str) -> Backward:
-        """The reference's pass on the first batch."""
+    def gradients(self, precision: str, step: int = 0) -> Backward:
+        """The reference's pass on the batch of a step; that on the first is remembered."""
         reference = self.reference(precision, **GRADIENT_RECIPE)
+        if step:
+            return reference.gradients(*self.batch(step))
         return self._remember(("gradients", precision), lambda: reference.gradients(*self.batch(0)))
 
     def given_gradients(self, scale: float) -> list[dict[str, np.ndarray]]:
@@ -1210,14 +1215,19 @@ class LivePair:
             ("steps", optimizer, scale), lambda: reference.steps(self.given_gradients(scale), self.tensors)
         )
 
-    def run(self, precision: str, steps: int, *, perturbed: int | None = None) -> list[Snapshot]:
-        """The reference's training run, as it is or perturbed in every step."""
+    def batches(self, number: int) -> Callable[[int], tuple[Inputs, Targets]]:
+        """Those of a training run of a number; dropouts go by the batch as well."""
+        return lambda step: self.batch(number * RUN_APART + step)
+
+    def run(self, precision: str, steps: int, *, perturbed: int | None = None, number: int = 0) -> list[Snapshot]:
+        """The reference's training run of a number, as it is or perturbed in every step; the first is remembered."""
         reference = self.reference(precision)
         disturb = None if perturbed is None else functools.partial(perturb, draw=perturbed)
-        return self._remember(
-            ("run", precision, steps, perturbed),
-            lambda: reference.run(self.batch, steps, self.tensors, disturb=disturb),
-        )
+
+        def run() -> list[Snapshot]:
+            return reference.run(self.batches(number), steps, self.tensors, disturb=disturb)
+
+        return run() if number else self._remember(("run", precision, steps, perturbed), run)
 
     def _remember(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         if key not in self._remembered:
@@ -1226,7 +1236,10 @@ class LivePair:
 
 
 def live_gradients(pair: LivePair, *, case: str = "", precisions: Sequence[str] = PRECISIONS) -> Iterator[Comparison]:
-    """The gradients rung: every layer in isolation and end to end in float64, end to end in float32."""
+    """The gradients rung: every layer in isolation and end to end in float64, end to end in float32.
+
+    A ratio of float32 that fails is measured on other batches (``parity.second_look``).
+    """
     inputs, targets = pair.batch(0)
     truth = pair.gradients("float64")
     side = pair.side(**GRADIENT_RECIPE)
@@ -1243,17 +1256,23 @@ def live_gradients(pair: LivePair, *, case: str = "", precisions: Sequence[str] 
             case=case,
         )
     if "float32" in precisions:
-        yield from compare_gradients(
-            side.gradients(inputs, targets, precision="float32"),
-            truth,
-            pair.tensors,
-            pair.layer_map,
-            reading=Reading.ACCUMULATED,
-            precision="float32",
-            tolerance="gradient_float32",
-            own=pair.gradients("float32"),
-            case=case,
-        )
+
+        def measured(step: int) -> tuple[Comparison, ...]:
+            return tuple(
+                compare_gradients(
+                    side.gradients(*pair.batch(step), precision="float32"),
+                    pair.gradients("float64", step),
+                    pair.tensors,
+                    pair.layer_map,
+                    reading=Reading.ACCUMULATED,
+                    precision="float32",
+                    tolerance="gradient_float32",
+                    own=pair.gradients("float32", step),
+                    case=case,
+                )
+            )
+
+        yield from look_again(measured(0), measured)
 
 
 def live_steps(
@@ -1306,15 +1325,27 @@ def live_runs(
     draws: int = TRAJECTORY_DRAWS,
     with_trajectory: bool = True,
 ) -> Iterator[Comparison]:
-    """Whole training runs: the state that they leave behind (float64), and the trajectory."""
+    """Whole training runs: the state that they leave behind (float64), and the trajectory.
+
+    A ratio of float32 that fails is measured on runs of other batches (``parity.second_look``).
+    """
     count = steps if with_trajectory else max(STATE_STEPS)
-    truth = pair.run(precision, count)
-    observed = pair.side().run(pair.batch, count, pair.tensors, precision=precision)
+    side = pair.side()
+
+    def observed(number: int) -> list[Snapshot]:
+        return side.run(pair.batches(number), count, pair.tensors, precision=precision)
+
+    def measured(number: int, found: Sequence[Snapshot] | None = None) -> tuple[Comparison, ...]:
+        found = observed(number) if found is None else found
+        perturbed = [pair.run(precision, count, perturbed=draw, number=number) for draw in range(draws)]
+        truth = pair.run(precision, count, number=number)
+        return tuple(compare_trajectory(found, truth, perturbed, steps=count, precision=precision, case=case))
+
+    first = observed(0)
     if precision == "float64":
-        yield from compare_state(observed, truth, pair.tensors, steps=STATE_STEPS, case=case)
+        yield from compare_state(first, pair.run(precision, count), pair.tensors, steps=STATE_STEPS, case=case)
     if with_trajectory:
-        perturbed = [pair.run(precision, count, perturbed=draw) for draw in range(draws)]
-        yield from compare_trajectory(observed, truth, perturbed, steps=count, precision=precision, case=case)
+        yield from look_again(measured(0, first), measured)
 
 
 def perturb(key: str, step: int, value: np.ndarray, *, draw: int) -> np.ndarray:

@@ -22,10 +22,13 @@ from parity.pairs.epibert_faults.optimizers import PlainAdam, Rule
 from parity.pairs.epibert_faults.subject import FINETUNING, PRETRAINING, Subject
 from parity.pairs.epibert_faults.training import raises
 from parity.pairs.epibert_run import load_case
-from parity.pairs.epibert_training import PORT, PortTraining
+from parity.pairs.epibert_training import PORT, LivePair, PortTraining
 from parity.records import GateStatus
 from parity.reference import read_goldens
-from parity.training import LOSS, METRIC, OPTIMIZER, SCHEDULE
+from parity.second_look import SURE
+from parity.tolerances import TABLE
+from parity.torch_training import TorchTraining
+from parity.training import LOSS, METRIC, OPTIMIZER, SCHEDULE, Backward, Snapshot
 from torch_impl import EpiBERTRampage
 from weights import transplant
 
@@ -207,6 +210,60 @@ def test_moments_that_are_wrong_in_float32_alone_are_found_by_the_trajectory(ben
         found[name] = [row for row in rows if row.status is not Status.PASS]
     assert found["sound"] == []
     assert any(row.quantity.startswith("exp_avg at") for row in found["narrow"])
+
+
+BY_CHANCE = pytest.mark.parametrize("always", [False, True], ids=["by chance", "always"])
+TENSOR = "conv_tower.3.block.conv.weight"
+
+
+@pytest.mark.slow
+@BY_CHANCE
+def test_a_gradient_off_in_float32_is_measured_on_other_batches(bench, monkeypatch, always):
+    pair = bench.training_pair.of(bench.port(training=True))
+    (before,) = (row for row in float32_gradients(pair) if row.port == TENSOR)
+    gradients = TorchTraining.gradients
+
+    def moved(self: Any, *arguments: Any, **options: Any) -> Backward:
+        found = gradients(self, *arguments, **options)
+        factor = 1 + 2 * (before.limit or 0.0) * (always or self.draws.step == 0)
+        return dataclasses.replace(found, parameters={**found.parameters, TENSOR: found.parameters[TENSOR] * factor})
+
+    monkeypatch.setattr(TorchTraining, "gradients", moved)
+    (row,) = (row for row in float32_gradients(pair) if row.looks)
+    assert_judged(row, before, always=always)
+
+
+@pytest.mark.slow
+@BY_CHANCE
+def test_a_trajectory_off_in_float32_is_measured_on_runs_of_other_batches(bench, monkeypatch, always):
+    pair = bench.training_pair.of(bench.port(training=True))
+
+    def rows() -> list[Comparison]:
+        return list(epibert_training.live_runs(pair, "float32", 1, draws=1))
+
+    (before,) = (row for row in rows() if row.quantity == "exp_avg at step 1")
+    run = TorchTraining.run
+
+    def moved(self: Any, *arguments: Any, **options: Any) -> list[Snapshot]:
+        (found,) = run(self, *arguments, **options)
+        factor = 1 + 2 * (before.limit or 0.0) * (always or self.draws.step == 0)
+        return [dataclasses.replace(found, exp_avg={name: factor * array for name, array in found.exp_avg.items()})]
+
+    monkeypatch.setattr(TorchTraining, "run", moved)
+    (row,) = (row for row in rows() if row.looks)
+    assert_judged(row, before, always=always)
+
+
+def float32_gradients(pair: LivePair) -> list[Comparison]:
+    return list(epibert_training.live_gradients(pair, precisions=("float32",)))
+
+
+def assert_judged(row: Comparison, before: Comparison, *, always: bool) -> None:
+    """It is the row that was moved, looked at again, and judged by all looks."""
+    assert (row.port, row.quantity, before.status) == (before.port, before.quantity, Status.PASS)
+    assert row.status is (Status.FAIL if always else Status.PASS)
+    assert len(row.looks) == 1 + (SURE if always else TABLE[row.tolerance].looks)
+    assert row.looks[0].error == pytest.approx(2 * (before.limit or 0.0), rel=0.5)
 
 
 @pytest.mark.parametrize("part", ["adam", "schedule"])

@@ -14,6 +14,7 @@ import torch
 import benchmarks.command
 from parity import command
 from parity.attack import report as attack_report
+from parity.attack.campaign import CONFIGURATIONS
 from parity.attack.records import Campaign
 from parity.environment import describe_environment
 from parity.ladder import GATES
@@ -513,6 +514,10 @@ def test_the_catalogue_of_faults_is_listed_and_nothing_is_done(tmp_path, capsys,
     assert attack_status("--kind", "constants", "--list") == command.PROVEN
     assert "Gaussian" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_the_number_of_configurations():
+    assert f"of {CONFIGURATIONS} small configurations" in (command.attack.__doc__ or "")
 
 
 @pytest.mark.parametrize("found", [True, False])
