@@ -51,8 +51,8 @@ REFERENCE_WAYS = {"forward": ("eager", "graph"), "training": ("graph",)}
 SAME_WORK = {"float32": 1e-3, "bfloat16": 3e-1}
 SAME_LOSS = 0.2
 """Of steps, whose dropout draws other numbers on either side."""
-# Of both sides. Where OpenMP's threads wait by spinning, any other process on a core stops all of them.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+# Of both sides, whose threads wait as they do where nobody says otherwise.
+ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 PACKAGES = ("torch", "tensorflow", "tf_keras", "numpy")
 
 

@@ -164,6 +164,7 @@ def prepare_port(job: dict[str, Any], folder: Path) -> Callable[[], np.ndarray]:
     from torch_impl.rampage import EpiBERTRampage, optimizer_parts
 
     torch.set_num_threads(job["threads"])
+    keep_freed_memory()  # as the Lightning modules do
     arguments, tensors, arrays = _read(folder)
     config = EpiBERTConfig(**arguments)
     name = job.get("model", "pretrain")
@@ -180,7 +181,6 @@ def prepare_port(job: dict[str, Any], folder: Path) -> Callable[[], np.ndarray]:
     inputs = [given[name] for name in _INPUTS]
 
     if job.get("kind", "forward") == "training":
-        keep_freed_memory()  # as the Lightning modules do
         model.train()
         if job["way"] == "checkpointed":
             checkpoint_activations(model)

@@ -23,7 +23,14 @@ from torch_impl.losses import POISSON, masked_loss
 from torch_impl.metrics import R2, PearsonR
 from torch_impl.model import EpiBERT
 from torch_impl.optim import CosineWarmup, KerasAdam, KerasAdamW, decay_groups
-from torch_impl.training_settings import check_rounding, check_settings, choose_tf32, repeated_examples
+from torch_impl.training_settings import (
+    check_rounding,
+    check_settings,
+    choose_tf32,
+    free_gradients,
+    repeated_examples,
+    save_memory,
+)
 
 Batch = Sequence[Tensor]
 """Sequence (B, L, 4), masked accessibility (B, A, 1), mask, unmask and target (B, N, 1 each), motif activity (B, 1, M):
@@ -130,6 +137,7 @@ class EpiBERTLightning(lightning.LightningModule):
         """
         check_rounding(self.faithful_bf16, self.trainer.precision)
         choose_tf32(self.tf32)
+        save_memory(self.trainer)
         data = getattr(getattr(self.trainer, "datamodule", None), "config", None)
         check_lengths(self.model.config, data, finetuning=None if stage == "predict" else False)
 
@@ -144,6 +152,9 @@ class EpiBERTLightning(lightning.LightningModule):
             total_weight=self.total_weight,
             unmask=unmask if self.unmask_loss else None,
         )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        free_gradients(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         sequence, atac, _, _, _, motif_activity = batch

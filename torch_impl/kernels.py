@@ -30,6 +30,7 @@ LONG_PIECE = 1 << 13
 """Positions in one product of a weight gradient."""
 FEW_FACTORS = 256
 """Of input channels and positions of a kernel together."""
+_MARK = "_normalization"
 GELU_SLOPE = 2 * math.sqrt(2 / math.pi)
 
 
@@ -82,12 +83,12 @@ class Normalization(NamedTuple):
 
     def mark(self, normalized: Tensor) -> None:
         """Writes on the normalised activation that it is this."""
-        normalized.__dict__["normalization"] = (normalized._version, self)
+        setattr(normalized, _MARK, (normalized._version, self))
 
     @staticmethod
     def of(x: Tensor) -> "Normalization | None":
         """What a tensor was marked with, unless it was changed since."""
-        version, found = vars(x).get("normalization", (None, None))
+        version, found = getattr(x, _MARK, (None, None))
         return found if version == x._version else None
 
 
@@ -197,12 +198,12 @@ class TanhGELUByPieces(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "*shape"]) -> tuple[Tensor, None, None]:
-        slopes = gradient.contiguous()
+        saved, slopes = ctx.saved_tensors, gradient.contiguous()
         result = torch.empty_like(slopes)
-        if len(ctx.saved_tensors) == 1:
-            all_pieces = [tensor.contiguous().view(-1).split(PIECE) for tensor in (*ctx.saved_tensors, slopes, result)]
+        if len(saved) == 1:
+            all_pieces = [tensor.contiguous().view(-1).split(PIECE) for tensor in (*saved, slopes, result)]
         else:
-            source = Normalization(*ctx.saved_tensors)
+            source = Normalization(*saved)
             all_pieces = [source.pieces(), *(_pieces(tensor.flatten(0, -2)) for tensor in (slopes, result))]
         for piece, slope, found in zip(*all_pieces, strict=True):
             wide = _at_least_float32(piece)
@@ -226,14 +227,15 @@ class DroppedOut(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Float[Tensor, "*shape"], rate: float) -> Float[Tensor, "*shape"]:
         seed = int(torch.randint(torch.iinfo(torch.int64).max, ()))
-        ctx.keep = torch.from_numpy(random_mask(x.numel(), rate, seed)).view(x.shape)
-        ctx.scale = x.new_tensor(1 / (1 - rate))
-        return torch.mul(x, ctx.keep).mul_(ctx.scale)
+        keep, scale = torch.from_numpy(random_mask(x.numel(), rate, seed)).view(x.shape), x.new_tensor(1 / (1 - rate))
+        ctx.save_for_backward(keep, scale)
+        return torch.mul(x, keep).mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Float[Tensor, "*shape"]) -> tuple[Tensor, None]:
-        return torch.mul(gradient, ctx.keep).mul_(ctx.scale), None
+        keep, scale = ctx.saved_tensors
+        return torch.mul(gradient, keep).mul_(scale), None
 
 
 def tanh_gelu(x: Float[Tensor, "*shape"], cubic: float) -> Float[Tensor, "*shape"]:

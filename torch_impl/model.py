@@ -498,7 +498,7 @@ class Conv1d(nn.Conv1d):
         nn.init.zeros_(cast(Tensor, self.bias))
 
     def forward(self, x: Float[Tensor, "B L C"]) -> Float[Tensor, "B L c"]:
-        if self.kernel_size[0] == 1:
+        if self.kernel_size[0] == 1 and not worthwhile(x):
             return _linear(x, self.weight.squeeze(-1), self.bias)
         left, right = (self.kernel_size[0] - 1) // 2, self.kernel_size[0] // 2
         image, weight, bias = _image(x), self.weight.to(x.dtype), cast(Tensor, self.bias).to(x.dtype)

@@ -47,7 +47,7 @@ class KerasAdam(torch.optim.Adam):
         global_clipnorm: Largest norm of the gradient over all groups together; None does not clip. As with
             ``clip_grad_norm_``, clipped gradients stay in ``.grad``. A norm that is not finite makes all gradients NaN.
         foreach: As in ``torch.optim.Adam``.
-        fused: As in ``torch.optim.Adam``.
+        fused: As in ``torch.optim.Adam``; on processors it is what is taken unless another is asked for.
 
     Raises:
         ValueError: ``global_clipnorm`` is not positive, or torch refuses another argument.
@@ -128,7 +128,7 @@ class KerasAdam(torch.optim.Adam):
                 decayed = torch._foreach_mul(parameters, weight_decay)  # pyright: ignore[reportPrivateImportUsage]
                 torch._foreach_sub_(parameters, decayed, alpha=lr)  # pyright: ignore[reportPrivateImportUsage]
             fused = group["fused"]
-            if fused is None and not group["foreach"] and all(p.device.type == "cpu" for p in parameters):
+            if fused is None and group["foreach"] is None and all(p.device.type == "cpu" for p in parameters):
                 # A pass over memory instead of nine. It takes no notice of the strides of a gradient.
                 fused = True
             if fused:

@@ -23,7 +23,14 @@ from torch_impl.finetuning_metrics import FinetuningMetrics
 from torch_impl.losses import POISSON, FinetuningLoss, finetuning_loss
 from torch_impl.optim import CosineWarmup, JointOptimizer, KerasAdamW, decay_groups
 from torch_impl.rampage import EpiBERTRampage, optimizer_parts
-from torch_impl.training_settings import check_counted_once, check_rounding, check_settings, choose_tf32
+from torch_impl.training_settings import (
+    check_counted_once,
+    check_rounding,
+    check_settings,
+    choose_tf32,
+    free_gradients,
+    save_memory,
+)
 
 Batch = Sequence[Tensor]
 """Sequence (B, L, 4), masked accessibility (B, A, 1), mask, unmask and target (B, N, 1 each), motif activity (B, 1, M),
@@ -148,6 +155,7 @@ class EpiBERTRampageLightning(lightning.LightningModule):
         """As ``EpiBERTLightning.setup``."""
         check_rounding(self.faithful_bf16, self.trainer.precision)
         choose_tf32(self.tf32)
+        save_memory(self.trainer)
         data = getattr(getattr(self.trainer, "datamodule", None), "config", None)
         check_lengths(self.model.config, data, finetuning=None if stage == "predict" else True)
 
@@ -174,6 +182,9 @@ class EpiBERTRampageLightning(lightning.LightningModule):
             total_weight=self.total_weight,
             atac_scale=self.atac_scale,
         )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        free_gradients(self)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, ""]:
         self._first_step_seen |= batch_idx == 0

@@ -8,6 +8,7 @@ import torch
 
 from torch_impl.checkpointing import TrainingError
 from torch_impl.losses import LOSS_TYPES
+from torch_impl.memory import keep_freed_memory
 
 Accepts = Callable[[Any], bool]
 
@@ -93,6 +94,27 @@ def choose_tf32(allowed: bool) -> None:
     """
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def save_memory(trainer: Any) -> None:
+    """On a processor, lets the process keep what a pass frees, for the next.
+
+    Args:
+        trainer: A Trainer about to do anything.
+    """
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+
+
+def free_gradients(module: Any) -> None:
+    """Drops the gradients of the last step before the forward pass of the next; Lightning does after it.
+
+    Args:
+        module: A LightningModule in training. Gradients that add up over several batches stay.
+    """
+    if module.trainer.accumulate_grad_batches == 1:
+        for parameter in module.parameters():
+            parameter.grad = None
 
 
 def repeated_examples(loader: Any, batch_idx: int) -> int:

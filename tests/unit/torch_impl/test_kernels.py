@@ -10,8 +10,16 @@ from torch import Tensor
 from tests.assertions import assert_same
 from torch_impl import EpiBERTConfig, kernels
 from torch_impl import model as model_module
-from torch_impl.kernels import Convolution, NormalizedBatch, TanhGELUByPieces, WeightedMean, tanh_gelu
-from torch_impl.model import ConvBlock, SoftmaxPool
+from torch_impl.kernels import (
+    Convolution,
+    DroppedOut,
+    Normalization,
+    NormalizedBatch,
+    TanhGELUByPieces,
+    WeightedMean,
+    tanh_gelu,
+)
+from torch_impl.model import BatchNorm, ConvBlock, Dropout, SoftmaxPool
 
 CUBIC = EpiBERTConfig().gelu_cubic_coefficient
 
@@ -21,6 +29,7 @@ def short_pieces(monkeypatch):
     monkeypatch.setattr(kernels, "PIECE", 40)
     monkeypatch.setattr(kernels, "SHORT_SUM", 3)
     monkeypatch.setattr(kernels, "LONG_PIECE", 4)
+    monkeypatch.setattr(kernels, "FEW_FACTORS", 15)
     torch.manual_seed(0)
 
 
@@ -41,11 +50,40 @@ def plain_gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + CUBIC * x**3)))
 
 
+def normalized_gelu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    norm = BatchNorm(5, 1e-5, 0.9).double().train()
+    normalized = torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (x,))
+    value = TanhGELUByPieces.apply(normalized, CUBIC, Normalization.of(normalized))
+    # Kept are the norm's input and three vectors; what was normalised could be overwritten.
+    assert len(value.grad_fn.saved_tensors) == 4
+    normalized.detach().fill_(torch.nan)
+    return value
+
+
+def again(draw: Callable[[], Tensor]) -> Tensor:
+    torch.manual_seed(7)
+    return draw()
+
+
+def mask_of(x: Tensor, rate: float) -> Tensor:
+    return again(lambda: DroppedOut.apply(torch.ones_like(x), rate)).ne(0).detach()
+
+
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[int, ...]]]] = {
     "convolution": (
         lambda x, weight, bias: Convolution.apply(x, weight, bias, False),
         lambda x, weight, bias: F.conv1d(x.mT, weight, bias, padding=2).mT,
         [(2, 11, 5), (3, 5, 5), (3,)],
+    ),
+    "convolution of few channels": (
+        lambda x, weight, bias: Convolution.apply(x, weight, bias, False),
+        lambda x, weight, bias: F.conv1d(x.mT, weight, bias, padding=2).mT,
+        [(2, 11, 3), (4, 3, 5), (4,)],
+    ),
+    "convolution of single positions": (
+        lambda x, weight, bias: Convolution.apply(x, weight, bias, False),
+        lambda x, weight, bias: F.conv1d(x.mT, weight, bias).mT,
+        [(2, 11, 16), (3, 16, 1), (3,)],
     ),
     "kernel longer than the sequence": (
         lambda x, weight, bias: Convolution.apply(x, weight, bias, False),
@@ -59,6 +97,16 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], list[tuple[
     ),
     "pool": (WeightedMean.apply, plain_mean, [(2, 7, 2, 5), (2, 7, 2, 1)]),
     "gelu": (lambda x: TanhGELUByPieces.apply(x, CUBIC), plain_gelu, [(3, 31)]),
+    "gelu of what is normalised again": (
+        lambda x, weight, bias: normalized_gelu(x, weight, bias),
+        lambda x, weight, bias: plain_gelu(plain_norm(x, weight, bias)),
+        [(2, 11, 5), (5,), (5,)],
+    ),
+    "dropout": (
+        lambda x: again(lambda: DroppedOut.apply(x, 0.3)),
+        lambda x: x * mask_of(x, 0.3) / (1 - 0.3),
+        [(7, 31)],
+    ),
 }
 
 
@@ -122,3 +170,41 @@ def test_layers_of_a_model_use_them_and_compute_the_same(monkeypatch, training):
     own = {"ConvolutionBackward", "WeightedMeanBackward", "TanhGELUByPiecesBackward"}
     assert (own | ({"NormalizedBatchBackward"} if training else set())) <= used[0]
     assert not own & used[1]
+
+
+def test_what_changed_since_it_was_normalised_is_kept_itself():
+    norm = BatchNorm(5, 1e-5, 0.9).train()
+    normalized = norm(torch.randn(2, 11, 5))
+    assert Normalization.of(normalized) is not None
+    assert Normalization.of(normalized * 1) is None
+    with torch.no_grad():
+        normalized.mul_(2)
+    assert Normalization.of(normalized) is None
+
+
+def test_no_function_has_a_second_derivative():
+    x = drawn(3, 31)
+    for value in (DroppedOut.apply(x, 0.5), TanhGELUByPieces.apply(x, CUBIC)):
+        given = torch.ones_like(value).requires_grad_()
+        (slope,) = torch.autograd.grad(value, x, given, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            slope.sum().backward()
+
+
+def test_masks_come_from_the_state_of_pytorchs_generator():
+    dropout, x = Dropout(0.25).train(), torch.ones(1000)
+    state = torch.get_rng_state()
+    first, second = dropout(x), dropout(x)
+    torch.set_rng_state(state)
+    assert torch.equal(dropout(x), first)
+    assert not torch.equal(first, second)
+    assert sorted(set(first.tolist())) == pytest.approx([0, 4 / 3])
+    assert torch.equal(dropout.eval()(x), x)
+
+
+def test_whoever_replaces_pytorchs_dropout_is_asked(monkeypatch):
+    asked = []
+    monkeypatch.setattr(F, "dropout", lambda x, *_: asked.append(x.shape) or x)
+    x = torch.ones(3, 4)
+    assert torch.equal(Dropout(0.25).train()(x), x)
+    assert asked == [(3, 4)]

@@ -24,6 +24,7 @@ from torch_impl.optim import CosineWarmup, JointOptimizer, KerasAdam, KerasAdamW
 from weights import read_checkpoint
 
 KERNELS: dict[str, dict[str, Any]] = {
+    "default": {},
     "for-loop": {"foreach": False},
     "foreach": {"foreach": True},
     "fused": {"fused": True},
@@ -108,6 +109,19 @@ def test_updates_are_keras(kernel, clip, scale):
             lambda p, d=decay: KerasAdamW(p, eps=EPSILON, weight_decay=d, global_clipnorm=clip, **KERNELS[kernel]),
         )  # fmt: skip
         assert_same(moved(got, weights), moved(expected, weights), "optimizer_update")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradients_may_lie_otherwise_in_memory_than_their_weights(kernel):
+    weights, gradients = draws(1)
+    expected, _ = port(weights, gradients, RATES[1:2], lambda p: KerasAdam(p, **KERNELS[kernel]))
+    parameters = [nn.Parameter(torch.tensor(w)) for w in weights]
+    optimizer = KerasAdam(parameters, lr=RATES[1], **KERNELS[kernel])
+    for parameter, gradient in zip(parameters, gradients[0], strict=True):
+        parameter.grad = torch.tensor(gradient.T.copy()).permute(*reversed(range(gradient.ndim)))
+    assert any(p.grad is not None and p.grad.stride() != p.stride() for p in parameters)
+    optimizer.step()
+    assert all(torch.equal(got.detach(), other) for got, other in zip(parameters, expected, strict=True))
 
 
 @pytest.mark.parametrize("mistake", ["epsilon", "clip epsilon", "powers", "decay unscaled", "decay after the step"])

@@ -1,6 +1,7 @@
 """Random numbers and constants without TensorFlow: published vectors, recordings of the original, live TensorFlow."""
 
 import functools
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch_impl.random import (
     Generator,
     _philox_4x32,
     projection_matrix,
+    random_mask,
     rotary_table,
     round_to_bfloat16,
     stateless_bits,
@@ -258,6 +260,32 @@ def test_projection_matrix_is_live_tensorflows(m, d, seed):
 def test_a_seed_beyond_32_bits_is_refused():
     with pytest.raises(OverflowError):
         projection_matrix(8, 4, 2**31)
+
+
+@pytest.mark.parametrize("rate", [0.0625, 0.2])
+def test_a_mask_drops_each_with_the_same_probability(rate):
+    masks = np.stack([random_mask(4001, rate, seed) for seed in range(100)])
+    assert masks.dtype == bool
+    # Five standard deviations, of all and of the sums by place and by seed, whose squares add up to chi-square.
+    count = masks.size
+    assert abs((~masks).sum() - rate * count) < 5 * math.sqrt(count * rate * (1 - rate))
+    for axis in (0, 1):
+        sums, size = (~masks).sum(axis=axis), masks.shape[axis]
+        chi_square = ((sums - rate * size) ** 2).sum() / (size * rate * (1 - rate))
+        assert abs(chi_square - len(sums)) < 5 * math.sqrt(2 * len(sums))
+
+
+def test_neighbours_in_a_mask_are_independent():
+    dropped = ~random_mask(10**6, 0.2, 3)
+    both = (dropped[1:] & dropped[:-1]).mean()
+    assert both == pytest.approx(0.04, abs=5 * math.sqrt(0.04 * 0.96 / 1e6))
+
+
+def test_a_seed_decides_a_mask():
+    assert np.array_equal(random_mask(100, 0.5, 2**63 - 1), random_mask(100, 0.5, 2**63 - 1))
+    assert not np.array_equal(random_mask(100, 0.5, 1), random_mask(100, 0.5, 2))
+    assert random_mask(3, 0.0, 1).all()
+    assert random_mask(0, 0.5, 1).shape == (0,)
 
 
 def test_projection_rows_are_orthogonal_block_by_block():
