@@ -49,7 +49,7 @@ def one_mask_for_both_heads(port: EpiBERTRampage) -> None:
             return x * masks[0]
         return x * masks.pop()
 
-    dropout.forward = shared  # type: ignore[method-assign]  a fault is a patch
+    dropout.forward = shared
 
 
 def per_head_mean(*arguments: Any, **options: Any) -> Any:
