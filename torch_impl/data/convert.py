@@ -17,8 +17,10 @@ import importlib.metadata
 import json
 import multiprocessing
 import os
+import sys
 import threading
 import time
+import types
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -768,8 +770,9 @@ def _by_processes(
     try:
         with contextlib.ExitStack() as stack:
             others = [stack.enter_context(ProcessPoolExecutor(1, mp_context=context)) for _ in range(workers - 1)]
-            for other in others:
-                other.submit(_start)
+            with _main_hidden():
+                for other in others:
+                    other.submit(_start)
             threads = stack.enter_context(ThreadPoolExecutor(len(others)))
             working = [threads.submit(work, functools.partial(_call_there, other)) for other in others]
             work(_call_here)
@@ -778,6 +781,20 @@ def _by_processes(
     except BrokenProcessPool:
         names = ", ".join(sorted(jobs.keys() - done))
         raise DataError(f"a process that converted was killed; not finished: {names}; call again to go on") from None
+
+
+@contextlib.contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Processes that begin meanwhile do not run the main module again: they need nothing of it.
+
+    The command line imports PyTorch, which takes several times as long as all that converts, and a script need not
+    keep what it does from running again.
+    """
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _start() -> None:

@@ -585,6 +585,17 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     assert found.returncode == -signal.SIGKILL, found.stderr
 
 
+def test_processes_do_not_run_the_script_that_converts(tmp_path, source):
+    (tmp_path / "script.py").write_text(
+        "import sys; from torch_impl.data.convert import *\n"
+        "print('begun', convert_tfrecord_to_hdf5(*sys.argv[1:], workers=2).files, sys.modules['__main__'].__file__)"
+    )
+    command = [sys.executable, tmp_path / "script.py", source, tmp_path / "target"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout == f"begun 4 {tmp_path / 'script.py'}\n"
+
+
 def _dying(source, name, **options):
     """Converts, but dies in a process that was started; the other one ends when that is known."""
     if multiprocessing.parent_process() is not None:
