@@ -65,6 +65,13 @@ def parity(
         attack: attack.json of epibert attack, to be shown in the report.
         port: With a recording of a model of your own as reference: file.py:function, which returns its port.
     """
+    from parity import workers
+
+    jobs = workers.jobs()
+    asked = checkpoint, config, gates, goldens, against, attack, port
+    if jobs > 1 and reference == "both" and device == "cpu" and asked == (None,) * len(asked):
+        # Nothing that could be wrong was asked for: workers get ready while this process imports what it needs itself.
+        workers.prepare(workers.threads_of(jobs), reference=True)
     from parity.drift import NotAResult, compare_results, read_result
     from parity.environment import describe_environment
     from parity.ledger import Ledger
@@ -112,7 +119,7 @@ def parity(
                     goldens=GOLDENS if goldens is None else goldens,
                     bins=bins,
                     batch=batch,
-                    jobs=min(2, os.cpu_count() or 1),
+                    jobs=jobs,
                     device=device,
                     ledger=Ledger(goldens=Path(GOLDENS if goldens is None else goldens)),
                     say=say,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from parity.draws import Draws
-from parity.keras_side import _arrays, _kept_variables, as_graph, layers_by_path
+from parity.keras_side import _arrays, _kept_variables, as_graph, layers_by_path, read_all, write_all
 from parity.trace import Recorder, flatten, replace
 from parity.training import Backward, Inputs, Recipe, Snapshot, Targets, TensorPair
 
@@ -95,7 +95,7 @@ class KerasTraining:
         Returns:
             A snapshot after every step.
         """
-        kept = [(variable, variable.numpy()) for variable in self.model.variables]
+        kept = read_all(self.model.variables)
         snapshots = []
         with fed_dropout(self.model, self.layers, self.draws):
             try:
@@ -105,20 +105,19 @@ class KerasTraining:
                     inputs, targets = batches(step)
                     rates = _set_rates(optimizers, self.recipe.schedule(step))
                     if disturb is not None:
-                        for key, variable in self.variables.items():
-                            variable.assign(disturb(key, step, variable.numpy()))
+                        values = zip(self.variables, read_all(self.variables.values()), strict=True)
+                        write_all(self.variables.values(), [disturb(key, step, value) for key, value in values])
                     loss = float(step_function(self._arguments(inputs), self._targets(targets)))
                     snapshots.append(self._snapshot(step + 1, loss, rates, optimizers, tensors))
             finally:
-                for variable, value in kept:
-                    variable.assign(value)
+                write_all(self.model.variables, kept)
         return snapshots
 
     def steps(self, gradients: Sequence[Mapping[str, np.ndarray]], tensors: Sequence[TensorPair]) -> list[Snapshot]:
         """Optimizer steps along given gradients, one {variable key: array} a step; the weights are put back."""
         import tensorflow as tf
 
-        kept = [(variable, variable.numpy()) for variable in self.model.variables]
+        kept = read_all(self.model.variables)
         optimizers, apply = self._applied()
         key_of = {id(variable): key for key, variable in self.variables.items()}
         snapshots = []
@@ -133,8 +132,7 @@ class KerasTraining:
                 )
                 snapshots.append(self._snapshot(step + 1, 0.0, rates, optimizers, tensors))
         finally:
-            for variable, value in kept:
-                variable.assign(value)
+            write_all(self.model.variables, kept)
         return snapshots
 
     def _applied(self) -> tuple[Sequence[tuple[Any, Sequence[Any]]], Callable[[Any], None]]:
@@ -189,15 +187,17 @@ class KerasTraining:
         optimizers: Sequence[tuple[Any, Sequence[Any]]],
         tensors: Sequence[TensorPair],
     ) -> Snapshot:
-        values = {pair.port: pair.to_port(self.variables[pair.reference].numpy()) for pair in tensors}
+        arrays = read_all(self.variables[pair.reference] for pair in tensors)
+        values = {pair.port: pair.to_port(array) for pair, array in zip(tensors, arrays, strict=True)}
         moments: tuple[dict[str, np.ndarray], dict[str, np.ndarray]] = ({}, {})
         by_variable = {id(self.variables[pair.reference]): pair for pair in tensors}
         for optimizer, variables in optimizers:
-            for variable in variables:
-                pair = by_variable[id(variable)]
-                position = optimizer._index_dict[optimizer._var_key(variable)]
-                for group, slots in zip(moments, (optimizer._momentums, optimizer._velocities), strict=True):
-                    group[pair.port] = pair.to_port(slots[position].numpy())
+            positions = [optimizer._index_dict[optimizer._var_key(variable)] for variable in variables]
+            for group, slots in zip(moments, (optimizer._momentums, optimizer._velocities), strict=True):
+                arrays = read_all(slots[position] for position in positions)
+                for variable, array in zip(variables, arrays, strict=True):
+                    pair = by_variable[id(variable)]
+                    group[pair.port] = pair.to_port(array)
         return Snapshot(
             step=step,
             loss=loss,

@@ -4,18 +4,16 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
-import logging
-import multiprocessing
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from parity import workers
 from parity.convergence import Equivalence, Run, find_equivalences
 from parity.environment import ROOT, describe_environment, hash_file, version
 from parity.ladder import (
@@ -249,7 +247,7 @@ def run(
         if jobs == 1 or len(units) == 1 or prepare_port is not None or training is not PORT:
             found = [job.do(unit, prepare_port, training, say) for unit in units]
         else:
-            threads = max(1, (os.cpu_count() or 1) // jobs)
+            threads = workers.threads_of(jobs)
             found = _in_processes(job, units, jobs, threads, say)
             findings.workers |= {"processes": jobs, "threads": threads}
         for part in found:
@@ -362,8 +360,7 @@ def _units(wanted: Sequence[str], reference: References, *, finetuning: bool = F
 
 def _in_processes(job: _Job, units: Sequence[tuple[str, str]], jobs: int, threads: int, say: Say) -> list[Findings]:
     """The units by several processes, in their order. A process that dies ends the run: nothing is left out."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_use_threads, initargs=(threads,)) as pool:
+    with workers.pool(jobs, threads, reference=job.reference != "recorded", device=job.device) as pool:
         futures = {pool.submit(job.do, unit): unit for unit in units}
         for count, future in enumerate(as_completed(futures), start=1):
             task, name = futures[future]
@@ -372,14 +369,6 @@ def _in_processes(job: _Job, units: Sequence[tuple[str, str]], jobs: int, thread
                 pool.shutdown(cancel_futures=True)
                 break
         return [future.result() for future in futures]
-
-
-def _use_threads(count: int) -> None:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    os.environ["TF_NUM_INTRAOP_THREADS"] = str(count)
-    # Every shape is traced anew on purpose; TensorFlow would advise against that in the middle of the progress line.
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    torch.set_num_threads(count)
 
 
 class _Case:
@@ -571,7 +560,9 @@ def _live_case(
         findings.origins[case] = port.constants_origin
         mapped = epibert.layer_map_of(port)
         models = {
-            precision: epibert.build_reference(port.config, stored, precision, rampage=isinstance(port, EpiBERTRampage))
+            precision: epibert.build_reference(
+                port.config, stored, precision, rampage=isinstance(port, EpiBERTRampage), inputs=inputs
+            )
             for precision in ("float64", "float32", "bfloat16")
         }
         projection, rotary = models["float64"].get_constants()
