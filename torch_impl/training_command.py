@@ -278,7 +278,7 @@ def main(
         return _fail(program, _condensed(str(error)), WRONG_USE)
     except (*USER_ERRORS, *errors) as error:
         return _fail(program, error, WRONG_USE)
-    except (ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         if not _refused_by_lightning(error):
             raise
         return _fail(program, error, WRONG_USE)

@@ -79,7 +79,8 @@ def inspect(checkpoint: str) -> int:
     """Show every tensor of a checkpoint and the configuration that its shapes imply.
 
     Args:
-        checkpoint: a TensorFlow checkpoint (prefix, directory or .index), a SavedModel directory, or a Keras .h5 file.
+        checkpoint: a TensorFlow checkpoint (prefix, directory or .index), a SavedModel directory, a Keras .h5 file, or
+            a Lightning checkpoint, whose tensors are shown under the names that they would have in the first.
 
     Returns:
         0.
@@ -87,7 +88,7 @@ def inspect(checkpoint: str) -> int:
     Raises:
         CheckpointError: missing, damaged, or no checkpoint.
     """
-    found = read_checkpoint(checkpoint)
+    found = LightningCheckpoint(checkpoint) if is_lightning_checkpoint(checkpoint) else read_checkpoint(checkpoint)
     console = _console()
     table = Table(title=f"{checkpoint}: {found.kind}, {len(found)} tensors")
     for heading in ("key", "shape", "dtype", "mean", "std"):

@@ -350,6 +350,16 @@ def test_a_last_checkpoint_is_found_and_a_run_without_one_begins(capsys, trained
     assert "no such checkpoint" not in capsys.readouterr().out
 
 
+def test_a_strategy_that_the_module_is_not_made_for_is_refused_in_one_line(capsys, records, tmp_path):
+    strategy = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}
+    config = write_config(tmp_path, records, trainer={"strategy": strategy, "precision": "32-true"})
+    try:
+        assert "required to override the `configure_model()` hook" in failing(capsys, "fit", "--config", config)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
 def test_nothing_is_predicted_for_nobody(capsys, trained, records, tmp_path):
     last = trained / "run" / "checkpoints" / "last.ckpt"
     said = failing(capsys, "predict", "--config", write_config(tmp_path, records), "--ckpt_path", last)

@@ -23,7 +23,7 @@ from torch_impl.checkpointing import SafeCheckpointIO
 from torch_impl.epibert_lightning import EpiBERTLightning
 from torch_impl.optim import cosine_warmup
 from weights import CheckpointError, export, read_checkpoint, transplant
-from weights.command import diff, export_command, transplant_command
+from weights.command import diff, export_command, inspect, transplant_command
 from weights.errors import MappingError
 from weights.initialize import InitializeFrom, fill
 from weights.lightning_checkpoint import load_lightning
@@ -239,6 +239,10 @@ def test_the_folder_of_a_sharded_model_is_as_good_as_a_file(tmp_path, capsys, pr
         assert training_state["optimizer/iterations"] == 2
         assert diff(str(source), str(file)) == 0, capsys.readouterr().out
     assert diff(str(tmp_path / "tensorflow of folder"), str(tmp_path / "tensorflow of file")) == 0
+    assert inspect(str(folder)) == 0
+    shown = capsys.readouterr().out
+    assert "Lightning checkpoint, " in shown
+    assert "configuration of a pre-training model" in shown
     record = json.loads((tmp_path / "of folder" / "transplant.json").read_text())
     assert record["kind"] == "Lightning checkpoint"
     assert {each["name"] for each in record["files"]} == {path.name for path in folder.iterdir()}
