@@ -21,7 +21,7 @@ from parity.draws import Draws
 from parity.keras_training import KerasTraining
 from parity.layer_map import LayerMap
 from parity.pairs import epibert
-from parity.records import Comparison, NotCompared, Reading
+from parity.records import Comparison, NotCompared, Reading, Status
 from parity.reference import Goldens, read_array
 from parity.second_look import look_again
 from parity.torch_training import TorchTraining
@@ -1075,19 +1075,29 @@ def compare_live_training(
         say: Told what is going on.
     """
     config = training_config(config)
-    pair = LivePair(config, stored, make_port(config), training)
+    pair, right = LivePair(config, stored, make_port(config), training), True
     if "gradients" in gates:
         say(f"{case}: gradients")
-        yield from live_gradients(pair, case=case)
+        rows = tuple(live_gradients(pair, case=case))
+        right = right and _pass(rows)
+        yield from rows
     if "optimizer" in gates:
         say(f"{case}: optimizer steps")
-        yield from live_steps(pair, case=case)
+        rows = tuple(live_steps(pair, case=case))
+        right = right and _pass(rows)
+        yield from rows
     if "state" in gates or "trajectory" in gates:
         say(f"{case}: {steps} training steps")
-        runs = live_runs(pair, "float64", steps, case=case, with_trajectory="trajectory" in gates)
-        yield from (row for row in runs if row.gate in gates)
+        runs = live_runs(pair, "float64", steps, case=case, with_trajectory="trajectory" in gates, again=right)
+        rows = tuple(row for row in runs if row.gate in gates)
+        right = right and _pass(rows)
+        yield from rows
     if "trajectory" in gates:
-        yield from live_runs(pair, "float32", steps, case=case)
+        yield from live_runs(pair, "float32", steps, case=case, again=right)
+
+
+def _pass(rows: Iterable[Comparison]) -> bool:
+    return all(row.status is Status.PASS for row in rows)
 
 
 class LivePair:
@@ -1238,23 +1248,28 @@ class LivePair:
 def live_gradients(pair: LivePair, *, case: str = "", precisions: Sequence[str] = PRECISIONS) -> Iterator[Comparison]:
     """The gradients rung: every layer in isolation and end to end in float64, end to end in float32.
 
-    A ratio of float32 that fails is measured on other batches (``parity.second_look``).
+    A ratio of float32 that fails is measured on other batches (``parity.second_look``), unless the port is wrong in
+    float64 already.
     """
     inputs, targets = pair.batch(0)
     truth = pair.gradients("float64")
-    side = pair.side(**GRADIENT_RECIPE)
+    side, right = pair.side(**GRADIENT_RECIPE), True
     for reading in (Reading.ISOLATED, Reading.ACCUMULATED) if "float64" in precisions else ():
         fed = truth if reading is Reading.ISOLATED else None
-        yield from compare_gradients(
-            side.gradients(inputs, targets, precision="float64", truth=fed),
-            truth,
-            pair.tensors,
-            pair.layer_map,
-            reading=reading,
-            precision="float64",
-            tolerance="gradient_live",
-            case=case,
+        rows = tuple(
+            compare_gradients(
+                side.gradients(inputs, targets, precision="float64", truth=fed),
+                truth,
+                pair.tensors,
+                pair.layer_map,
+                reading=reading,
+                precision="float64",
+                tolerance="gradient_live",
+                case=case,
+            )
         )
+        right = right and _pass(rows)
+        yield from rows
     if "float32" in precisions:
 
         def measured(step: int) -> tuple[Comparison, ...]:
@@ -1272,7 +1287,8 @@ def live_gradients(pair: LivePair, *, case: str = "", precisions: Sequence[str] 
                 )
             )
 
-        yield from look_again(measured(0), measured)
+        rows = measured(0)
+        yield from look_again(rows, measured) if right else rows
 
 
 def live_steps(
@@ -1324,10 +1340,20 @@ def live_runs(
     case: str = "",
     draws: int = TRAJECTORY_DRAWS,
     with_trajectory: bool = True,
+    again: bool = True,
 ) -> Iterator[Comparison]:
     """Whole training runs: the state that they leave behind (float64), and the trajectory.
 
-    A ratio of float32 that fails is measured on runs of other batches (``parity.second_look``).
+    A ratio of the trajectory that fails is measured on runs of other batches (``parity.second_look``).
+
+    Args:
+        pair: Both sides.
+        precision: ``float64`` or ``float32``.
+        steps: Length of the trajectory.
+        case: Name of the case.
+        draws: Runs of the reference that are perturbed.
+        with_trajectory: Whether to compare the trajectory; else the run ends with the last state.
+        again: Whether what fails is measured again: not where the port was wrong before.
     """
     count = steps if with_trajectory else max(STATE_STEPS)
     side = pair.side()
@@ -1343,9 +1369,12 @@ def live_runs(
 
     first = observed(0)
     if precision == "float64":
-        yield from compare_state(first, pair.run(precision, count), pair.tensors, steps=STATE_STEPS, case=case)
+        rows = tuple(compare_state(first, pair.run(precision, count), pair.tensors, steps=STATE_STEPS, case=case))
+        again = again and _pass(rows)
+        yield from rows
     if with_trajectory:
-        yield from look_again(measured(0, first), measured)
+        rows = measured(0, first)
+        yield from look_again(rows, measured) if again else rows
 
 
 def perturb(key: str, step: int, value: np.ndarray, *, draw: int) -> np.ndarray:

@@ -263,7 +263,7 @@ def assert_judged(row: Comparison, before: Comparison, *, always: bool) -> None:
     assert (row.port, row.quantity, before.status) == (before.port, before.quantity, Status.PASS)
     assert row.status is (Status.FAIL if always else Status.PASS)
     assert len(row.looks) == 1 + (SURE if always else TABLE[row.tolerance].looks)
-    assert row.looks[0].error == pytest.approx(2 * (before.limit or 0.0), rel=0.5)
+    assert row.looks[0].error > (before.limit or 0.0)
 
 
 @pytest.mark.parametrize("part", ["adam", "schedule"])

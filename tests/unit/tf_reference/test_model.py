@@ -9,7 +9,7 @@ import tf_keras
 
 from tests.unit.tf_reference.recordings import captured, layer_at
 from tf_reference import EpiBERT
-from tf_reference.model import Crop, FeatureMap, Rotary, RotaryTable, SoftmaxPool, gelu_erf, gelu_tanh
+from tf_reference.model import Crop, FeatureMap, Rotary, RotaryTable, Sequential, SoftmaxPool, gelu_erf, gelu_tanh
 
 # 8 bins of 8 base pairs; 8 channels in 2 heads of 4.
 TINY = {
@@ -361,3 +361,18 @@ class TestPersistence:
         built = tiny(dtype="float64")
         built.set_weights(unbuilt.get_weights())
         assert np.array_equal(evaluated(built), first)
+
+
+def test_layers_in_a_row_are_named_and_computed_as_by_keras_own():
+    x = tf.constant(np.random.default_rng(0).standard_normal((4, 3)))
+
+    def run(kind):
+        tf_keras.backend.clear_session()
+        norm = tf_keras.layers.BatchNormalization(dtype="float64")
+        tower = kind([kind([norm, tf_keras.layers.Dense(2, kernel_initializer="ones", dtype="float64")])])
+        with tf.name_scope("around"):
+            outputs = [tower(x[:, :2] if training else x[:, 1:], training=training) for training in (True, False)]
+        variables = {variable.name: variable.numpy().tolist() for variable in tower.variables}
+        return [layer.name for layer in tower.layers], variables, [output.numpy().tolist() for output in outputs]
+
+    assert run(Sequential) == run(tf_keras.Sequential)
