@@ -194,7 +194,7 @@ CONVERGENCE = "tests/suites/test_convergence.py"
     "selection",
     [
         pytest.param([CONVERGENCE], id="the file alone"),
-        pytest.param([CONVERGENCE, "-n", "2"], id="two workers"),
+        pytest.param([CONVERGENCE, "-n", "1"], id="a worker"),
         pytest.param([CONVERGENCE, "-k", "rung"], id="one test by -k", marks=pytest.mark.slow),
         pytest.param([CONVERGENCE, "--lf"], id="only what failed last", marks=pytest.mark.slow),
     ],
