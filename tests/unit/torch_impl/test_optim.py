@@ -118,7 +118,7 @@ def test_gradients_may_lie_otherwise_in_memory_than_their_weights(kernel):
     parameters = [nn.Parameter(torch.tensor(w)) for w in weights]
     optimizer = KerasAdam(parameters, lr=RATES[1], **KERNELS[kernel])
     for parameter, gradient in zip(parameters, gradients[0], strict=True):
-        parameter.grad = torch.tensor(gradient.T.copy()).permute(*reversed(range(gradient.ndim)))
+        parameter.grad = torch.tensor(gradient.T.copy()).permute(tuple(reversed(range(gradient.ndim))))
     assert any(p.grad is not None and p.grad.stride() != p.stride() for p in parameters)
     optimizer.step()
     assert all(torch.equal(got.detach(), other) for got, other in zip(parameters, expected, strict=True))
