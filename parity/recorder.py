@@ -39,6 +39,12 @@ POLICIES = {"float64": "float64", "float32": "float32", "bfloat16": "mixed_bfloa
 
 MODES = ("evaluation", "training")
 STEPS = 3
+LOOKS = 16
+"""More inputs on which a ratio of errors is measured again that is too large on the given ones."""
+
+SHUFFLED = "shuffled {draw}"
+"""Name of those inputs."""
+
 STEP_SIZE = 1e-2
 """Length of the first step of gradient descent, as a share of the length of all weights."""
 
@@ -396,13 +402,23 @@ class Recorder:
         inputs: The models' arguments, batch first.
         store: Where arrays go.
         say: Told what is going on.
+        looks: On how many more inputs, the same numbers in other orders, to record what is measured again.
     """
 
     def __init__(
-        self, models: Mapping[str, Any], inputs: Sequence[np.ndarray], store: Store, say: Callable[[str], None]
+        self,
+        models: Mapping[str, Any],
+        inputs: Sequence[np.ndarray],
+        store: Store,
+        say: Callable[[str], None],
+        looks: int = 0,
     ) -> None:
         self.models, self.store, self.say = models, store, say
+        self.shuffled = [SHUFFLED.format(draw=draw) for draw in range(1, 1 + looks)]
         self.inputs = {"given": list(inputs), "turned": [turned(array) for array in inputs]}
+        self.inputs.update(
+            {name: [shuffled(array, draw) for array in inputs] for draw, name in enumerate(self.shuffled, 1)}
+        )
         self.first = next(iter(models))
         self.layers: dict[str, dict[str, Any]] = {}
         self.hidden: dict[str, str] = {}
@@ -439,18 +455,19 @@ class Recorder:
         for mode in modes:
             if mode == "training" and not self._repeats():
                 continue
-            truth = self._pass(self.first, mode, "accumulated")
-            for precision in self.models:
-                if precision != self.first:
-                    self._pass(precision, mode, "accumulated")
-                    self._pass(precision, mode, "isolated", truth=truth)
-                    self._graph(precision, mode)
+            for which in ["given", *self.shuffled]:
+                truth = self._pass(self.first, mode, "accumulated", which=which)
+                for precision in self.models:
+                    if precision != self.first:
+                        self._pass(precision, mode, "accumulated", which=which)
+                        self._pass(precision, mode, "isolated", which=which, truth=truth)
+                        self._graph(precision, mode, which)
         self._pass(self.first, modes[0], "accumulated", which="turned")
 
     def _pass(
         self, precision: str, mode: str, reading: str, *, which: str = "given", truth: Mapping[Any, Any] | None = None
     ) -> Mapping[Any, Any]:
-        self.say(f"recording {precision} {mode} {reading}")
+        self.say(f"recording {precision} {mode} {reading}, {which} inputs")
         model, layers = self.models[precision], self.layers[precision]
         watch = Watch(layers, self.store, truth)
         with kept(model, layers), watch():
@@ -469,15 +486,15 @@ class Recorder:
         fixed = [(key, variable) for key, variable, trainable in own_variables(path, layer) if not trainable]
         return {key.rpartition("/")[2]: self.store.put(_numpy(variable)) for key, variable in fixed}
 
-    def _graph(self, precision: str, mode: str) -> None:
+    def _graph(self, precision: str, mode: str, which: str) -> None:
         """The final output of the same pass as a ``tf.function``."""
         import tensorflow as tf
 
         model = self.models[precision]
         function = tf.function(tf.autograph.experimental.do_not_convert(model), autograph=False)
         with kept(model, self.layers[precision]):
-            outputs = flatten(function(self.tensors(precision), training=mode == "training"))
-        about = {"precision": precision, "mode": mode}
+            outputs = flatten(function(self.tensors(precision, which), training=mode == "training"))
+        about = {"inputs": which, "precision": precision, "mode": mode}
         self.graphs.append({**about, "outputs": [self.store.put(_numpy(output)) for output in outputs]})
 
     def _repeats(self) -> bool:
@@ -579,6 +596,15 @@ def turned(array: np.ndarray) -> np.ndarray:
     if array.ndim < 2:
         return reversed_examples
     return np.roll(reversed_examples, 1, axis=1 + int(np.argmax(array.shape[1:])))
+
+
+def shuffled(array: np.ndarray, draw: int) -> np.ndarray:
+    """The same numbers in another order, that of a draw: along the longest axis, arrays of one length alike."""
+    if array.ndim < 2:
+        return array
+    axis = 1 + int(np.argmax(array.shape[1:]))
+    length = array.shape[axis]
+    return np.take(array, np.random.default_rng((draw, length)).permutation(length), axis=axis)
 
 
 # --- the same model in another precision ------------------------------------------------------------------------------
@@ -827,6 +853,7 @@ def record(
     precisions: Sequence[str] = ("float64", "float32"),
     modes: Sequence[str] = MODES,
     steps: int = STEPS,
+    looks: int = 0,
     arguments: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> str:
@@ -839,6 +866,8 @@ def record(
         precisions: In which to record, of ``POLICIES``; those that cannot be had are named in the recording.
         modes: ``evaluation``, or that and ``training``.
         steps: Number of training steps.
+        looks: On how many more inputs to record all passes but the gradients'; a ratio of errors that is too large by
+            chance asks for ``LOOKS``.
         arguments: Keyword arguments of the function.
         say: Told what is going on.
 
@@ -862,7 +891,7 @@ def record(
         raise RecordingError(f"cannot write to {out}: {_one_line(error)}") from None
     try:
         with file:
-            digest = _write(file, factory, models, absent, precisions, modes, steps, say)
+            digest = _write(file, factory, models, absent, precisions, modes, steps, looks, say)
         scratch.replace(target)
     finally:
         if scratch.exists():
@@ -878,10 +907,11 @@ def _write(
     precisions: Sequence[str],
     modes: Sequence[str],
     steps: int,
+    looks: int,
     say: Callable[[str], None],
 ) -> str:
     store = Store(file)
-    recorder = Recorder(models, factory.inputs, store, say)
+    recorder = Recorder(models, factory.inputs, store, say, looks)
     for precision in POLICIES:
         if precision not in models:
             recorder.leave_out("precision " + precision, absent.get(precision, "not asked for"))
@@ -936,6 +966,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--precisions", default="float64,float32", help="of float64, float32, bfloat16")
     parser.add_argument("--modes", default=",".join(MODES), help="evaluation, or evaluation,training")
     parser.add_argument("--steps", type=int, default=STEPS, help="number of training steps")
+    parser.add_argument("--looks", action="store_true", help=f"also record all passes on {LOOKS} more inputs")
     parser.add_argument("--arguments", help="JSON file with keyword arguments of the function")
     options = parser.parse_args(given)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -960,6 +991,7 @@ def main(given: Sequence[str] | None = None) -> int:
             options.inputs,
             options.out,
             steps=options.steps,
+            looks=LOOKS if options.looks else 0,
             arguments=arguments,
             say=lambda text: print(text, flush=True),
             **lists,

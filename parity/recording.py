@@ -8,14 +8,14 @@ import hashlib
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import h5py
 import numpy as np
 
 from parity.keras_side import activation_path
 from parity.layer_map import LayerMap
-from parity.recorder import SCHEMA, hash_array
+from parity.recorder import SCHEMA, SHUFFLED, hash_array
 from parity.records import NotCompared, Reading
 from parity.trace import Call, Sample, Trace
 
@@ -148,6 +148,16 @@ class Recording:
         found = iter(self._raw([name for name in names if name is not None]))
         return [None if name is None else np.asarray(next(found), dtype=np.float64) for name in names]
 
+    def inputs_of(self, which: str) -> tuple[np.ndarray, ...]:
+        """Those of a pass, by the name that it has in the recording.
+
+        Raises:
+            LookupError: There are none of that name.
+        """
+        if which not in self._index["inputs"]:
+            raise LookupError(f"no passes on {which} inputs were recorded (epibert record --looks)")
+        return tuple(self._raw(self._index["inputs"][which]))
+
     def training_inputs(self) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         """Those of the gradients and of every other step, and those of the steps between."""
         return self.inputs, tuple(self._raw(self._index["inputs"]["turned"]))
@@ -231,10 +241,11 @@ class Recording:
         """Whether such a pass was recorded."""
         return self._find(precision, training, reading, which) is not None
 
-    def graph_output(self, precision: str, *, training: bool) -> tuple[np.ndarray, ...] | None:
+    def graph_output(self, precision: str, *, training: bool, which: str = "given") -> tuple[np.ndarray, ...] | None:
         """The final output of a pass as a ``tf.function``; None where there is none."""
         for row in self._index["graphs"]:
-            if row["precision"] == precision and row["mode"] == _mode(training):
+            of_pass = (row.get("inputs", "given"), row["precision"], row["mode"])
+            if of_pass == (which, precision, _mode(training)):
                 return tuple(self.arrays(row["outputs"]))
         return None
 
@@ -269,7 +280,7 @@ class RecordedReference:
         recording: The recording.
         layer_map: Tells which layers are ignored and which are split.
         precisions: Those to compare in, all recorded ones when None.
-        which: ``given`` or ``turned`` inputs.
+        which: Name of the inputs: ``given``, ``turned``, or one that is ``SHUFFLED``.
     """
 
     streamed = False
@@ -279,11 +290,11 @@ class RecordedReference:
         recording: Recording,
         layer_map: LayerMap,
         precisions: Sequence[str] | None = None,
-        which: Literal["given", "turned"] = "given",
+        which: str = "given",
     ) -> None:
         self.recording, self.layer_map, self.which = recording, layer_map, which
         self.name = recording.described
-        self.inputs = recording.training_inputs()[0 if which == "given" else 1]
+        self.inputs = recording.inputs_of(which)
         self.precisions = tuple(p for p in recording.precisions if precisions is None or p in precisions)
         self._truths: dict[bool, Trace] = {}
 
@@ -309,12 +320,12 @@ class RecordedReference:
         return RecordedReference(self.recording, self.layer_map, self.precisions[:1], "turned")
 
     def on_shuffled_inputs(self, draw: int) -> "RecordedReference":
-        """Not there: a ratio that fails is judged by the recorded inputs alone.
+        """The same model on inputs in another order.
 
         Raises:
-            LookupError: Always.
+            LookupError: No such pass was recorded: a ratio that fails is judged by the given inputs alone.
         """
-        raise LookupError("a recording holds the passes that were recorded")
+        return RecordedReference(self.recording, self.layer_map, self.precisions, SHUFFLED.format(draw=draw))
 
     def outline(self, precision: str, *, training: bool) -> Trace:
         """The end-to-end pass."""
@@ -322,7 +333,7 @@ class RecordedReference:
 
     def graph_output(self, precision: str, *, training: bool) -> tuple[np.ndarray | Sample, ...] | None:
         """The final output of the same pass as a ``tf.function``."""
-        return self.recording.graph_output(precision, training=training)
+        return self.recording.graph_output(precision, training=training, which=self.which)
 
     def lacks(self, precision: str, *, training: bool, reading: Reading) -> str:
         """Why a comparison cannot be made; empty where it can."""

@@ -80,6 +80,7 @@ def record(
     precisions: str = "float64,float32",
     modes: str = "evaluation,training",
     steps: int = recorder.STEPS,
+    looks: bool = False,
     repo: str | None = None,
     checkpoint: str | None = None,
     config: str | None = None,
@@ -102,6 +103,8 @@ def record(
         precisions: Of float64, float32, bfloat16, separated by commas. What cannot be had is named in the recording.
         modes: evaluation, or evaluation,training.
         steps: Training steps, plain gradient descent on a loss without targets; 0 for none, and for no gradients.
+        looks: Also record all passes on 16 more inputs, the given ones in other orders, on which a rounding error that
+            is too large by chance is measured again. The recording grows to seventeen times its size.
         repo: Record the published EpiBERT instead, from this clone of its repository.
         checkpoint: Its weights: prefix or folder of a TensorFlow checkpoint.
         config: JSON file with constructor arguments that the checkpoint's shapes do not tell.
@@ -111,7 +114,7 @@ def record(
     from parity.pairs.epibert_run import UsageError
 
     console = Console(stderr=True)
-    options = ["--precisions", precisions, "--modes", modes, "--steps", str(steps)]
+    options = ["--precisions", precisions, "--modes", modes, "--steps", str(steps), *(["--looks"] if looks else [])]
     with tempfile.TemporaryDirectory(prefix="epibert-record-") as folder:
         if repo is not None:
             if model is not None or arguments is not None:

@@ -9,10 +9,14 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+import parity
 from parity import NotARecording, Reading, Recording
 from parity.compare import distance
 from parity.layer_map import LayerMap
+from parity.recorder import LOOKS
 from parity.recording import RecordedReference
 from parity.tolerances import TABLE
 from tests.unit.parity.recordings import small_recording
@@ -154,6 +158,78 @@ def test_what_was_not_recorded_is_said(recorded):
     assert not np.array_equal(others.inputs[0], reference.inputs[0])
     with pytest.raises(KeyError, match="no pass"):
         recording.trace(precision="bfloat16", training=False)
+
+
+def test_passes_on_inputs_in_other_orders_are_there_when_they_were_asked_for(recorded, tmp_path):
+    assert {row.looks for row in TABLE.values() if row.looks} == {LOOKS}
+    with pytest.raises(LookupError, match="no passes on shuffled 1 inputs were recorded"):
+        RecordedReference(Recording(recorded), LayerMap(pairs=())).on_shuffled_inputs(1)
+    path = small_recording(tmp_path, modes=("evaluation",), steps=0, looks=1)
+    given = RecordedReference(Recording(path), LayerMap(pairs=()))
+    other = given.on_shuffled_inputs(1)
+    with pytest.raises(LookupError, match="shuffled 2"):
+        given.on_shuffled_inputs(2)
+    (before,), (after,) = given.inputs, other.inputs
+    assert not np.array_equal(before, after)
+    np.testing.assert_array_equal(np.sort(before, axis=1), np.sort(after, axis=1))
+    exact, of_given = (
+        np.asarray(reference.trace("float64", training=False, reading=Reading.ACCUMULATED).calls["", 0].outputs[0])
+        for reference in (other, given)
+    )
+    assert distance(exact, of_given)[0] > 1e-3
+    for reading in (Reading.ACCUMULATED, Reading.ISOLATED):
+        assert other.lacks("float32", training=False, reading=reading) == ""
+    graph = other.graph_output("float32", training=False)
+    assert graph is not None
+    assert distance(np.asarray(graph[0]), exact)[0] < 1e-6
+
+
+class SmallPort(nn.Module):
+    """The recorded model.
+
+    Args:
+        recording: The recording.
+        off: In float32 the output is too large by this share of itself, on the given inputs alone: bad luck.
+    """
+
+    def __init__(self, recording: Recording, off: float = 0.0) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(2, 3, 3), nn.BatchNorm1d(3, eps=1e-3)
+        self.dropout, self.head = nn.Dropout(0.25), nn.Linear(12, 2)
+        self.off, self.unlucky = off, torch.from_numpy(recording.inputs[0])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found = self.norm(torch.tanh(self.conv(x.transpose(1, 2)))).transpose(1, 2).flatten(1)
+        found = self.head(self.dropout(found))
+        unlucky = x.dtype == torch.float32 and torch.equal(x, self.unlucky.float())
+        return found * (1 + self.off) if unlucky else found
+
+
+@pytest.mark.slow
+def test_a_ratio_that_is_too_large_by_chance_is_measured_again_where_other_inputs_were_recorded(tmp_path, tensorflow):
+    def verified(looks: int, off: float) -> tuple[bool, Any]:
+        path = tmp_path / f"{looks}" / "recording.h5"
+        if not path.exists():
+            path.parent.mkdir()
+            small_recording(path.parent, modes=("evaluation",), steps=0, looks=looks)
+        recording = Recording(path)
+        port = SmallPort(recording, off)
+        parity.load_weights(port, recording, parity.infer(recording, SmallPort(recording)).weight_map)
+        result = parity.verify(recording, port, gates=("weights", "layers", "model"), modes=("evaluation",))
+        rows = result.gates["model"].comparisons
+        (row,) = (r for r in rows if r.precision == "float32" and r.port == "" and r.quantity == "output")
+        return result.passed, row
+
+    passed, row = verified(LOOKS, 1e-4)
+    assert not passed
+    assert len(row.looks) == 1 + LOOKS
+    off = 2 * row.limit
+    passed, row = verified(LOOKS, off)
+    assert passed, row.detail
+    assert row.looks[0].error > row.limit
+    passed, row = verified(0, off)
+    assert not passed
+    assert "no passes on shuffled 1 inputs were recorded" in row.detail
 
 
 def test_a_recording_of_part_of_the_sections_is_refused(recorded, tmp_path):
