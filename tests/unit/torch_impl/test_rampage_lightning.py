@@ -32,6 +32,8 @@ from torch_impl.rampage_lightning import EpiBERTRampageLightning
 from weights import transplant
 from weights.table import RAMPAGE_TABLE, rows
 
+ON_CPU = SimpleNamespace(root_device=torch.device("cpu"))
+"""A Trainer's strategy, as far as modules ask it."""
 CONFIG = EpiBERTConfig(
     output_length=8,
     final_output_length=6,
@@ -395,7 +397,7 @@ def test_a_run_chooses_tf32(monkeypatch, allowed):
     chosen = []
     monkeypatch.setattr(rampage_lightning, "choose_tf32", chosen.append)
     module: Any = EpiBERTRampageLightning(CONFIG, **SETTINGS, tf32=allowed)
-    module._trainer = SimpleNamespace(precision="32-true", datamodule=None)
+    module._trainer = SimpleNamespace(precision="32-true", datamodule=None, strategy=ON_CPU)
     module.setup("fit")
     assert chosen == [allowed]
 
@@ -415,7 +417,9 @@ def test_each_module_is_trained_on_examples_of_its_own_kind(kind):
             mask_size=2 * CONFIG.sequence_length // CONFIG.output_length,
             finetuning=finetuning,
         )
-        module._trainer = SimpleNamespace(precision="32-true", datamodule=SimpleNamespace(config=lengths))
+        module._trainer = SimpleNamespace(
+            precision="32-true", datamodule=SimpleNamespace(config=lengths), strategy=ON_CPU
+        )
         module.setup("predict")  # targets are not looked at
         for stage in ("fit", "validate", "test"):
             if finetuning is own:
