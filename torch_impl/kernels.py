@@ -59,7 +59,9 @@ class Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             by_input = _convolve(gradient, weight.flip(2).transpose(0, 1), None, ctx.widened)
         if ctx.needs_input_grad[1]:
-            by_weight = _weight_gradient(x, gradient, weight, ctx.widened).to(weight.dtype)
+            # In the order of the weight's own numbers, which DDP's buckets and a fused optimizer take for granted.
+            found = _weight_gradient(x, gradient, weight, ctx.widened)
+            by_weight = torch.empty(weight.shape, dtype=weight.dtype).copy_(found)
         if ctx.needs_input_grad[2]:
             pieces = _pieces(gradient.flatten(0, 1))
             by_bias = _total(_short_sums(piece.float() if ctx.widened else piece) for piece in pieces)

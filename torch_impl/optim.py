@@ -129,10 +129,12 @@ class KerasAdam(torch.optim.Adam):
                 torch._foreach_sub_(parameters, decayed, alpha=lr)  # pyright: ignore[reportPrivateImportUsage]
             fused = group["fused"]
             if fused is None and group["foreach"] is None and all(p.device.type == "cpu" for p in parameters):
-                # A pass over memory instead of nine. It takes no notice of the strides of a gradient.
+                # A pass over memory instead of nine. It takes no notice of strides: not of a gradient's, nor of those
+                # of moments that came from a checkpoint.
                 fused = True
             if fused:
                 gradients = [_laid_out_like(p, gradient) for p, gradient in zip(parameters, gradients, strict=True)]
+                means, squares = (self._moments(parameters, name) for name in ("exp_avg", "exp_avg_sq"))
             step_size, eps = _torch_rates(lr, group["eps"], beta1, beta2, iteration, precision)
             adam(
                 parameters,
@@ -151,6 +153,13 @@ class KerasAdam(torch.optim.Adam):
                 eps=eps,
                 maximize=False,
             )
+
+    def _moments(self, parameters: list[Tensor], name: str) -> list[Tensor]:
+        """Those of parameters, from now on with the strides of these."""
+        for parameter in parameters:
+            state = self.state[parameter]
+            state[name] = _laid_out_like(parameter, state[name])
+        return [self.state[parameter][name] for parameter in parameters]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "global_clipnorm": self.global_clipnorm}
@@ -368,11 +377,11 @@ def _torch_rates(
     return step_size * correction1 / correction2, eps / correction2
 
 
-def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient with the strides of its parameter, copied where it has others."""
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
+def _laid_out_like(parameter: Tensor, values: Tensor) -> Tensor:
+    """Gradient or moments with the strides of their parameter, copied where they have others."""
+    if values.stride() == parameter.stride():
+        return values
+    return torch.empty_like(parameter).copy_(values)
 
 
 def _clip(gradients: list[Tensor], largest: float) -> None:

@@ -716,6 +716,7 @@ def test_every_layer_type_of_the_port_has_a_property_and_a_fault():
         # What has no forward of its own is a base of models, not a layer.
         if not name.startswith("_") and value.forward is not nn.Module.forward
     }
+    types.remove("dropout")  # it draws by chance; tests/unit/torch_impl/test_kernels.py holds what it draws from
     assert len(types) > 15
     builders = {inspect.unwrap(fault.build.func).__name__ for fault in SEEDED_FAULTS}
     assert {name.replace("_", "") for name in builders} == types

@@ -45,7 +45,8 @@ def test_what_is_selected_is_measured_and_written(monkeypatch, measurements, tmp
     assert (tmp_path / "ratios.svg").is_file()
 
 
-def test_training_at_full_size_is_measured_on_an_eighth_of_the_window(measurements, tmp_path):
+def test_training_at_full_size_is_measured_on_an_eighth_of_the_window(monkeypatch, measurements, tmp_path):
+    committed(monkeypatch, 1.2)
     assert run_benchmarks("full", 1, 1, tmp_path / "bench.json", parts=("forward", "training")) == 0
     assert measurements == [("forward", "full", "pretrain", 1), ("training", "mid", "pretrain", 1)]
 

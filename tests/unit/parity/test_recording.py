@@ -176,12 +176,13 @@ def test_passes_on_inputs_in_other_orders_are_there_when_they_were_asked_for(rec
         np.asarray(reference.trace("float64", training=False, reading=Reading.ACCUMULATED).calls["", 0].outputs[0])
         for reference in (other, given)
     )
-    assert distance(exact, of_given)[0] > 1e-3
+    apart = distance(exact, of_given)[0]
+    assert apart > TABLE["float32"].floor
     for reading in (Reading.ACCUMULATED, Reading.ISOLATED):
         assert other.lacks("float32", training=False, reading=reading) == ""
     graph = other.graph_output("float32", training=False)
     assert graph is not None
-    assert distance(np.asarray(graph[0]), exact)[0] < 1e-6
+    assert distance(np.asarray(graph[0]), exact)[0] < TABLE["float32"].largest_own * apart
 
 
 class SmallPort(nn.Module):

@@ -4,8 +4,6 @@ import os
 import subprocess
 import sys
 
-import pytest
-
 from tests.unit.sources import ROOT
 from torch_impl import memory
 
@@ -25,7 +23,6 @@ print(sum(faults[-10:]))
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
 def test_pages_are_touched_for_the_first_time_only_once():
     faults = {}
     for way in ("plain", "kept"):

@@ -111,16 +111,26 @@ def test_updates_are_keras(kernel, clip, scale):
         assert_same(moved(got, weights), moved(expected, weights), "optimizer_update")
 
 
+def laid_out_otherwise(values: np.ndarray) -> torch.Tensor:
+    return torch.tensor(values.T.copy()).permute(tuple(reversed(range(values.ndim))))
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_gradients_may_lie_otherwise_in_memory_than_their_weights(kernel):
-    weights, gradients = draws(1)
-    expected, _ = port(weights, gradients, RATES[1:2], lambda p: KerasAdam(p, **KERNELS[kernel]))
+def test_gradients_and_moments_may_lie_otherwise_in_memory_than_their_weights(kernel):
+    """Gradients as a product makes them, moments as a checkpoint of another layout is loaded."""
+    weights, gradients = draws(2)
+    expected, _ = port(weights, gradients, RATES[1:3], lambda p: KerasAdam(p, **KERNELS[kernel]))
     parameters = [nn.Parameter(torch.tensor(w)) for w in weights]
-    optimizer = KerasAdam(parameters, lr=RATES[1], **KERNELS[kernel])
-    for parameter, gradient in zip(parameters, gradients[0], strict=True):
-        parameter.grad = torch.tensor(gradient.T.copy()).permute(tuple(reversed(range(gradient.ndim))))
-    assert any(p.grad is not None and p.grad.stride() != p.stride() for p in parameters)
-    optimizer.step()
+    optimizer = KerasAdam(parameters, **KERNELS[kernel])
+    for given, rate in zip(gradients, RATES[1:3], strict=True):
+        optimizer.param_groups[0]["lr"] = rate
+        for parameter, gradient in zip(parameters, given, strict=True):
+            parameter.grad = laid_out_otherwise(gradient)
+            for name in ("exp_avg", "exp_avg_sq"):
+                if state := optimizer.state[parameter]:
+                    state[name] = laid_out_otherwise(state[name].numpy())
+        assert any(p.grad is not None and p.grad.stride() != p.stride() for p in parameters)
+        optimizer.step()
     assert all(torch.equal(got.detach(), other) for got, other in zip(parameters, expected, strict=True))
 
 
