@@ -193,7 +193,7 @@ CONVERGENCE = "tests/suites/test_convergence.py"
 @pytest.mark.parametrize(
     "selection",
     [
-        pytest.param([CONVERGENCE], id="the file alone"),
+        pytest.param([CONVERGENCE], id="the file alone", marks=pytest.mark.slow),
         pytest.param([CONVERGENCE, "-n", "1"], id="a worker"),
         pytest.param([CONVERGENCE, "-k", "rung"], id="one test by -k", marks=pytest.mark.slow),
         pytest.param([CONVERGENCE, "--lf"], id="only what failed last", marks=pytest.mark.slow),
