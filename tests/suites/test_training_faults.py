@@ -202,6 +202,7 @@ def test_a_loss_that_is_wrong_in_float32_alone_is_found_by_the_gradients(bench):
     assert {row.status for row in sound} == {Status.PASS}
 
 
+@pytest.mark.slow
 def test_moments_that_are_wrong_in_float32_alone_are_found_by_the_trajectory(bench):
     found = {}
     for name, training in (("sound", PORT), ("narrow", training_of("narrow moments"))):
