@@ -7,7 +7,9 @@ statistics, which a forward pass in training mode shows as well. The mistakes ar
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -257,6 +259,24 @@ def test_a_trajectory_off_in_float32_is_measured_on_runs_of_other_batches(bench,
 
 def float32_gradients(pair: LivePair) -> list[Comparison]:
     return list(epibert_training.live_gradients(pair, precisions=("float32",)))
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_what_fails_is_measured_again_only_where_float64_was_right(monkeypatch, right):
+    looked = []
+
+    def rows(*_: Any, precision: str, **__: Any) -> list[Any]:
+        return [SimpleNamespace(status=Status.PASS if right and precision == "float64" else Status.FAIL)]
+
+    def look_again(found: Any, _: Any) -> Any:
+        looked.append(found)
+        return found
+
+    monkeypatch.setattr(epibert_training, "compare_gradients", rows)
+    monkeypatch.setattr(epibert_training, "look_again", look_again)
+    found = list(epibert_training.live_gradients(MagicMock(batch=lambda _: (None, None))))
+    assert len(found) == 3
+    assert looked == ([(found[-1],)] if right else [])
 
 
 def assert_judged(row: Comparison, before: Comparison, *, always: bool) -> None:
