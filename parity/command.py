@@ -193,6 +193,7 @@ def attack(
     only: Sequence[str] = (),
     kind: Literal["model", "constants", "mapping", "training", "data"] | None = None,
     clean: int | None = None,
+    first_seed: int = 0,
     jobs: int | None = None,
     rules: bool = False,
     out: str = "out/attack",
@@ -209,8 +210,9 @@ def attack(
         only: Names of faults, one or several. The smallest perturbations of layers are then left out, and so are clean
             runs unless --clean is given.
         kind: Faults of one kind alone; the rest as for --only.
-        clean: Ports without a fault to judge: of 50 small configurations in turn, each with weights and inputs of its
-            own. 200 by default.
+        clean: Ports without a fault to judge, each with weights and inputs of its own; 200 share 50 small
+            configurations. 200 by default.
+        first_seed: Of the ports without a fault. 200 gives others than the default, configurations too.
         jobs: Processes; as many as there are processors by default.
         rules: Let the decision rules of other projects judge every run as well, and write head_to_head.json, .md, .svg.
         out: Folder for the files.
@@ -227,8 +229,8 @@ def attack(
     if unknown:
         raise UsageError(f"no fault of the name {unknown[0]!r}; epibert attack --list prints them all")
     clean = (200 if not only and kind is None else 0) if clean is None else clean
-    if clean < 0 or (jobs is not None and jobs < 1):
-        raise UsageError("--clean must be at least 0 and --jobs at least 1")
+    if min(clean, first_seed) < 0 or (jobs is not None and jobs < 1):
+        raise UsageError("--clean and --first_seed must be at least 0 and --jobs at least 1")
     chosen = [f for f in CATALOGUE.values() if (not only or f.name in only) and kind in (None, f.kind)]
     if list:
         list_faults(chosen, console)
@@ -246,6 +248,7 @@ def attack(
             TARGET,
             names=[fault.name for fault in chosen],
             clean=clean,
+            first_seed=first_seed,
             sensitivity=not only and kind is None,
             folder=Path(out) / "results",
             jobs=jobs or os.cpu_count() or 1,

@@ -30,9 +30,9 @@ from parity.environment import describe_environment
 from parity.ledger import content, fingerprint
 from parity.records import plain
 
-CONFIGURATIONS = 50
-"""Clean runs are of so many configurations, in turn: one process does all of a configuration, since it takes longer to
-make models than to run them. Weights and inputs are those of the run alone."""
+CONFIGURATIONS, SHARING = 50, 200
+"""Of every so many clean runs, by seed, the configurations are so many, in turn: one process does all of a
+configuration, since it takes longer to make models than to run them. Weights and inputs are those of the run alone."""
 
 TASKS_OF_A_PROCESS = 120
 """Then another one takes over: TensorFlow keeps something of every model that was built."""
@@ -85,6 +85,7 @@ def run_campaign(
     *,
     names: Sequence[str],
     clean: int,
+    first_seed: int = 0,
     sensitivity: bool,
     folder: Path,
     jobs: int = 1,
@@ -96,7 +97,8 @@ def run_campaign(
     Args:
         target: ``module:name`` of what makes the target.
         names: Faults to inject.
-        clean: Number of clean runs, of the seeds from 0.
+        clean: Number of clean runs.
+        first_seed: Seed of the first of them; the others have those that follow.
         sensitivity: Whether to measure the smallest visible perturbation of each layer.
         folder: Where results are kept.
         jobs: Processes.
@@ -111,7 +113,7 @@ def run_campaign(
     described = content()
     store = Store(folder / fingerprint(described)[:16], described)
     parts = [Part(kind=FAULT, name=name, rules=rules) for name in names]
-    parts += [Part(kind=CLEAN, name=str(seed), rules=rules) for seed in range(clean)]
+    parts += [Part(kind=CLEAN, name=str(seed), rules=rules) for seed in range(first_seed, first_seed + clean)]
     parts += [Part(kind=SENSITIVITY)] if sensitivity else []
     results = {part: found for part in parts if (found := store.read(part)) is not None}
     reused = len(results)
@@ -208,7 +210,8 @@ def _tasks(parts: Iterable[Part]) -> list[Task]:
 
 
 def _configuration(part: Part) -> int:
-    return int(part.name) % CONFIGURATIONS
+    block, run = divmod(int(part.name), SHARING)
+    return block * CONFIGURATIONS + run % CONFIGURATIONS
 
 
 def _do(target: str, tasks: Sequence[Task], jobs: int) -> Iterable[tuple[Part, dict[str, Any]]]:

@@ -71,15 +71,21 @@ def summary(campaign: Campaign) -> list[str]:
             kinds.update(run.comparisons)
         # Not every run judges everything: no false alarm says only as much as the runs of a kind.
         runs = collections.Counter(name for run in campaign.clean for name, count in run.comparisons.items() if count)
+        counted = ", ".join(f"{name}: {n:,} in {runs[name]} runs" for name, n in sorted(kinds.items()))
         lines.append(
-            f"clean runs: {len(campaign.clean)}, false alarms {len(campaign.alarms)} in {sum(kinds.values()):,} "
-            f"comparisons ({', '.join(f'{name}: {n:,} in {runs[name]} runs' for name, n in sorted(kinds.items()))})"
+            f"clean runs: {len(campaign.clean)}, {_seeds(campaign)}, false alarms {len(campaign.alarms)} in "
+            f"{sum(kinds.values()):,} comparisons ({counted})"
         )
         again = sum(len(run.second_looks) for run in campaign.clean)
         lines.append(
             f"ratios of clean runs that exceeded their limit on one input and were measured on others: {again}"
         )
     return lines
+
+
+def _seeds(campaign: Campaign) -> str:
+    seeds = [run.seed for run in campaign.clean]
+    return f"seeds {min(seeds)} to {max(seeds)}"
 
 
 def _percent(share: float) -> str:

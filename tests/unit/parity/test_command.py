@@ -14,7 +14,7 @@ import torch
 import benchmarks.command
 from parity import command
 from parity.attack import report as attack_report
-from parity.attack.campaign import CONFIGURATIONS
+from parity.attack.campaign import CONFIGURATIONS, SHARING
 from parity.attack.records import Campaign
 from parity.environment import describe_environment
 from parity.ladder import GATES
@@ -492,7 +492,8 @@ def attack_status(*arguments: str | Path) -> int:
         (("--only", "--list"), "--only needs the name of a fault"),
         (("--only=",), "--only needs the name of a fault"),
         (("--only", "no rotation", "--only"), "--only needs the name of a fault"),
-        (("--clean", "-1"), "--clean must be at least 0"),
+        (("--clean", "-1"), "--clean and --first_seed must be at least 0"),
+        (("--first_seed", "-1"), "--clean and --first_seed must be at least 0"),
         (("--jobs", "0"), "--jobs at least 1"),
         (("--only", "no rotation", "--kind", "data"), "of the kind data"),
     ],
@@ -517,7 +518,8 @@ def test_the_catalogue_of_faults_is_listed_and_nothing_is_done(tmp_path, capsys,
 
 
 def test_help_names_the_number_of_configurations():
-    assert f"of {CONFIGURATIONS} small configurations" in (command.attack.__doc__ or "")
+    said = " ".join((command.attack.__doc__ or "").split())
+    assert f"{SHARING} share {CONFIGURATIONS} small configurations" in said
 
 
 @pytest.mark.parametrize("found", [True, False])
@@ -540,6 +542,6 @@ def test_the_status_of_an_attack_is_what_the_campaign_says(tmp_path, capsys, mon
     for given in (("--only", names[0], f"--only={names[1]}"), ("--only=" + json.dumps(names),)):
         assert attack_status(*given, "--out", tmp_path) == status
         assert asked["names"] == list(names)
-    assert attack_status("--out", tmp_path) == status
-    assert (asked["clean"], asked["sensitivity"]) == (200, True)
+    assert attack_status("--first_seed", SHARING, "--out", tmp_path) == status
+    assert (asked["clean"], asked["first_seed"], asked["sensitivity"]) == (200, SHARING, True)
     assert ("NOT PROVEN" in capsys.readouterr().out) is not found

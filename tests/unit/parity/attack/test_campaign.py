@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from parity.attack import campaign as module
-from parity.attack.campaign import CONFIGURATIONS, Part, Store, run_campaign
+from parity.attack.campaign import CONFIGURATIONS, SHARING, Part, Store, run_campaign
 from parity.attack.records import Campaign
 from tests.unit.parity.attack.toy import CALLS
 
@@ -69,6 +69,15 @@ def test_clean_runs_of_one_configuration_are_done_together_and_one_that_breaks_t
     assert {run["seed"]: run["configuration"] for run in kept} == {
         seed: f"configuration {seed % CONFIGURATIONS}" for seed in range(clean) if seed != 60
     }
+
+
+def test_other_seeds_have_other_configurations(tmp_path, calls):
+    found = run(tmp_path / "results", names=(), clean=3, first_seed=SHARING - 1, sensitivity=False)
+    assert [(run.seed, run.configuration) for run in found.clean] == [
+        (SHARING - 1, f"configuration {CONFIGURATIONS - 1}"),
+        (SHARING, f"configuration {CONFIGURATIONS}"),
+        (SHARING + 1, f"configuration {CONFIGURATIONS + 1}"),
+    ]
 
 
 @pytest.mark.parametrize("harm", ["edited", "truncated", "of another part"])
