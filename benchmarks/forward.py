@@ -75,7 +75,7 @@ def forward_benchmark(
 
     Args:
         config: The published model (84 M parameters, 524,288 bp; the reference needs 9 GB for a forward pass), the
-            same on an eighth of the window, or a tiny one.
+            same on a quarter or an eighth of the window, or a tiny one.
         repeats: Timed passes in each process, each after one that warms up; the processes take turns.
         out: JSON file to write; its folder is made. None: write nothing.
         kind: ``forward`` or ``training``.

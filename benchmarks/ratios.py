@@ -28,6 +28,21 @@ def ratios(results: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
+def data_ratios(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The same of a result of ``data_benchmark``.
+
+    tf.data over the port's loader; TensorFlow's reading and parsing over the conversion, whose memory is not compared.
+    """
+    size, conversion = result["settings"]["config"], result["conversion"]["ratio"]
+    return {
+        f"loading {size}, {how}": {
+            "seconds": result["loading"][side]["speed_ratio"],
+            "peak_bytes": 1 / result["loading"][side]["memory_ratio"],
+        }
+        for side, how in (("port", "one process"), ("port_workers", "with workers"))
+    } | {f"conversion {size}, one process": {"seconds": 1 / conversion}}
+
+
 def read_committed(path: Path = COMMITTED) -> dict[str, dict[str, float]]:
     """The committed ratios."""
     return json.loads(path.read_text(encoding="utf-8"))
@@ -39,7 +54,7 @@ def regressions(
     """Measurements that fall short of the committed ratios, and those that have none, a line each.
 
     Args:
-        measured: What ``ratios`` found.
+        measured: What ``ratios`` and ``data_ratios`` found.
         committed: What it is held against; measurements that were not made are not looked at.
     """
     worse, unknown = [], []
@@ -47,10 +62,13 @@ def regressions(
         if name not in committed:
             unknown.append(f"{name}: no committed ratio")
             continue
-        for quantity, slack in SLACK.items():
-            limit = committed[name][quantity] * (1 - slack)
-            if not found[quantity] >= limit:
-                worse.append(f"{name}: {quantity} {found[quantity]:.2f}, committed {committed[name][quantity]:.2f}")
+        if set(found) != set(committed[name]):
+            worse.append(f"{name}: measured {', '.join(found)}, committed {', '.join(committed[name])}")
+            continue
+        for quantity, ratio in found.items():
+            limit = committed[name][quantity] * (1 - SLACK[quantity])
+            if not ratio >= limit:
+                worse.append(f"{name}: {quantity} {ratio:.2f}, committed {committed[name][quantity]:.2f}")
     return worse, unknown
 
 

@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 
 ModelName = Literal["pretrain", "rampage"]
-SizeName = Literal["full", "mid", "tiny"]
+SizeName = Literal["full", "quarter", "mid", "tiny"]
 Kind = Literal["forward", "training"]
 MODELS: tuple[ModelName, ...] = ("pretrain", "rampage")
-SIZES: tuple[SizeName, ...] = ("full", "mid", "tiny")
+SIZES: tuple[SizeName, ...] = ("full", "quarter", "mid", "tiny")
 KINDS: tuple[Kind, ...] = ("forward", "training")
-MID_BINS = 512
-"""Of the published 4096: an eighth of the window at full width."""
+BINS = {"quarter": 1024, "mid": 512}
+"""Of the published 4096: a quarter and an eighth of the window at full width."""
 KERNEL_GAIN = 1.5
 MASKED_SHARE = 0.15
 PROJECTION, ROTARY_TABLE = "projection_matrix", "rotary_table"
@@ -37,8 +37,8 @@ def configuration(size: SizeName, model: ModelName = "pretrain") -> Any:
     full = EpiBERTConfig.pretrain() if model == "pretrain" else EpiBERTConfig.rampage()
     if size == "full":
         return full
-    trimmed = full.output_length - full.final_output_length
-    return dataclasses.replace(full, output_length=MID_BINS, final_output_length=MID_BINS - trimmed)
+    bins, trimmed = BINS[size], full.output_length - full.final_output_length
+    return dataclasses.replace(full, output_length=bins, final_output_length=bins - trimmed)
 
 
 def prepare(folder: Path, *, size: SizeName, model: ModelName = "pretrain", batch: int = 1) -> dict[str, Any]:

@@ -292,7 +292,7 @@ def _attack_arguments(given: Sequence[str]) -> list[str]:
 
 
 def bench(
-    config: Literal["full", "mid", "tiny"] = "full",
+    config: Literal["full", "quarter", "mid", "tiny"] = "full",
     repeats: int = 3,
     rounds: int = 1,
     out: str = "out/bench",
@@ -312,9 +312,9 @@ def bench(
     full size, of 1.
 
     Args:
-        config: Size of the model: the published one (needs 12 GB), the same on an eighth of the window, or a tiny one
-            to try the command out. Training of the published size is measured on the eighth, because the reference
-            has no activation checkpointing.
+        config: Size of the model: the published one, the same on a quarter (needs 24 GB in training) or on an eighth of
+            the window, or a tiny one to try the command out. Training of the published size is measured on the
+            quarter, because the reference has no activation checkpointing.
         repeats: Timed passes in each process.
         rounds: Fresh processes of each kind.
         out: Folder for bench.json and pictures.

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import command
 from benchmarks.command import run_benchmarks
-from benchmarks.ratios import name_of
+from benchmarks.ratios import data_ratios, name_of
 
 
 def result(kind: str, size: str, ratio: float, batch: int = 1, model: str = "pretrain") -> dict[str, Any]:
@@ -45,10 +45,10 @@ def test_what_is_selected_is_measured_and_written(monkeypatch, measurements, tmp
     assert (tmp_path / "ratios.svg").is_file()
 
 
-def test_training_at_full_size_is_measured_on_an_eighth_of_the_window(monkeypatch, measurements, tmp_path):
+def test_training_at_full_size_is_measured_on_a_quarter_of_the_window(monkeypatch, measurements, tmp_path):
     committed(monkeypatch, 1.2)
     assert run_benchmarks("full", 1, 1, tmp_path / "bench.json", parts=("forward", "training")) == 0
-    assert measurements == [("forward", "full", "pretrain", 1), ("training", "mid", "pretrain", 1)]
+    assert measurements == [("forward", "full", "pretrain", 1), ("training", "quarter", "pretrain", 1)]
 
 
 def test_a_port_slower_than_committed_fails(monkeypatch, measurements, tmp_path, capsys):
@@ -70,3 +70,14 @@ def test_parts_of_the_port_alone_have_limits_of_their_own(monkeypatch, part, fou
     monkeypatch.setitem(command.ALONE, part, lambda *_: found)
     assert run_benchmarks("full", 1, 1, tmp_path / "bench.json", parts=(part,)) == status
     assert json.loads((tmp_path / "bench.json").read_text()) == {part: found}
+
+
+@pytest.mark.parametrize(("conversion", "status"), [(0.8, 0), (1.3, 1)])
+def test_a_conversion_slower_than_committed_fails(monkeypatch, conversion, status, tmp_path):
+    sides = {side: {"speed_ratio": 4.0, "memory_ratio": 0.5} for side in ("port", "port_workers")}
+    found = {"settings": {"config": "full"}, "loading": sides, "conversion": {"ratio": conversion}}
+    monkeypatch.setitem(command.ALONE, "data", lambda *_: found)
+    monkeypatch.setattr(command, "describe_data", lambda found: "data")
+    monkeypatch.setattr(command, "read_committed", lambda: data_ratios(found | {"conversion": {"ratio": 0.8}}))
+    assert run_benchmarks("full", 1, 1, tmp_path / "bench.json", parts=("data",)) == status
+    assert (tmp_path / "ratios.svg").is_file()
