@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from parity.inference import WeightMap
+from parity.inference.weight_map import WeightMap
 
 SIZES: dict[str, Any] = {
     "vocab_size": 50,

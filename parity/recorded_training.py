@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from parity.arrangements import NO_SECOND_BIAS
 from parity.compare import compare
-from parity.inference import WeightMap, arranged
+from parity.inference.weight_map import WeightMap, arranged
 from parity.layer_map import LayerMap
 from parity.recording import Recording
 from parity.records import Comparison, NotCompared, Reading

@@ -10,15 +10,9 @@ from torch import nn
 
 from parity.compare import compare
 from parity.environment import describe_environment, version
-from parity.inference import (
-    WeightMap,
-    arranged,
-    helper_buffers,
-    infer,
-    input_arrays,
-    reference_variables,
-    tensors_by_name,
-)
+from parity.inference.infer import infer
+from parity.inference.reference_side import input_arrays, reference_variables
+from parity.inference.weight_map import WeightMap, arranged, helper_buffers, tensors_by_name
 from parity.keras_side import POLICIES, KerasSide, layers_by_path, lift
 from parity.ladder import FORWARD_GATES, compare_live, find_culprits, judge
 from parity.layer_map import LayerMap

@@ -10,7 +10,8 @@ from torch import nn
 
 from parity.arrangements import Arrangement
 from parity.environment import RECORDED_WITH, describe_environment
-from parity.inference import WeightMap, infer
+from parity.inference.infer import infer
+from parity.inference.weight_map import WeightMap
 from parity.ladder import FORWARD_GATES, GATE_OF_READING, compare_live, find_culprits, judge
 from parity.layer_map import LayerMap
 from parity.operations import name_operations

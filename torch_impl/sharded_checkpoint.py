@@ -15,19 +15,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import torch
+from torch.distributed.checkpoint import metadata as records
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
-from torch.distributed.checkpoint.metadata import (
-    _MEM_FORMAT_ENCODING,
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
-)
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.serialization import _get_layout
@@ -40,14 +31,14 @@ OTHERS_FILE, METADATA_FILE = "meta.pt", ".metadata"
 STATE = "state_dict"
 
 _RECORDS = (
-    _MEM_FORMAT_ENCODING,
-    BytesStorageMetadata,
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    StorageMeta,
-    TensorProperties,
-    TensorStorageMetadata,
+    records._MEM_FORMAT_ENCODING,
+    records.BytesStorageMetadata,
+    records.ChunkStorageMetadata,
+    records.Metadata,
+    records.MetadataIndex,
+    records.StorageMeta,
+    records.TensorProperties,
+    records.TensorStorageMetadata,
     _StorageInfo,
     _get_layout,
     torch.Size,
@@ -76,7 +67,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 class _Reader(FileSystemReader):
     """Reads metadata by ``_MetadataUnpickler``; tensors PyTorch itself reads as ``weights_only``."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self, *args: Any, **kwargs: Any) -> records.Metadata:
         with (Path(self.path) / METADATA_FILE).open("rb") as file:
             found = _MetadataUnpickler(file).load()
         _check(found)
@@ -144,7 +135,7 @@ def _read(folder: Path, tensors: Collection[str] | None) -> tuple[dict[str, Any]
         metadata = reader.read_metadata()
         flat: dict[str, Any] = {}
         for name, entry in metadata.state_dict_metadata.items():
-            if not isinstance(entry, TensorStorageMetadata):
+            if not isinstance(entry, records.TensorStorageMetadata):
                 flat[name] = None
             elif tensors is None or name in tensors:
                 flat[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
@@ -170,10 +161,10 @@ def _damaged(folder: Path, error: BaseException) -> str:
     return f"{folder} is damaged or no checkpoint: {type(error).__name__} {str(error).partition(chr(10))[0]}"
 
 
-def _check(metadata: Metadata) -> None:
+def _check(metadata: records.Metadata) -> None:
     """Insists that every number of every tensor is somewhere, and in this folder."""
     for name, entry in metadata.state_dict_metadata.items():
-        if isinstance(entry, TensorStorageMetadata):
+        if isinstance(entry, records.TensorStorageMetadata):
             here = sum(math.prod(chunk.sizes) for chunk in entry.chunks)
             if here != math.prod(entry.size):
                 raise ValueError(f"{name} has {math.prod(entry.size)} numbers, of which {here} are here")

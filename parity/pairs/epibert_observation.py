@@ -9,7 +9,7 @@ import numpy as np
 from parity.attack.observation import PRECISIONS, Computed, Observation, Pass
 from parity.layer_map import LayerMap
 from parity.pairs import epibert
-from parity.pairs.epibert_training import GRADIENT_RECIPE, LivePair
+from parity.pairs.epibert_training.live_pair import GRADIENT_RECIPE, LivePair
 from parity.records import Reading
 from parity.reference import LiveReference
 from parity.torch_side import TorchSide

@@ -28,9 +28,13 @@ from parity.ladder import (
     unrecorded,
 )
 from parity.ledger import Ledger, NotProven
-from parity.pairs import epibert, epibert_data, epibert_training, rampage, rampage_convergence
+from parity.pairs import epibert, epibert_data, rampage, rampage_convergence
 from parity.pairs.epibert_convergence import PRETRAINING, margins, run_convergence
-from parity.pairs.epibert_training import PORT, RECORDED_VARIANTS, PortTraining
+from parity.pairs.epibert_training import live_functions, live_training, recorded_functions, recorded_training
+from parity.pairs.epibert_training.live_pair import TRAINING_BINS
+from parity.pairs.epibert_training.parts import PORT, PortTraining
+from parity.pairs.epibert_training.recorded_training import RECORDED_VARIANTS, recorded_targets
+from parity.pairs.epibert_training.tensors import tensor_pairs
 from parity.records import Comparison, GateStatus, KnownDifference, NotCompared, Result, WeightRow
 from parity.reference import LiveReference, read_goldens
 from parity.tolerances import table
@@ -428,7 +432,7 @@ def _recorded_case(findings: Findings, wanted: Sequence[str], case: _Case, train
             findings.known_differences += differences
             rows += effects
         if "losses" in wanted and case.name in RECORDED_VARIANTS:
-            targets = epibert_training.recorded_targets(recording)
+            targets = recorded_targets(recording)
             rows += _recorded_training(findings, case.name, port, case.folder, case.inputs, targets, training)
         elif "losses" in wanted:
             findings.not_compared.append(
@@ -535,8 +539,8 @@ def _own_checkpoint(
     inputs = epibert.synthetic_inputs(config, batch=batch, seed=INPUT_SEED)
     if "losses" in wanted:
         findings.comparisons += [
-            *epibert_training.compare_losses(training),
-            *epibert_training.compare_metrics(training),
+            *live_functions.compare_losses(training),
+            *live_functions.compare_metrics(training),
         ]
     if DATA in wanted:
         findings.unavailable[DATA] = "a checkpoint has no data; the recorded cases prove the pipeline"
@@ -601,16 +605,16 @@ def _live_training(
     findings.not_compared.append(
         NotCompared(
             side=case,
-            name=f"training on windows longer than {epibert_training.TRAINING_BINS} bins",
+            name=f"training on windows longer than {TRAINING_BINS} bins",
             reason="no weight depends on the length; dropout has the published rates where the recording had none",
         )
     )
     with _timed(findings, f"{case}, training", say):
-        findings.comparisons += epibert_training.compare_live_training(
+        findings.comparisons += live_training.compare_live_training(
             config, stored, make_port, gates=gates, training=training, case=case, say=say
         )
         table = RAMPAGE_TABLE if any(path.startswith(RNA_HEAD) for path in stored) else TABLE
-        findings.not_compared += not_compared_gradients(epibert_training.tensor_pairs(config, table), case=case)
+        findings.not_compared += not_compared_gradients(tensor_pairs(config, table), case=case)
 
 
 def _functions(
@@ -629,7 +633,7 @@ def _functions(
         if reference != "live":
             path = goldens / "functions.h5"
             findings.sources["functions.h5"] = hash_file(path)
-            rows += epibert_training.compare_recorded_functions(path, training, case="functions recorded")
+            rows += recorded_functions.compare_recorded_functions(path, training, case="functions recorded")
             findings.not_compared.append(
                 NotCompared(
                     side="functions recorded",
@@ -638,8 +642,8 @@ def _functions(
                 )
             )
         if reference != "recorded":
-            rows += epibert_training.compare_losses(training, case="functions live")
-            rows += epibert_training.compare_metrics(training, case="functions live")
+            rows += live_functions.compare_losses(training, case="functions live")
+            rows += live_functions.compare_metrics(training, case="functions live")
         findings.comparisons += [row for row in rows if row.gate in wanted]
 
 
@@ -655,8 +659,8 @@ def _finetuning_functions(
 
 def _finetuning_rows(training: PortTraining, case: str = "") -> list[Comparison]:
     return [
-        *epibert_training.compare_finetuning_losses(training, case=case),
-        *epibert_training.compare_gene_metrics(training, case=case),
+        *live_functions.compare_finetuning_losses(training, case=case),
+        *live_functions.compare_gene_metrics(training, case=case),
     ]
 
 
@@ -681,10 +685,10 @@ def _recorded_training(
     path, case = folder / "train.h5", f"{name} recorded"
     findings.sources[f"{name}/train.h5"] = hash_file(path)
     variants = RECORDED_VARIANTS[name]
-    findings.not_compared += epibert_training.not_compared_recorded(case, variants, path)
+    findings.not_compared += recorded_training.not_compared_recorded(case, variants, path)
     rows: list[Comparison] = []
     for variant in variants:
-        rows += epibert_training.compare_recorded_training(
+        rows += recorded_training.compare_recorded_training(
             port, variant, path, inputs, targets, training=training, case=case
         )
     return rows
@@ -702,7 +706,7 @@ def _finetuning_case(
         port = EpiBERTRampage(config)
         transplant(checkpoint, port, constants=(projection, rotary, recording.name))
         port.to(device)
-        inputs, targets = epibert.recorded_inputs(recording), epibert_training.recorded_targets(recording)
+        inputs, targets = epibert.recorded_inputs(recording), recorded_targets(recording)
         findings.sources[f"{folder.name}/forward.h5"] = hash_file(folder / "forward.h5")
         rows = _recorded_training(findings, folder.name, port, folder, inputs, targets, training)
         findings.comparisons += [row for row in rows if row.gate in wanted]

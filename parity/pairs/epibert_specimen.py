@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from parity.pairs import epibert
 from parity.pairs.epibert_run import CASES, GOLDENS, load_case, run
-from parity.pairs.epibert_training import PortTraining
+from parity.pairs.epibert_training.parts import PortTraining
 from parity.records import Comparison, Result, Status
 from parity.training import LOSS, OPTIMIZER, SCHEDULE
 from torch_impl import EpiBERT, EpiBERTConfig

@@ -16,7 +16,8 @@ from rich.console import Console
 from torch import nn
 
 from parity import recorder
-from parity.inference import infer, load_weights
+from parity.inference.infer import infer
+from parity.inference.weight_map import load_weights
 from parity.recording import NotARecording, Recording
 from parity.records import Result
 from parity.verify import verify

@@ -3,9 +3,11 @@
 import pytest
 
 from parity import Reading
-from parity.pairs import epibert, epibert_training
+from parity.pairs import epibert
 from parity.pairs.epibert_run import FINETUNING_CASE, load_case
-from parity.pairs.epibert_training import RECORDED_VARIANTS, tensor_pairs, training_config
+from parity.pairs.epibert_training.live_pair import training_config
+from parity.pairs.epibert_training.recorded_training import RECORDED_VARIANTS
+from parity.pairs.epibert_training.tensors import tensor_pairs, zero_gradients
 from tests.suites.rungs import CASES, assert_all_pass, assert_gate, pick
 from weights.table import RAMPAGE_TABLE, TABLE
 
@@ -50,7 +52,7 @@ def test_every_activation_of_the_living_reference(ladder, goldens, case, reading
 def test_every_parameter_in_float32(ladder, goldens, case):
     rows = pick(ladder, "gradients", case=f"{case} live", precision="float32")
     config, _ = load_case(goldens / case)
-    assert names(rows) == parameters(goldens, case) - set(epibert_training.zero_gradients(config))
+    assert names(rows) == parameters(goldens, case) - set(zero_gradients(config))
     assert_all_pass(rows)
 
 
@@ -66,6 +68,6 @@ def test_every_recorded_parameter(ladder, goldens, case, table):
 def test_gradients_that_are_zero_in_theory_are_so_on_both_sides(ladder, goldens, case):
     rows = pick(ladder, "gradients", case=f"{case} live", precision="float64", tolerance="zero_gradient")
     config, _ = load_case(goldens / case)
-    expected = set(epibert_training.zero_gradients(config))
+    expected = set(zero_gradients(config))
     for side in ("port", "reference"):
         assert {row.port for row in rows if f"of the {side}" in row.quantity} == expected

@@ -3,7 +3,8 @@
 import pytest
 
 from parity.pairs.epibert_run import FINETUNING_CASE
-from parity.pairs.epibert_training import LOSS_TYPES, RECORDED_VARIANTS
+from parity.pairs.epibert_training.live_functions import LOSS_TYPES
+from parity.pairs.epibert_training.recorded_training import RECORDED_VARIANTS
 from parity.training import LOSS, METRIC
 from tests.suites.rungs import assert_all_pass, assert_gate, pick
 

@@ -11,7 +11,7 @@ from parity.attack.observation import PRECISIONS, Observation, Pass
 from parity.attack.rules import judge
 from parity.pairs.epibert_faults.bench import Bench as FaultBench
 from parity.pairs.epibert_observation import STEPS, Observer
-from parity.pairs.epibert_training import LivePair, training_config
+from parity.pairs.epibert_training.live_pair import LivePair, training_config
 from parity.reference import LiveReference
 from parity.torch_side import TorchSide
 from tests.assertions import assert_same

@@ -11,17 +11,12 @@ from parity.ladder import CONVERGENCE, GATES
 from parity.ledger import Ledger, NotProven
 from parity.pairs import epibert
 from parity.pairs.epibert_run import FINETUNING, FINETUNING_CASES, load_case, model_tensors
-from parity.pairs.epibert_training import (
-    FINETUNING_SCHEDULES,
-    LOSS_TYPES,
-    OPTIMIZER_RUNS,
-    RECORDED_VARIANTS,
-    STATE_STEPS,
-    TRAJECTORY_STEPS,
-    tensor_pairs,
-    training_config,
-    zero_gradients,
-)
+from parity.pairs.epibert_training.live_functions import LOSS_TYPES
+from parity.pairs.epibert_training.live_pair import STATE_STEPS, training_config
+from parity.pairs.epibert_training.live_training import OPTIMIZER_RUNS, TRAJECTORY_STEPS
+from parity.pairs.epibert_training.recipes import FINETUNING_SCHEDULES
+from parity.pairs.epibert_training.recorded_training import RECORDED_VARIANTS
+from parity.pairs.epibert_training.tensors import tensor_pairs, zero_gradients
 from parity.reference import read_goldens
 from parity.training import GROUPS, LOSS, METRIC, MOMENTS, SCHEDULE
 from tests.suites.rungs import MODES, PRECISIONS, assert_all_pass, assert_gate, layers_read, pick

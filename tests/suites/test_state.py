@@ -3,7 +3,9 @@
 import pytest
 
 from parity.pairs.epibert_run import FINETUNING_CASE, load_case
-from parity.pairs.epibert_training import RECORDED_STEPS, RECORDED_VARIANTS, STATE_STEPS, tensor_pairs
+from parity.pairs.epibert_training.live_pair import STATE_STEPS
+from parity.pairs.epibert_training.recorded_training import RECORDED_STEPS, RECORDED_VARIANTS
+from parity.pairs.epibert_training.tensors import tensor_pairs
 from tests.suites.rungs import assert_all_pass, assert_gate, pick
 from weights.table import RAMPAGE_TABLE, TABLE
 

@@ -16,7 +16,7 @@ import pytest
 from parity import Comparison, Reading, Status
 from parity.attack.fault import Fault, injected
 from parity.ladder import TRAINING_GATES, compare_live
-from parity.pairs import epibert, epibert_training
+from parity.pairs import epibert
 from parity.pairs.epibert_faults import optimizers
 from parity.pairs.epibert_faults.bench import STEPS, Bench
 from parity.pairs.epibert_faults.catalogue import CATALOGUE
@@ -24,7 +24,9 @@ from parity.pairs.epibert_faults.optimizers import PlainAdam, Rule
 from parity.pairs.epibert_faults.subject import FINETUNING, PRETRAINING, Subject
 from parity.pairs.epibert_faults.training import raises
 from parity.pairs.epibert_run import load_case
-from parity.pairs.epibert_training import PORT, LivePair, PortTraining
+from parity.pairs.epibert_training import live_training, recorded_functions, recorded_training
+from parity.pairs.epibert_training.live_pair import LivePair
+from parity.pairs.epibert_training.parts import PORT, PortTraining
 from parity.records import GateStatus
 from parity.reference import read_goldens
 from parity.second_look import SURE
@@ -124,7 +126,7 @@ def test_adam_line_by_line_is_right_until_something_about_it_is_wrong(bench):
     pair = bench.training_pair.of(subject.port, subject.training)
     assert isinstance(subject.training.adam(subject.port)[0], PlainAdam)
     assert Rule().rounded_betas
-    assert {row.status for row in epibert_training.live_steps(pair)} == {Status.PASS}
+    assert {row.status for row in live_training.live_steps(pair)} == {Status.PASS}
 
 
 # --- functions, recorded: no living reference is needed --------------------------------------------------------------
@@ -156,7 +158,7 @@ def training_of(name: str) -> PortTraining:
 @pytest.mark.parametrize("name", RECORDED)
 def test_recorded_functions_find_a_fault_and_say_whose_it_is(goldens, name):
     training = training_of(name)
-    rows = list(epibert_training.compare_recorded_functions(goldens / "functions.h5", training, case="functions"))
+    rows = list(recorded_functions.compare_recorded_functions(goldens / "functions.h5", training, case="functions"))
     failing = {(row.layer, row.precision) for row in rows if row.status is not Status.PASS}
     assert failing == RECORDED[name]
 
@@ -167,12 +169,12 @@ def recorded_finetuning_failures(goldens: Path, training: PortTraining) -> list[
     recording = read_goldens(goldens / "R1" / "forward.h5", name="recorded")
     port = EpiBERTRampage(config)
     transplant(checkpoint, port, constants=(*epibert.recorded_constants(recording), recording.name))
-    rows = epibert_training.compare_recorded_training(
+    rows = recorded_training.compare_recorded_training(
         port,
-        epibert_training.RECORDED_VARIANTS["R1"][0],
+        recorded_training.RECORDED_VARIANTS["R1"][0],
         goldens / "R1" / "train.h5",
         epibert.recorded_inputs(recording),
-        epibert_training.recorded_targets(recording),
+        recorded_training.recorded_targets(recording),
         training=training,
         case="R1",
     )
@@ -198,9 +200,9 @@ def test_the_recorded_training_of_the_fine_tuning_model_finds_a_fault_of_its_opt
 def test_a_loss_that_is_wrong_in_float32_alone_is_found_by_the_gradients(bench):
     name = "masked loss of narrow predictions"
     faulty = bench.training_pair.of(bench.port(training=True), training_of(name))
-    rows = list(epibert_training.live_gradients(faulty))
+    rows = list(live_training.live_gradients(faulty))
     assert {row.precision for row in rows if row.status is not Status.PASS} == {"float32"}
-    sound = list(epibert_training.live_gradients(bench.training_pair.of(bench.port(training=True))))
+    sound = list(live_training.live_gradients(bench.training_pair.of(bench.port(training=True))))
     assert {row.status for row in sound} == {Status.PASS}
 
 
@@ -209,7 +211,7 @@ def test_moments_that_are_wrong_in_float32_alone_are_found_by_the_trajectory(ben
     found = {}
     for name, training in (("sound", PORT), ("narrow", training_of("narrow moments"))):
         pair = bench.training_pair.of(bench.port(training=True), training)
-        rows = list(epibert_training.live_runs(pair, "float32", STEPS))
+        rows = list(live_training.live_runs(pair, "float32", STEPS))
         found[name] = [row for row in rows if row.status is not Status.PASS]
     assert found["sound"] == []
     assert any(row.quantity.startswith("exp_avg at") for row in found["narrow"])
@@ -242,7 +244,7 @@ def test_a_trajectory_off_in_float32_is_measured_on_runs_of_other_batches(bench,
     pair = bench.training_pair.of(bench.port(training=True))
 
     def rows() -> list[Comparison]:
-        return list(epibert_training.live_runs(pair, "float32", 1, draws=1))
+        return list(live_training.live_runs(pair, "float32", 1, draws=1))
 
     (before,) = (row for row in rows() if row.quantity == "exp_avg at step 1")
     run = TorchTraining.run
@@ -258,7 +260,7 @@ def test_a_trajectory_off_in_float32_is_measured_on_runs_of_other_batches(bench,
 
 
 def float32_gradients(pair: LivePair) -> list[Comparison]:
-    return list(epibert_training.live_gradients(pair, precisions=("float32",)))
+    return list(live_training.live_gradients(pair, precisions=("float32",)))
 
 
 @pytest.mark.parametrize("right", [True, False])
@@ -272,9 +274,9 @@ def test_what_fails_is_measured_again_only_where_float64_was_right(monkeypatch, 
         looked.append(found)
         return found
 
-    monkeypatch.setattr(epibert_training, "compare_gradients", rows)
-    monkeypatch.setattr(epibert_training, "look_again", look_again)
-    found = list(epibert_training.live_gradients(MagicMock(batch=lambda _: (None, None))))
+    monkeypatch.setattr(live_training, "compare_gradients", rows)
+    monkeypatch.setattr(live_training, "look_again", look_again)
+    found = list(live_training.live_gradients(MagicMock(batch=lambda _: (None, None))))
     assert len(found) == 3
     assert looked == ([(found[-1],)] if right else [])
 
@@ -290,9 +292,9 @@ def assert_judged(row: Comparison, before: Comparison, *, always: bool) -> None:
 @pytest.mark.parametrize("part", ["adam", "schedule"])
 def test_a_part_that_raises_is_a_finding(bench, part):
     pair = bench.training_pair.of(bench.port(training=True), with_parts(**{part: raises}))
-    rows = list(epibert_training.live_runs(pair, "float64", STEPS, draws=1, with_trajectory=False))
+    rows = list(live_training.live_runs(pair, "float64", STEPS, draws=1, with_trajectory=False))
     assert rows
     assert {row.status for row in rows} == {Status.MISSING}
     assert all("no such thing" in row.detail for row in rows)
-    steps = list(epibert_training.live_steps(pair, runs=(("adam", 1.0),)))
+    steps = list(live_training.live_steps(pair, runs=(("adam", 1.0),)))
     assert any("no such thing" in row.detail for row in steps if row.status is Status.MISSING)

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from parity.pairs.epibert_training import PRECISIONS, TRAJECTORY_STEPS
+from parity.pairs.epibert_training.live_training import PRECISIONS, TRAJECTORY_STEPS
 from parity.training import GROUPS
 from tests.suites.rungs import assert_all_pass, assert_gate, pick
 

@@ -10,10 +10,12 @@ from typing import Any
 from parity.attack.fault import Fault, injected
 from parity.ladder import DATA, GATES, compare_live, find_culprits, judge
 from parity.layer_map import LayerMap
-from parity.pairs import epibert, epibert_data, epibert_training
+from parity.pairs import epibert, epibert_data
 from parity.pairs.epibert_faults.subject import Subject
 from parity.pairs.epibert_run import GOLDENS, load_case, model_tensors
-from parity.pairs.epibert_training import PORT, LivePair
+from parity.pairs.epibert_training import live_functions, live_training, recorded_functions
+from parity.pairs.epibert_training.live_pair import LivePair, training_config
+from parity.pairs.epibert_training.parts import PORT
 from parity.records import Comparison, Culprit, Gate, GateStatus, Status
 from parity.reference import Goldens, LiveReference, read_goldens
 from torch_impl import EpiBERT, EpiBERTRampage
@@ -133,7 +135,7 @@ class Bench:
     @functools.cached_property
     def training_pair(self) -> LivePair:
         """The reference in training, dropout on, on a short window."""
-        return LivePair(epibert_training.training_config(self.config), self.stored, self.port(training=True))
+        return LivePair(training_config(self.config), self.stored, self.port(training=True))
 
     # --- ports -------------------------------------------------------------------------------------------------------
 
@@ -147,7 +149,7 @@ class Bench:
 
     @functools.cache  # noqa: B019  one bench a process
     def _sound_port(self, training: bool) -> Trunk:
-        config = epibert_training.training_config(self.config) if training else self.config
+        config = training_config(self.config) if training else self.config
         port = (EpiBERTRampage if self.finetuning else EpiBERT)(config)
         transplant(self._checkpoint, port, constants=(*self.constants, "living reference"))
         return port
@@ -255,36 +257,36 @@ class Bench:
 
     def _losses(self, subject: Subject) -> Iterable[Comparison]:
         training = subject.training
-        yield from epibert_training.compare_losses(training)
-        yield from epibert_training.compare_metrics(training)
-        yield from epibert_training.compare_recorded_functions(
+        yield from live_functions.compare_losses(training)
+        yield from live_functions.compare_metrics(training)
+        yield from recorded_functions.compare_recorded_functions(
             GOLDENS / "functions.h5", dataclasses.replace(training, schedule=PORT.schedule), case="functions"
         )
         if self.finetuning:
-            yield from epibert_training.compare_finetuning_losses(training)
-            yield from epibert_training.compare_gene_metrics(training)
+            yield from live_functions.compare_finetuning_losses(training)
+            yield from live_functions.compare_gene_metrics(training)
 
     def _pair(self, subject: Subject) -> LivePair:
         """The subject's training beside the reference's."""
         return self.training_pair.of(subject.port, subject.training)
 
     def _gradients(self, subject: Subject) -> Iterable[Comparison]:
-        return epibert_training.live_gradients(self._pair(subject), precisions=("float64",))
+        return live_training.live_gradients(self._pair(subject), precisions=("float64",))
 
     def _float32_gradients(self, subject: Subject) -> Iterable[Comparison]:
-        return epibert_training.live_gradients(self._pair(subject), precisions=("float32",))
+        return live_training.live_gradients(self._pair(subject), precisions=("float32",))
 
     def _optimizer(self, subject: Subject) -> Iterable[Comparison]:
-        return epibert_training.live_steps(self._pair(subject), runs=OPTIMIZER_RUNS)
+        return live_training.live_steps(self._pair(subject), runs=OPTIMIZER_RUNS)
 
     def _state(self, subject: Subject) -> Iterable[Comparison]:
-        return epibert_training.live_runs(self._pair(subject), "float64", STEPS, draws=1, with_trajectory=False)
+        return live_training.live_runs(self._pair(subject), "float64", STEPS, draws=1, with_trajectory=False)
 
     def _trajectory(self, subject: Subject) -> Iterable[Comparison]:
-        return epibert_training.live_runs(self._pair(subject), "float64", STEPS, draws=1)
+        return live_training.live_runs(self._pair(subject), "float64", STEPS, draws=1)
 
     def _float32_trajectory(self, subject: Subject) -> Iterable[Comparison]:
-        return epibert_training.live_runs(self._pair(subject), "float32", STEPS)
+        return live_training.live_runs(self._pair(subject), "float32", STEPS)
 
 
 def _gates(rows: Iterable[Comparison]) -> dict[str, Gate]:

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from parity.ladder import compare_live
-from parity.pairs import epibert, epibert_training
-from parity.pairs.epibert_training import LivePair
+from parity.pairs import epibert
+from parity.pairs.epibert_training import live_functions, live_training
+from parity.pairs.epibert_training.live_pair import LivePair
 from parity.records import Comparison, Status
 from parity.reference import LiveReference
 from torch_impl import EpiBERT, EpiBERTConfig, EpiBERTRampage
@@ -172,18 +173,18 @@ class Clean:
         if self.seed % EVERY_LOSS == 0:
             yield from self._losses()
         if self.seed % EVERY_TRAINING == 0:
-            yield from epibert_training.live_gradients(self.training_pair)
-            yield from epibert_training.live_steps(self.training_pair, runs=TRAINING_RUNS)
+            yield from live_training.live_gradients(self.training_pair)
+            yield from live_training.live_steps(self.training_pair, runs=TRAINING_RUNS)
             whole = self.seed % EVERY_TRAJECTORY == 0
-            yield from epibert_training.live_runs(self.training_pair, "float64", STEPS, draws=1, with_trajectory=whole)
+            yield from live_training.live_runs(self.training_pair, "float64", STEPS, draws=1, with_trajectory=whole)
             if whole:
-                yield from epibert_training.live_runs(self.training_pair, "float32", STEPS)
+                yield from live_training.live_runs(self.training_pair, "float32", STEPS)
 
     def _losses(self) -> Iterator[Comparison]:
-        yield from epibert_training.compare_losses(seed=self.seed)
-        yield from epibert_training.compare_metrics(seed=self.seed)
+        yield from live_functions.compare_losses(seed=self.seed)
+        yield from live_functions.compare_metrics(seed=self.seed)
         if self.finetuning:
-            yield from epibert_training.compare_finetuning_losses(seed=self.seed)
+            yield from live_functions.compare_finetuning_losses(seed=self.seed)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

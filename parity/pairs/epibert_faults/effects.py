@@ -14,7 +14,10 @@ from parity.pairs import epibert, epibert_data
 from parity.pairs.epibert_faults.bench import OPTIMIZER_RUNS, STEPS, Bench
 from parity.pairs.epibert_faults.subject import Subject
 from parity.pairs.epibert_run import GOLDENS
-from parity.pairs.epibert_training import GRADIENT_RECIPE, SCHEDULE_ARGUMENTS, PortTraining, loss_samples
+from parity.pairs.epibert_training.live_functions import loss_samples
+from parity.pairs.epibert_training.live_pair import GRADIENT_RECIPE
+from parity.pairs.epibert_training.parts import PortTraining
+from parity.pairs.epibert_training.recipes import SCHEDULE_ARGUMENTS
 from parity.tolerances import TABLE, UNIT_ROUNDOFF
 from parity.trace import attempt
 from parity.training import GROUPS

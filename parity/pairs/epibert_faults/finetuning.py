@@ -9,7 +9,7 @@ from parity.attack.fault import Fault, Kind
 from parity.pairs.epibert_faults import optimizers
 from parity.pairs.epibert_faults.subject import FINETUNING, of_port, of_training
 from parity.pairs.epibert_faults.training import raises
-from parity.pairs.epibert_training import ADAM_EPSILON, PORT, WEIGHT_DECAY
+from parity.pairs.epibert_training.parts import ADAM_EPSILON, PORT, WEIGHT_DECAY
 from parity.training import LOSS, METRIC, OPTIMIZER
 from torch_impl import EpiBERTRampage
 from torch_impl.losses import finetuning_loss

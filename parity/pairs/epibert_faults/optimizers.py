@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from parity.pairs.epibert_training import ADAM_EPSILON, CLIP, WEIGHT_DECAY
+from parity.pairs.epibert_training.parts import ADAM_EPSILON, CLIP, WEIGHT_DECAY
 from parity.training import MOMENTS
 from torch_impl.optim import KerasAdam, KerasAdamW, decay_groups
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from parity.attack.fault import Fault, Kind
 from parity.pairs.epibert_data import PORT_DATA, PortData
-from parity.pairs.epibert_training import PORT, PortTraining
+from parity.pairs.epibert_training.parts import PORT, PortTraining
 
 PRETRAINING, FINETUNING = "P1", "R1"
 """Recorded cases that faults are judged on: the smallest of each model."""

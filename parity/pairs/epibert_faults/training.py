@@ -14,7 +14,7 @@ from parity.attack.fault import Fault, Kind
 from parity.pairs.epibert_faults import optimizers
 from parity.pairs.epibert_faults.subject import PRETRAINING, Break, of_port, of_training, set_forward
 from parity.pairs.epibert_faults.trained import torch_momentum, unbiased_variance
-from parity.pairs.epibert_training import ADAM_EPSILON, CLIP, WEIGHT_DECAY
+from parity.pairs.epibert_training.parts import ADAM_EPSILON, CLIP, WEIGHT_DECAY
 from parity.training import LOSS, METRIC, OPTIMIZER, SCHEDULE
 from torch_impl.losses import masked_loss, poisson, poisson_multinomial
 from torch_impl.metrics import R2, PearsonR

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader
 from parity import Reading, Status
 from parity.compare import compare
 from parity.pairs.epibert import recorded_inputs
-from parity.pairs.epibert_training import RECORDED_SCHEDULE, recorded_targets, tensor_pairs, zero_gradients
+from parity.pairs.epibert_training.recorded_training import RECORDED_SCHEDULE, recorded_targets
+from parity.pairs.epibert_training.tensors import tensor_pairs, zero_gradients
 from parity.reference import read_goldens
 from tests.unit.weights.samples import GOLDENS, arguments, prefix
 from torch_impl import EpiBERTConfig

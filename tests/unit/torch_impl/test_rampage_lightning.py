@@ -17,7 +17,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from parity.pairs import epibert, epibert_training
+from parity.pairs import epibert
+from parity.pairs.epibert_training import recorded_training
+from parity.pairs.epibert_training.parts import ADAM_EPSILON, ATAC_SCALE, CLIP, TOTAL_WEIGHT, WEIGHT_DECAY
 from parity.reference import read_goldens
 from tests.assertions import assert_same
 from tests.unit.sources import ROOT
@@ -92,17 +94,17 @@ def recorded(folder: Path) -> tuple[EpiBERTRampageLightning, list[Tensor]]:
     built = EpiBERTRampageLightning(
         config,
         loss_type="poisson_multinomial",
-        total_weight=epibert_training.TOTAL_WEIGHT,
-        atac_scale=epibert_training.ATAC_SCALE,
-        peak_rna=epibert_training.RECORDED_SCHEDULE["peak"],
-        epsilon=epibert_training.ADAM_EPSILON,
-        weight_decay=epibert_training.WEIGHT_DECAY,
-        global_clipnorm=epibert_training.CLIP,
-        **epibert_training.RECORDED_SCHEDULE,
+        total_weight=TOTAL_WEIGHT,
+        atac_scale=ATAC_SCALE,
+        peak_rna=recorded_training.RECORDED_SCHEDULE["peak"],
+        epsilon=ADAM_EPSILON,
+        weight_decay=WEIGHT_DECAY,
+        global_clipnorm=CLIP,
+        **recorded_training.RECORDED_SCHEDULE,
     ).double()
     transplant(folder / "ckpt_before", built.model, constants=(*epibert.recorded_constants(recording), "recorded"))
     sequence, atac, motifs = (torch.from_numpy(array).double() for array in epibert.recorded_inputs(recording))
-    targets = {name: torch.from_numpy(array) for name, array in epibert_training.recorded_targets(recording).items()}
+    targets = {name: torch.from_numpy(array) for name, array in recorded_training.recorded_targets(recording).items()}
     rna, atac_target = targets["target_rna"].double(), targets["target"].double()
     return built, [sequence, atac, targets["mask"], targets["unmask"], atac_target, motifs, rna]
 

@@ -1,16 +1,9 @@
-"""Which layer of a port answers to which layer of a Keras model, and which tensor to which variable, found out.
-
-Order of execution, type and shapes propose; values confirm. The port gets the reference's weights for a moment, as the
-proposal has them, and every layer is fed with what the reference's layer was fed with: a pair is confirmed when the two
-return the same. What stays unconfirmed is in the map all the same, where ``verify`` will find what is wrong with it.
-What could be paired in several ways is named and not paired, so that ``verify`` fails on it by name: a line in a table
-of the user's own decides.
-"""
+"""One attempt to pair the layers and weights of two models, from their passes to the maps."""
 
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,273 +11,40 @@ from torch import nn
 
 from parity.arrangements import Arrangement
 from parity.compare import distance
+from parity.inference.records import Evidence, Inference, Proposal
+from parity.inference.reference_side import Living, Recorded
+from parity.inference.units import (
+    CHANNELS_FIRST,
+    Unit,
+    by_equal_weights,
+    by_names,
+    by_shapes,
+    listed,
+    possible_layouts,
+    shape_of,
+)
+from parity.inference.weight_map import WeightMap, arranged
 from parity.keras_kinds import RECURRENT, KerasKind, keras_kind
-from parity.keras_side import KerasSide, activation_path, layers_by_path, lift, variables_by_path
+from parity.keras_side import activation_path
 from parity.ladder import tolerance_of
-from parity.layer_map import HEADS, LayerMap, LayerPair, layout
+from parity.layer_map import LayerMap, LayerPair, layout
 from parity.operations import name_operations
-from parity.recorder import describe_layer
-from parity.recording import Recording
-from parity.records import NotCompared, Reading
+from parity.records import Reading
 from parity.tolerances import TABLE
 from parity.torch_kinds import torch_kind
 from parity.torch_side import TorchSide, cast_module
 from parity.trace import Call, Trace
 
-WeightMap = Mapping[str, tuple[str, Sequence[int] | Arrangement | None]]
-Evidence = Literal["table", "type and shape", "name", "order", "weights", "values", "parts"]
-
 _MANY = 99
 _SHAPE_ONLY = "it only changes shapes; the next layer's input shows its result"
-_CHANNELS_FIRST = ("convolution", "transposed", "batch norm", "pool", "upsample", "pad")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Proposal:
-    """One pair as it was found.
-
-    Attributes:
-        pair: Row of the layer map.
-        kind: Type of layer on both sides.
-        evidence: What proposed it.
-        confirmed: With the reference's weights and fed with the reference's inputs, the port's layer returns what the
-            reference's does.
-        detail: Why it is not confirmed, or what else spoke against it.
-    """
-
-    pair: LayerPair
-    kind: str
-    evidence: Evidence
-    confirmed: bool = False
-    detail: str = ""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Inference:
-    """Both maps, and how they were found.
-
-    Attributes:
-        layer_map: Which layer answers to which.
-        weight_map: Which tensor is which variable.
-        proposals: Every pair with its evidence, in the order of execution.
-        ambiguous: {layer of the reference: what it could be}, left unpaired.
-        untraced: {module of the port: why its functional operations have no names}.
-    """
-
-    layer_map: LayerMap
-    weight_map: WeightMap
-    proposals: tuple[Proposal, ...]
-    ambiguous: Mapping[str, str]
-    untraced: Mapping[str, str]
-
-    @property
-    def unconfirmed(self) -> tuple[Proposal, ...]:
-        """Pairs that no value confirms."""
-        return tuple(row for row in self.proposals if not row.confirmed)
-
-    def __str__(self) -> str:
-        rows = [
-            f"{'confirmed  ' if row.confirmed else 'UNCONFIRMED'} {row.pair.port or '(the port)'} = "
-            f"{row.pair.reference or '(the reference)'}: {row.kind}, by {row.evidence}{_layout_of(row.pair)}"
-            f"{f', {row.detail}' if row.detail else ''}"
-            for row in self.proposals
-        ]
-        rows += [f"AMBIGUOUS   {path}: {reason}" for path, reason in self.ambiguous.items()]
-        rows += [f"left out    {path}: {reason}" for path, reason in self.layer_map.ignored.items()]
-        rows += [f"no names    {path or '(the port)'}: {reason}" for path, reason in self.untraced.items()]
-        return "\n".join(rows)
-
-    def not_compared(self) -> tuple[NotCompared, ...]:
-        """What a verdict on these maps has to say about them."""
-        rows = [
-            NotCompared(side="pairing", name=row.pair.port or "model", reason=f"unconfirmed: {row.detail}")
-            for row in self.unconfirmed
-        ]
-        rows += [NotCompared(side="pairing", name=path, reason=why) for path, why in self.ambiguous.items()]
-        rows += [
-            NotCompared(side="port", name=f"operations in {path or 'the model itself'}", reason=why)
-            for path, why in self.untraced.items()
-        ]
-        return tuple(rows)
-
-
-def infer(
-    reference: Any,
-    port: nn.Module,
-    inputs: Any = None,
-    *,
-    layers: Mapping[str, str] | None = None,
-    weights: WeightMap | None = None,
-    ignored: Mapping[str, str] | None = None,
-) -> Inference:
-    """Finds out which layers and which weights of two models answer to each other.
-
-    The port needs no weights yet: ``load_weights`` moves them by the map that is found. It is left as it was.
-
-    Args:
-        reference: Built tf_keras model, or a recording of a model of any Keras.
-        port: PyTorch module that takes the same inputs.
-        inputs: The models' arguments, as for ``verify``; a recording has its own.
-        layers: Pairs that are known, {port path: reference path}; they win over whatever would be inferred.
-        weights: Rows of the weight map that are known.
-        ignored: Layers of the reference that the port has none for, {path: reason}; the results name them.
-
-    Returns:
-        The maps with their evidence; print it.
-
-    Raises:
-        ValueError: The table names what does not exist.
-    """
-    arrays = input_arrays(reference, inputs)
-    source = _Recorded(reference) if isinstance(reference, Recording) else _Living(reference)
-    table = dict(layers or {})
-    candidates = []
-    # Where the port holds the reference's weights already, but in layers that other evidence would pair with others,
-    # the order of execution may be another one, or the weights may have been swapped: what then computes the same
-    # tells. An even result is one for the order.
-    for by_weights in (False, True):
-        search = _Search(source, port, arrays, table, weights or {}, ignored or {}, by_weights=by_weights)
-        candidates.append(search.run())
-        if not search.disputed:
-            return candidates[0]
-    order, values = candidates
-    chosen = min(candidates, key=lambda found: len(found.unconfirmed) + len(found.ambiguous))
-    other = values if chosen is order else order
-    partner = {row.pair.port: row.pair.reference for row in other.proposals}
-    proposals = tuple(
-        row
-        if partner.get(row.pair.port, row.pair.reference) == row.pair.reference
-        else dataclasses.replace(
-            row, detail=f"{row.detail}; " * bool(row.detail) + f"its weights are those of {partner[row.pair.port]}"
-        )
-        for row in chosen.proposals
-    )
-    return chosen if chosen is values else dataclasses.replace(chosen, proposals=proposals)
-
-
-def input_arrays(reference: Any, inputs: Any) -> tuple[np.ndarray, ...]:
-    """The models' arguments: those that are given, or those of a recording.
-
-    Raises:
-        ValueError: Both are there, or neither.
-    """
-    if isinstance(reference, Recording):
-        if inputs is not None:
-            raise ValueError("a recording holds the inputs that it was made with: leave inputs out")
-        return reference.inputs
-    if inputs is None:
-        raise ValueError("a living reference needs inputs")
-    parts = inputs if isinstance(inputs, tuple | list) else (inputs,)
-    return tuple(np.asarray(part) for part in parts)
-
-
-def reference_variables(reference: Any) -> Mapping[str, np.ndarray]:
-    """Every variable of a living or a recorded model by layer path and own name, in float64."""
-    return reference.variables if isinstance(reference, Recording) else variables_by_path(reference)
-
-
-def load_weights(port: nn.Module, reference: Any, weight_map: WeightMap) -> None:
-    """Fills a port with the weights of a reference, all of them or none.
-
-    Args:
-        port: The module.
-        reference: Built tf_keras model, or a recording of a model.
-        weight_map: As ``infer`` finds it.
-
-    Raises:
-        ValueError: A tensor of the port or a variable of the reference is not in the map, or shapes differ.
-    """
-    variables, tensors = reference_variables(reference), tensors_by_name(port)
-    used = {key for key, _ in weight_map.values()}
-    faults = [f"{name}: the weight map does not mention it" for name in tensors if name not in weight_map]
-    faults += [f"{key}: the weight map does not mention this variable" for key in variables if key not in used]
-    values = {}
-    for name, (key, axes) in weight_map.items():
-        if name not in tensors or key not in variables:
-            faults.append(f"{name} = {key}: there is no such {'variable' if name in tensors else 'tensor'}")
-            continue
-        values[name] = arranged(variables[key], axes)
-        if values[name].shape != tuple(tensors[name].shape):
-            faults.append(f"{name}: shape {tuple(tensors[name].shape)}, but {key} gives {values[name].shape}")
-    if faults:
-        raise ValueError("the weights were not moved: " + "; ".join(faults))
-    with torch.no_grad():
-        for name, value in values.items():
-            tensors[name].copy_(torch.from_numpy(np.ascontiguousarray(value)))
-
-
-def arranged(variable: np.ndarray, axes: Sequence[int] | Arrangement | None) -> np.ndarray:
-    """A variable as the port has it."""
-    if axes is None:
-        return variable
-    return axes(variable) if isinstance(axes, Arrangement) else np.transpose(variable, tuple(axes))
-
-
-def tensors_by_name(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters, and the buffers but for ``helper_buffers``."""
-    tensors: dict[str, torch.Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    helpers = helper_buffers(module)
-    return {name: tensor for name, tensor in tensors.items() if name not in helpers}
-
-
-def helper_buffers(module: nn.Module) -> dict[str, str]:
-    """Buffers that cannot have come from a Keras model, with the reason."""
-    kept, found = module.state_dict(keep_vars=True), {}
-    for name, buffer in module.named_buffers():
-        if name.rpartition(".")[2] == "num_batches_tracked":
-            found[name] = "PyTorch counts batches here; Keras has no such variable"
-        elif name not in kept and not buffer.is_floating_point():
-            found[name] = "integers that the port makes itself and never saves: positions, masks"
-    return found
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Unit:
-    """A layer that was called."""
-
-    path: str
-    kind: str
-    call: Call
-    tensors: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return _shape(self.call.outputs)
-
-
-class _Living:
-    """What the search reads of a model that is here, in float64 where it can be had."""
-
-    def __init__(self, reference: Any) -> None:
-        models, _ = lift(reference, ("float64",))
-        self.precision, self._model = next(iter(models.items()))
-        self.layers = {path: describe_layer(path, layer) for path, layer in layers_by_path(self._model).items()}
-        self.variables = variables_by_path(self._model)
-
-    def trace(self, inputs: tuple[np.ndarray, ...], ignored: Mapping[str, str], split: frozenset[str]) -> Trace:
-        """One pass in evaluation mode."""
-        return KerasSide(self._model, ignored, split).trace(inputs, training=False)
-
-
-class _Recorded:
-    """The same of a model that was recorded."""
-
-    def __init__(self, recording: Recording) -> None:
-        self._recording = recording
-        self.precision = recording.precisions[0]
-        self.layers, self.variables = recording.layers, recording.variables
-
-    def trace(self, inputs: tuple[np.ndarray, ...], ignored: Mapping[str, str], split: frozenset[str]) -> Trace:
-        """The recorded pass."""
-        return self._recording.trace(precision=self.precision, training=False, ignored=ignored, split=split)
-
-
-class _Search:
+class Search:
     """One attempt, from traces to maps."""
 
     def __init__(
         self,
-        source: _Living | _Recorded,
+        source: Living | Recorded,
         port: nn.Module,
         inputs: tuple[np.ndarray, ...],
         table: Mapping[str, str],
@@ -357,17 +117,17 @@ class _Search:
         return LayerPair(port=path, reference=f"?{path}", inputs=_MANY)
 
     @staticmethod
-    def _units(trace: Trace, describe: Callable[[Call], _Unit]) -> dict[str, _Unit]:
+    def _units(trace: Trace, describe: Callable[[Call], Unit]) -> dict[str, Unit]:
         return {call.path: describe(call) for call in trace.calls.values() if call.index == 0 and call.path}
 
-    def _reference_unit(self, call: Call) -> _Unit:
+    def _reference_unit(self, call: Call) -> Unit:
         kind = self.kinds.get(call.path)
         if kind is None:
-            return _Unit(path=call.path, kind="activation", call=call)
+            return Unit(path=call.path, kind="activation", call=call)
         values = {name: arrange(self.variables[key]) for name, (key, arrange) in kind.tensors.items()}
-        return _Unit(path=call.path, kind=kind.name, call=call, tensors=values)
+        return Unit(path=call.path, kind=kind.name, call=call, tensors=values)
 
-    def _port_unit(self, call: Call) -> _Unit:
+    def _port_unit(self, call: Call) -> Unit:
         module = self.modules[call.path]
         own = {**module._parameters, **module._buffers}
         tensors = {
@@ -375,9 +135,9 @@ class _Search:
             for name, tensor in own.items()
             if tensor is not None and name != "num_batches_tracked"
         }
-        return _Unit(path=call.path, kind=torch_kind(module), call=call, tensors=tensors)
+        return Unit(path=call.path, kind=torch_kind(module), call=call, tensors=tensors)
 
-    def _unreached(self, trace: Trace) -> dict[str, _Unit]:
+    def _unreached(self, trace: Trace) -> dict[str, Unit]:
         """Layers with weights that a pass which broke off did not come to, in the order in which the port has them."""
         if not trace.error:
             return {}
@@ -392,7 +152,7 @@ class _Search:
     def run(self) -> Inference:
         """The maps."""
         # From the strictest agreement to the loosest: a layer of another shape is a finding, not another layer.
-        for key in (_by_shapes, lambda unit: (unit.kind, len(unit.shape)), lambda unit: unit.kind):
+        for key in (by_shapes, lambda unit: (unit.kind, len(unit.shape)), lambda unit: unit.kind):
             self._match(key, lambda unit: bool(unit.tensors) and unit.kind not in ("custom", "container"))
         self._rows_of_weights()
         for port_path, (path, _) in self.matched.items():
@@ -421,33 +181,33 @@ class _Search:
 
     # --- layers with weights ------------------------------------------------------------------------------------------
 
-    def _open(self, wanted: Callable[[_Unit], bool]) -> tuple[list[_Unit], list[_Unit]]:
+    def _open(self, wanted: Callable[[Unit], bool]) -> tuple[list[Unit], list[Unit]]:
         """Layers of both sides that have no partner yet, in the order of execution."""
         taken = {path for path, _ in self.matched.values()}
         ours = [unit for unit in self.port_units.values() if unit.path not in self.matched and wanted(unit)]
         theirs = [unit for unit in self.reference_units.values() if unit.path not in taken and wanted(unit)]
         return theirs, ours
 
-    def _match(self, key: Callable[[_Unit], Any], wanted: Callable[[_Unit], bool]) -> None:
+    def _match(self, key: Callable[[Unit], Any], wanted: Callable[[Unit], bool]) -> None:
         """Pairs layers that agree in the key."""
         theirs, ours = self._open(wanted)
         for group in dict.fromkeys(key(unit) for unit in theirs):
             left = [unit for unit in theirs if key(unit) == group]
             right = [unit for unit in ours if key(unit) == group]
-            by_weights = _by_weights(left, right)
+            by_weights = by_equal_weights(left, right)
             if len(left) != len(right):
                 # Weights that are there already tell which; the others stay open for the next, looser key.
                 self._accept(by_weights, "weights")
                 rest = [unit for unit in left if unit.path not in by_weights.values()]
                 for unit in rest if right else []:
                     self.ambiguous[unit.path] = (
-                        f"one of {len(left)} layers of the reference ({_names(left)}) alike in type and shape, "
-                        f"of which the port has {len(right)} ({_names(right)}): name the pair in a table"
+                        f"one of {len(left)} layers of the reference ({listed(left)}) alike in type and shape, "
+                        f"of which the port has {len(right)} ({listed(right)}): name the pair in a table"
                     )
                 continue
             for unit in left:
                 self.ambiguous.pop(unit.path, None)
-            proposal, evidence = _by_names(left, right)
+            proposal, evidence = by_names(left, right)
             if len(by_weights) == len(left) and by_weights != proposal:
                 self.disputed = True
                 if self.by_weights:
@@ -500,7 +260,7 @@ class _Search:
         anchored = self._trace([*known, *probes], truth=self.truth)
         self.port_units |= self._units(anchored, self._port_unit)
 
-        def is_operation(unit: _Unit) -> bool:
+        def is_operation(unit: Unit) -> bool:
             return not unit.tensors and unit.kind not in ("container", "shape", "custom")
 
         theirs, _ = self._open(is_operation)
@@ -531,7 +291,9 @@ class _Search:
         return all(any(self._agree(array, other) for array in found) for other in expected)
 
     def _agree(self, found: np.ndarray, expected: np.ndarray) -> bool:
-        return any(self._close(layout(name)[0](found), expected) for name in _layouts(found.shape, expected.shape, ""))
+        return any(
+            self._close(layout(name)[0](found), expected) for name in possible_layouts(found.shape, expected.shape, "")
+        )
 
     def _close(self, found: np.ndarray, expected: np.ndarray) -> bool:
         if found.shape != expected.shape or not (np.all(np.isfinite(found)) and np.all(np.isfinite(expected))):
@@ -558,7 +320,7 @@ class _Search:
                 continue
             for name, path in zip(names, paths, strict=True):
                 ours, theirs = self.port_units[name], self.reference_units[path]
-                if _layouts(ours.shape, theirs.shape, ""):
+                if possible_layouts(ours.shape, theirs.shape, ""):
                     surplus = len(ours.call.outputs) > len(theirs.call.outputs)
                     self.matched[name] = path, "parts"
                     self.pairs[name] = dataclasses.replace(
@@ -590,19 +352,19 @@ class _Search:
             if len(theirs.shape) == 2:
                 return dataclasses.replace(pair, input_layout=sequence, layout="last_state", returned=(1,))
             return dataclasses.replace(pair, layout=sequence, returned=(0,))
-        outputs = _layouts(ours.shape, theirs.shape, kind.name)
-        inputs = _layouts(_shape(ours.call.inputs), _shape(theirs.call.inputs), kind.name)
-        default = "channels_first" if kind.name in _CHANNELS_FIRST and len(theirs.shape) > 2 else "same"
+        outputs = possible_layouts(ours.shape, theirs.shape, kind.name)
+        inputs = possible_layouts(shape_of(ours.call.inputs), shape_of(theirs.call.inputs), kind.name)
+        default = "channels_first" if kind.name in CHANNELS_FIRST and len(theirs.shape) > 2 else "same"
         chosen = outputs[0] if outputs else default
         given = chosen if chosen in inputs or not inputs else inputs[0]
         return dataclasses.replace(pair, layout=chosen, input_layout=None if given == chosen else given)
 
     @staticmethod
-    def _inputs(ours: _Unit, theirs: _Unit) -> int:
+    def _inputs(ours: Unit, theirs: Unit) -> int:
         found, expected = ours.call.inputs or (), theirs.call.inputs or ()
         if theirs.kind == "merge":
             return min(len(found), len(expected))
-        if not found or not expected or not _layouts(found[0].shape, expected[0].shape, ""):
+        if not found or not expected or not possible_layouts(found[0].shape, expected[0].shape, ""):
             return int(theirs.kind not in ("container", "custom"))
         return 1
 
@@ -619,8 +381,9 @@ class _Search:
                     continue
                 options = [
                     (given, chosen)
-                    for chosen in _layouts(ours.shape, theirs.shape, theirs.kind)
-                    for given in _layouts(_shape(ours.call.inputs), _shape(theirs.call.inputs), theirs.kind) or ["same"]
+                    for chosen in possible_layouts(ours.shape, theirs.shape, theirs.kind)
+                    for given in possible_layouts(shape_of(ours.call.inputs), shape_of(theirs.call.inputs), theirs.kind)
+                    or ["same"]
                 ]
                 alternatives[path] = (pair, options)
             if not alternatives:
@@ -696,72 +459,3 @@ class _Search:
             elif not unit.tensors and unit.kind not in ("dropout", "custom", "container", *kinds_of_port):
                 ignored[path] = "the port has no such layer to watch; the next layer's input shows its result"
         return ignored
-
-
-def _layout_of(pair: LayerPair) -> str:
-    """The layouts that the port was found to have, in words; nothing where they are the reference's."""
-    given = pair.layout if pair.input_layout is None else pair.input_layout
-    if given == pair.layout:
-        return "" if given == "same" else f", layout {given}"
-    return f", layout {given} in and {pair.layout} out"
-
-
-def _by_shapes(unit: _Unit) -> Any:
-    return unit.kind, frozenset((name, array.shape) for name, array in unit.tensors.items())
-
-
-def _by_weights(left: Sequence[_Unit], right: Sequence[_Unit]) -> dict[str, str]:
-    """{port path: reference path} of layers that hold the same numbers, and no third does."""
-    found = {}
-    for ours in right:
-        equal = [
-            theirs.path
-            for theirs in left
-            if theirs.tensors
-            and ours.tensors
-            and all(
-                name in theirs.tensors and _equal(array, theirs.tensors[name]) for name, array in ours.tensors.items()
-            )
-        ]
-        if len(equal) == 1:
-            found[ours.path] = equal[0]
-    return found if len(set(found.values())) == len(found) else {}
-
-
-def _equal(found: np.ndarray, expected: np.ndarray) -> bool:
-    # A port in float32 holds a float64 reference's weights rounded.
-    return found.shape == expected.shape and np.array_equal(found.astype(np.float32), expected.astype(np.float32))
-
-
-def _by_names(left: Sequence[_Unit], right: Sequence[_Unit]) -> tuple[dict[str, str], Evidence]:
-    """By what both sides call them where that is one to one, else by order; ``{port path: reference path}``."""
-    theirs, ours = [_name(unit.path) for unit in left], [_name(unit.path) for unit in right]
-    if len(left) == 1:
-        return {right[0].path: left[0].path}, "type and shape"
-    if sorted(theirs) == sorted(ours) and len(set(theirs)) == len(theirs):
-        return {unit.path: left[theirs.index(name)].path for unit, name in zip(right, ours, strict=True)}, "name"
-    return {own.path: their.path for own, their in zip(right, left, strict=True)}, "order"
-
-
-def _name(path: str) -> tuple[str, ...]:
-    """Numbers on the way and the last word: ``encoder.layer.0.query`` and ``bert/encoder/layer/0/query`` alike."""
-    words = path.replace("/", ".").split(".")
-    return (*(word for word in words[:-1] if word.isdigit()), words[-1].lower())
-
-
-def _names(units: Iterable[_Unit]) -> str:
-    return ", ".join(unit.path for unit in units)
-
-
-def _shape(arrays: Sequence[Any] | None) -> tuple[int, ...]:
-    return tuple(arrays[0].shape) if arrays else ()
-
-
-def _layouts(found: tuple[int, ...], expected: tuple[int, ...], kind: str) -> list[str]:
-    """Layouts that make one shape of the other, the likeliest for this kind of layer first."""
-    names = ["same"] if found == expected else []
-    if len(found) == len(expected) >= 3 and (found[0], *found[2:], found[1]) == expected:
-        names.insert(0 if kind in _CHANNELS_FIRST else len(names), "channels_first")
-    if len(expected) == len(found) + 1 and found[:-1] == expected[:-2] and found[-1] == expected[-1] * expected[-2]:
-        names.append(f"{HEADS}{expected[-2]}x{expected[-1]}")
-    return names
