@@ -281,6 +281,46 @@ def test_what_fails_is_measured_again_only_where_float64_was_right(monkeypatch, 
     assert looked == ([(found[-1],)] if right else [])
 
 
+@pytest.mark.parametrize(("state", "again"), [(True, True), (False, True), (True, False)])
+def test_a_trajectory_is_measured_again_only_where_the_port_was_right_before(monkeypatch, state, again):
+    looked = []
+
+    def look_again(found: Any, _: Any) -> Any:
+        looked.append(found)
+        return found
+
+    trajectory = SimpleNamespace(status=Status.FAIL)
+    monkeypatch.setattr(live_training, "compare_state", lambda *_, **__: [rung("state", passes=state)])
+    monkeypatch.setattr(live_training, "compare_trajectory", lambda *_, **__: [trajectory])
+    monkeypatch.setattr(live_training, "look_again", look_again)
+    found = list(live_training.live_runs(MagicMock(), "float64", 1, again=again))
+    assert found[-1] is trajectory
+    assert looked == ([(trajectory,)] if state and again else [])
+
+
+@pytest.mark.parametrize("wrong", ["gradients", "optimizer", "state", None])
+def test_runs_that_follow_a_wrong_rung_are_not_measured_again(monkeypatch, wrong):
+    asked = []
+
+    def live_runs(_: Any, precision: str, *__: Any, again: bool, **___: Any) -> list[Any]:
+        asked.append((precision, again))
+        return [rung("state", passes=wrong != "state")]
+
+    monkeypatch.setattr(live_training, "LivePair", MagicMock())
+    monkeypatch.setattr(live_training, "training_config", lambda config: config)
+    for gate, name in (("gradients", "live_gradients"), ("optimizer", "live_steps")):
+        rows = [rung(gate, passes=wrong != gate)]
+        monkeypatch.setattr(live_training, name, lambda *_, rows=rows, **__: rows)
+    monkeypatch.setattr(live_training, "live_runs", live_runs)
+    rows = list(live_training.compare_live_training(MagicMock(), {}, MagicMock(), gates=TRAINING_GATES))
+    assert len(rows) == 4
+    assert asked == [("float64", wrong in ("state", None)), ("float32", wrong is None)]
+
+
+def rung(gate: str, *, passes: bool) -> Any:
+    return SimpleNamespace(gate=gate, status=Status.PASS if passes else Status.FAIL)
+
+
 def assert_judged(row: Comparison, before: Comparison, *, always: bool) -> None:
     """It is the row that was moved, looked at again, and judged by all looks."""
     assert (row.port, row.quantity, before.status) == (before.port, before.quantity, Status.PASS)
