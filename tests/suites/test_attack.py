@@ -3,6 +3,7 @@
 import functools
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,17 @@ def test_a_clean_run_with_a_fault_raises_an_alarm(tensorflow):
     clean.port.get_submodule("conv_tower.0.block.activation").cubic_coefficient = 0.044715  # type: ignore[assignment]
     alarms = judge(clean).alarms
     assert any(re.match(r"layers float64 .* conv_tower.0.block.activation ", alarm) for alarm in alarms)
+
+
+def test_every_clean_run_has_weights_of_its_own_in_every_precision(monkeypatch):
+    models, assigned = Models(0), []
+    lifted = {"float32": SimpleNamespace(assign=assigned.append), "bfloat16": SimpleNamespace(assign=assigned.append)}
+    monkeypatch.setattr(Models, "_rounded", lifted)
+    for seed in range(2):
+        stored = {"weight": np.full(3, seed)}
+        assert models.rounded(stored) is lifted
+        assert len(assigned) == 2 * (seed + 1)
+        assert assigned[-2] is assigned[-1] is stored
 
 
 @pytest.mark.slow
