@@ -44,14 +44,24 @@ class KerasTraining:
         self._apply: tuple[Sequence[tuple[Any, Sequence[Any]]], Callable[[Any], None]] | None = None
         self._step: tuple[Sequence[tuple[Any, Sequence[Any]]], Callable[[Any, Any], Any]] | None = None
 
-    def gradients(self, inputs: Inputs, targets: Targets) -> Backward:
-        """One forward and one backward pass, eager, in training mode; the model is left as it was found."""
+    def gradients(
+        self, inputs: Inputs, targets: Targets, *, disturb: Callable[[str, np.ndarray], np.ndarray] | None = None
+    ) -> Backward:
+        """One forward and one backward pass, eager, in training mode; the model is left as it was found.
+
+        Args:
+            inputs: Of the model, batch first.
+            targets: Of the loss.
+            disturb: Called with each variable's key and its value; returns the value that it has in this pass.
+        """
         import tensorflow as tf
 
         values, gradients = Recorder(), Recorder()
         watched: dict[tuple[str, int], tuple[list[Any], list[Any]]] = {}
         with contextlib.ExitStack() as stack:
             stack.enter_context(_kept_variables(self.model))
+            if disturb is not None:
+                stack.enter_context(_disturbed(self.variables, disturb))
             stack.enter_context(fed_dropout(self.model, self.layers, self.draws))
             tape = stack.enter_context(tf.GradientTape())
             for path, layer in self.layers.items():
@@ -332,6 +342,17 @@ def _reset(optimizers: Sequence[tuple[Any, Sequence[Any]]]) -> None:
     for optimizer, _ in optimizers:
         for variable in optimizer.variables:
             variable.assign(tf.zeros_like(variable))
+
+
+@contextlib.contextmanager
+def _disturbed(variables: Mapping[str, Any], disturb: Callable[[str, np.ndarray], np.ndarray]) -> Iterator[None]:
+    """Variables with other values for a while."""
+    kept = read_all(variables.values())
+    write_all(variables.values(), [disturb(key, value) for key, value in zip(variables, kept, strict=True)])
+    try:
+        yield
+    finally:
+        write_all(variables.values(), kept)
 
 
 def _set_rates(optimizers: Sequence[tuple[Any, Sequence[Any]]], rates: Sequence[float]) -> tuple[float, ...]:

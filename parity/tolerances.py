@@ -138,7 +138,7 @@ TABLE: dict[str, Tolerance] = {
         "and back round once each, a random walk of sqrt(120) = 11 roundings, three standard deviations wide; a "
         "reference that came closer by luck, as a bias of one element may, is no measure. Looks: as float32, on other "
         "batches; a ReLU or a maximum that one rounding sends the other way moves whole gradients at once, on either "
-        "side.",
+        "side, so what fails on few batches is held against a reference moved by one unit in the last place.",
     ),
     "gradient_bfloat16": Tolerance(
         limit=2.0,

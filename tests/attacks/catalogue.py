@@ -206,8 +206,20 @@ OF_NUMBERS = (
         file="parity/second_look.py",
         edits=(
             (
-                "    return tuple(pool(waiting[place(row)]) if",
-                "    return tuple(pool(waiting[place(row)][1:]) if",
+                "    judged = {where: pool(looks) for where",
+                "    judged = {where: pool(looks[1:]) for where",
+            ),
+        ),
+        tests=("tests/unit/parity/test_second_look.py",),
+    ),
+    Attack(
+        name="jump_excuses",
+        hole="what is far off on few inputs is put down to a kink, whether or not the reference jumps there",
+        file="parity/second_look.py",
+        edits=(
+            (
+                "reference_error=farthest.reference_error, peak_limit=farthest.peak_limit",
+                "reference_error=look.error, peak_limit=farthest.peak_limit",
             ),
         ),
         tests=("tests/unit/parity/test_second_look.py",),

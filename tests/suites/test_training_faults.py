@@ -270,32 +270,41 @@ def test_what_fails_is_measured_again_only_where_float64_was_right(monkeypatch, 
     def rows(*_: Any, precision: str, **__: Any) -> list[Any]:
         return [SimpleNamespace(status=Status.PASS if right and precision == "float64" else Status.FAIL)]
 
-    def look_again(found: Any, _: Any) -> Any:
+    def look_again(found: Any, _: Any, moved: Any) -> Any:
         looked.append(found)
+        assert len(list(moved(1))) == live_training.MOVED
         return found
 
     monkeypatch.setattr(live_training, "compare_gradients", rows)
     monkeypatch.setattr(live_training, "look_again", look_again)
-    found = list(live_training.live_gradients(MagicMock(batch=lambda _: (None, None))))
+    pair = MagicMock(batch=lambda _: (None, None))
+    found = list(live_training.live_gradients(pair))
     assert len(found) == 3
     assert looked == ([(found[-1],)] if right else [])
+    perturbed = [call.kwargs["perturbed"] for call in pair.gradients.mock_calls if call.kwargs]
+    assert perturbed == (list(range(live_training.MOVED)) if right else [])
 
 
 @pytest.mark.parametrize(("state", "again"), [(True, True), (False, True), (True, False)])
 def test_a_trajectory_is_measured_again_only_where_the_port_was_right_before(monkeypatch, state, again):
     looked = []
 
-    def look_again(found: Any, _: Any) -> Any:
+    def look_again(found: Any, _: Any, moved: Any) -> Any:
         looked.append(found)
+        assert len(list(moved(1))) == 1
         return found
 
     trajectory = SimpleNamespace(status=Status.FAIL)
     monkeypatch.setattr(live_training, "compare_state", lambda *_, **__: [rung("state", passes=state)])
     monkeypatch.setattr(live_training, "compare_trajectory", lambda *_, **__: [trajectory])
     monkeypatch.setattr(live_training, "look_again", look_again)
-    found = list(live_training.live_runs(MagicMock(), "float64", 1, again=again))
+    pair = MagicMock()
+    found = list(live_training.live_runs(pair, "float64", 1, again=again))
     assert found[-1] is trajectory
     assert looked == ([(trajectory,)] if state and again else [])
+    perturbed = [call.kwargs.get("perturbed") for call in pair.run.mock_calls if call.kwargs.get("number") == 1]
+    first, more = live_training.TRAJECTORY_DRAWS, live_training.MOVED
+    assert perturbed == ([*range(first, first + more), None] if looked else [])
 
 
 @pytest.mark.parametrize("wrong", ["gradients", "optimizer", "state", None])

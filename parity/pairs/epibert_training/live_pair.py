@@ -134,9 +134,13 @@ class LivePair:
             if pair.trainable
         }
 
-    def gradients(self, precision: str, step: int = 0) -> Backward:
-        """The reference's pass on the batch of a step; that on the first is remembered."""
+    def gradients(self, precision: str, step: int = 0, *, perturbed: int | None = None) -> Backward:
+        """The reference's pass on the batch of a step, as it is or perturbed; the former on the first is remembered."""
         reference = self.reference(precision, **GRADIENT_RECIPE)
+        if perturbed is not None:
+            return reference.gradients(
+                *self.batch(step), disturb=lambda key, value: perturb(key, step, value, draw=perturbed)
+            )
         if step:
             return reference.gradients(*self.batch(step))
         return self._remember(("gradients", precision), lambda: reference.gradients(*self.batch(0)))

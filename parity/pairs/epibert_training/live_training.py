@@ -14,6 +14,7 @@ from parity.pairs.epibert_training.recipes import FINETUNING_SCHEDULES, SCHEDULE
 from parity.records import Comparison, Reading, Status
 from parity.second_look import look_again
 from parity.training import (
+    Backward,
     Snapshot,
     compare_gradients,
     compare_schedules,
@@ -30,6 +31,8 @@ DECAY_SCALES = (1e-4, 1.0)
 OPTIMIZER_RUNS = (*(("adam", scale) for scale in GRADIENT_SCALES), *(("adamw", scale) for scale in DECAY_SCALES))
 TRAJECTORY_STEPS = 50
 TRAJECTORY_DRAWS = 3
+MOVED = 16
+"""Passes, or runs, of a reference moved by one unit in the last place, where the port failed on few inputs."""
 
 
 def compare_live_training(
@@ -105,22 +108,32 @@ def live_gradients(pair: LivePair, *, case: str = "", precisions: Sequence[str] 
     if "float32" in precisions:
 
         def measured(step: int) -> tuple[Comparison, ...]:
-            return tuple(
-                compare_gradients(
-                    side.gradients(*pair.batch(step), precision="float32"),
-                    pair.gradients("float64", step),
-                    pair.tensors,
-                    pair.layer_map,
-                    reading=Reading.ACCUMULATED,
-                    precision="float32",
-                    tolerance="gradient_float32",
-                    own=pair.gradients("float32", step),
-                    case=case,
+            (rows,) = beside(step, [pair.gradients("float32", step)])
+            return rows
+
+        def beside(step: int, passes: Iterable[Backward]) -> Iterator[tuple[Comparison, ...]]:
+            """The port on the batch of a step, beside each of several passes of the reference."""
+            found, truth = side.gradients(*pair.batch(step), precision="float32"), pair.gradients("float64", step)
+            for own in passes:
+                yield tuple(
+                    compare_gradients(
+                        found,
+                        truth,
+                        pair.tensors,
+                        pair.layer_map,
+                        reading=Reading.ACCUMULATED,
+                        precision="float32",
+                        tolerance="gradient_float32",
+                        own=own,
+                        case=case,
+                    )
                 )
-            )
+
+        def moved(step: int) -> Iterator[tuple[Comparison, ...]]:
+            return beside(step, (pair.gradients("float32", step, perturbed=draw) for draw in range(MOVED)))
 
         rows = measured(0)
-        yield from look_again(rows, measured) if right else rows
+        yield from look_again(rows, measured, moved) if right else rows
 
 
 def live_steps(
@@ -193,11 +206,17 @@ def live_runs(
     def observed(number: int) -> list[Snapshot]:
         return side.run(pair.batches(number), count, pair.tensors, precision=precision)
 
-    def measured(number: int, found: Sequence[Snapshot] | None = None) -> tuple[Comparison, ...]:
+    def measured(
+        number: int, found: Sequence[Snapshot] | None = None, draws: Sequence[int] = range(draws)
+    ) -> tuple[Comparison, ...]:
         found = observed(number) if found is None else found
-        perturbed = [pair.run(precision, count, perturbed=draw, number=number) for draw in range(draws)]
+        perturbed = [pair.run(precision, count, perturbed=draw, number=number) for draw in draws]
         truth = pair.run(precision, count, number=number)
         return tuple(compare_trajectory(found, truth, perturbed, steps=count, precision=precision, case=case))
+
+    def moved(number: int) -> Iterator[tuple[Comparison, ...]]:
+        """The envelope of more runs."""
+        yield measured(number, draws=range(draws, draws + MOVED))
 
     first = observed(0)
     if precision == "float64":
@@ -206,7 +225,7 @@ def live_runs(
         yield from rows
     if with_trajectory:
         rows = measured(0, first)
-        yield from look_again(rows, measured) if again else rows
+        yield from look_again(rows, measured, moved) if again else rows
 
 
 def _pass(rows: Iterable[Comparison]) -> bool:

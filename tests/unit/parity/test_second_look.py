@@ -1,7 +1,7 @@
 """A ratio that chance failed passes on more inputs, one that a port rounds by does not, and the record shows both."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import scipy.stats
 
 from parity import Comparison, Reading, Status
 from parity.compare import compare
-from parity.second_look import SURE, look_again
+from parity.second_look import RARE, SURE, look_again
 from parity.tolerances import TABLE, UNIT_ROUNDOFF
 
 LOOKS = TABLE["bfloat16"].looks
@@ -147,3 +147,54 @@ def test_two_comparisons_of_one_place_are_an_error():
     rows = [measured(1.74), measured(1.0, port="b"), measured(0.9, gate="layers", order=7)]
     with pytest.raises(ValueError, match=r"1 places have several comparisons, such as \('conv', 'conv', 'output'"):
         look_again(rows, lambda number: pytest.fail("looked again"))
+
+
+def jumped(*others: Comparison, moved: Sequence[Comparison]) -> tuple[Comparison, list[int]]:
+    """A row that is tens of limits off, what is found on other inputs, and by a moved reference; who was asked."""
+    asked: list[int] = []
+
+    def beside(number: int) -> list[list[Comparison]]:
+        asked.append(number)
+        return [[row] for row in moved]
+
+    (found,) = look_again([measured(40.0)], lambda number: [others[number % len(others)]], beside)
+    return found, asked
+
+
+def test_where_the_reference_jumps_as_well_a_port_may():
+    found, asked = jumped(measured(1.0), moved=[measured(1.0), measured(1.0, 38 * OWN), measured(1.0, OWN / 2)])
+    assert (found.status, asked) == (Status.PASS, [0])
+    assert found.looks[0].reference_error == measured(1.0, 38 * OWN).reference_error
+    assert "the reference's own 0.0039; " in found.detail
+    assert "on input 0 a reference moved by one unit in the last place is off by 0.15" in found.detail
+
+
+@pytest.mark.parametrize("moved", [[measured(1.0)] * 16, [], [measured(1.0, 38 * OWN, port="another")]])
+def test_where_the_reference_does_not_jump_a_port_may_not(moved):
+    found, asked = jumped(measured(1.0), moved=moved)
+    assert (found.status, asked) == (Status.FAIL, [0])
+
+
+def test_a_jump_excuses_an_element_only_as_far_as_the_reference_goes_astray():
+    # The peak is held against that of the same pass.
+    near = measured(1.0, 38 * OWN)
+    assert jumped(measured(1.0), moved=[near])[0].status is Status.PASS
+    astray = dataclasses.replace(near, peak_limit=OWN)
+    assert jumped(measured(1.0), moved=[astray])[0].status is Status.FAIL
+
+
+def test_what_fails_on_many_inputs_is_no_jump():
+    jump = [measured(1.0, 38 * OWN)]
+    rare = [measured(40.0)] * (RARE - 1) + [measured(1.0)] * (LOOKS - RARE + 1)
+    found, asked = jumped(*rare[-1:], *rare[:-1], moved=jump)
+    assert (found.status, asked) == (Status.PASS, list(range(RARE)))
+    often = [measured(40.0)] * RARE + [measured(1.0)] * (LOOKS - RARE)
+    found, asked = jumped(*often[-1:], *often[:-1], moved=jump)
+    assert (found.status, asked) == (Status.FAIL, [])
+    found, asked = jumped(measured(40.0), moved=jump)
+    assert (found.status, asked) == (Status.FAIL, [])
+
+
+def test_what_passes_over_all_inputs_needs_no_moved_reference():
+    (found,) = look_again([measured(1.74)], lambda _: [measured(1.0)], lambda _: pytest.fail("asked"))
+    assert found.status is Status.PASS
