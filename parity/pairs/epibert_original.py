@@ -43,7 +43,7 @@ def build(repo: str, kind: str, config: Mapping[str, Any], checkpoint: str | Non
 
     module = _import(Path(repo), _MODULES[kind])
     _allow_every_precision(module)
-    model = module.epibert(**config)
+    model = _without_features(_model_class(module))(**config)
     _build(model, config)
     policy = tf.keras.mixed_precision.global_policy()
     if policy.compute_dtype != "bfloat16":
@@ -78,6 +78,37 @@ def _import(repo: Path, name: str) -> Any:
             sys.path.insert(0, str(root.resolve()))
             return importlib.import_module(package + name)
     raise ValueError(f"{repo} is no clone of EpiBERT: it has no {name}.py where its models lie")
+
+
+def _model_class(module: Any) -> Any:
+    """The one Keras model that a module defines: ``epibert`` at first, later by the name of the module."""
+    import tensorflow as tf
+
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, tf.keras.Model) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        names = ", ".join(cls.__name__ for cls in found) or "none"
+        raise ValueError(f"{module.__file__}: expected one Keras model, there is {names}")
+    return found[0]
+
+
+def _without_features(model_class: Any) -> Any:
+    """The class with the profiles as all that a call returns.
+
+    With both heads the fine-tuning model also returns the attention's features, which are recorded as what its layers
+    return.
+    """
+
+    def call(self: Any, inputs: Any, training: bool = True) -> Any:
+        returned = model_class.call(self, inputs, training=training)
+        if not isinstance(returned, tuple):
+            return returned
+        return tuple(part for part in returned if not isinstance(part, Mapping))
+
+    return type(model_class.__name__, (model_class,), {"call": call})
 
 
 def _allow_every_precision(module: Any) -> None:

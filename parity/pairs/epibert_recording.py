@@ -20,6 +20,9 @@ from weights.table import rows as weight_rows
 PROJECTION, ROTARY = "projection_matrix", "rotary_table"
 """Names of the two constants in a recording."""
 
+_HEADS = ("final_dense_profile", "final_dense_profile_rna")
+_SHARED = ("dropout", "gelu", "crop_final")
+
 
 def matches(recording: Recording) -> bool:
     """Whether this is a recording of EpiBERT, of whatever class name."""
@@ -101,6 +104,7 @@ def bind(recording: Recording, port: Trunk, layer_map: LayerMap | None, case: st
         comparisons=comparisons,
         not_compared=[*left_out, *epibert.unmapped_modules(port, mapped)],
         lent=lent,
+        renumbered=_renumbered(recording),
         more={
             "configuration": {"recorded": dict(recording.arguments)},
             "weights": epibert.weight_map(port.config, stored, rampage=isinstance(port, EpiBERTRampage)),
@@ -113,6 +117,13 @@ def _key(row: Row, mapped: LayerMap) -> str:
     layer = row.name.rpartition(".")[0]
     reference = next(pair.reference for pair in mapped if pair.port == layer and not pair.alias)
     return f"{reference}/{row.path.rpartition('/')[2]}"
+
+
+def _renumbered(recording: Recording) -> dict[str, tuple[int, ...]]:
+    """The published code computes the RNA head before the ATAC head, the port after it; they share three layers."""
+    order = recording.execution
+    heads = [order.index(path) for path in _HEADS if path in order]
+    return dict.fromkeys(_SHARED, (1, 0)) if heads != sorted(heads) else {}
 
 
 def _constants(recording: Recording) -> tuple[np.ndarray, np.ndarray | None]:
