@@ -184,7 +184,9 @@ def prepare_original(
         "checkpoint": prefix,
     }
     (folder / "arguments.json").write_text(json.dumps(arguments), encoding="utf-8")
-    return f"{epibert_original.__file__}:build", str(folder / "inputs.npz"), str(folder / "arguments.json")
+    # In a folder of its own, as the recorder: beside it lies an epibert.py, and a clone has a package of that name.
+    place = shutil.copy(epibert_original.__file__, folder)
+    return f"{place}:build", str(folder / "inputs.npz"), str(folder / "arguments.json")
 
 
 def verify_recorded(

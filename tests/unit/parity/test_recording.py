@@ -19,7 +19,7 @@ from parity.layer_map import LayerMap
 from parity.recorder import LOOKS
 from parity.recording import RecordedReference
 from parity.tolerances import TABLE
-from tests.unit.parity.recordings import small_recording
+from tests.unit.parity.recordings import SEQUENTIAL, small_recording
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +246,20 @@ def test_a_recording_of_part_of_the_sections_is_refused(recorded, tmp_path):
         file.attrs["sha256"] = hashlib.sha256(text).hexdigest()
     with pytest.raises(NotARecording, match="has no passes"):
         Recording(path)
+
+
+def test_calls_that_the_port_makes_in_another_order_get_other_numbers_in_every_pass(tmp_path, tensorflow):
+    recording = Recording(small_recording(tmp_path, SEQUENTIAL, modes=("evaluation",), steps=0))
+    assert recording.execution == ("", "block", "block/0", "block/1")
+    mapped = LayerMap.from_names({"block": "block", "first": "block/0"})
+    plain = RecordedReference(recording, mapped)
+    turned = RecordedReference(recording, mapped, renumbered={"block": (1, 0)})
+    for one, other in ((plain, turned), (plain.on_other_inputs(), turned.on_other_inputs())):
+        for precision in one.precisions:
+            calls = [side.trace(precision, training=False, reading=Reading.ACCUMULATED).calls for side in (one, other)]
+            assert calls[0].keys() == calls[1].keys()
+            assert not np.array_equal(calls[0]["block", 0].outputs[0], calls[0]["block", 1].outputs[0])
+            for index in (0, 1):
+                assert np.array_equal(calls[0]["block", index].outputs[0], calls[1]["block", 1 - index].outputs[0])
+                assert calls[1]["block", index].index == index
+                assert np.array_equal(calls[0]["block/0", index].outputs[0], calls[1]["block/0", index].outputs[0])
