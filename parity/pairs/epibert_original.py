@@ -6,7 +6,8 @@ nothing of ours; its syntax is that of Python 3.8.
 The published code computes in mixed bfloat16 alone. Two of its places are changed in memory while it runs, so that it
 computes in float64 and float32 as well, and neither change does anything in bfloat16: the rotary table, once rounded to
 bfloat16, is widened to the type of the activations, and the ones of the attention's denominator have that type. Its
-BatchNorm is not synchronized between replicas, of which there is one here: in float64 TensorFlow 2.12 fails there.
+BatchNorm is not synchronized between replicas, of which there is one here: in float64 TensorFlow 2.12 fails there. The
+fine-tuning model returns its profiles alone; the attention's features are recorded as what its layers return.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ _LAYOUTS = (("", "src.models."), ("src", "epibert.models."), ("", "src.epibert.m
 _MODULES = {"pretraining": "epibert_atac_pretrain", "finetuning": "epibert_rampage_finetune"}
 
 
-def build(repo: str, kind: str, config: Mapping[str, Any], checkpoint: str | None = None) -> Any:
+def build(
+    repo: str,
+    kind: str,
+    config: Mapping[str, Any],
+    checkpoint: str | None = None,
+    left_out: Mapping[str, str] | None = None,
+) -> Any:
     """The model of a clone, under Keras' present policy.
 
     Args:
@@ -35,6 +42,7 @@ def build(repo: str, kind: str, config: Mapping[str, Any], checkpoint: str | Non
         kind: ``pretraining`` or ``finetuning``.
         config: Constructor arguments.
         checkpoint: Prefix of a TensorFlow checkpoint; fresh weights without one.
+        left_out: {name: reason} of what a comparison leaves open, for the recording alone.
 
     Raises:
         ValueError: The folder is no clone, or the checkpoint does not hold every variable of the model.
@@ -98,8 +106,7 @@ def _model_class(module: Any) -> Any:
 def _without_features(model_class: Any) -> Any:
     """The class with the profiles as all that a call returns.
 
-    With both heads the fine-tuning model also returns the attention's features, which are recorded as what its layers
-    return.
+    With both heads the fine-tuning model also returns the features of its attention.
     """
 
     def call(self: Any, inputs: Any, training: bool = True) -> Any:

@@ -46,6 +46,12 @@ def configuration(recording: Recording) -> EpiBERTConfig:
         raise ValueError(f"{recording.path}: its arguments are no configuration of EpiBERT: {error}") from None
 
 
+def left_out(recording: Recording) -> tuple[NotCompared, ...]:
+    """What ``epibert record --repo`` left to defaults or left out."""
+    rows: Mapping[str, str] = recording.arguments.get("left_out", {})
+    return tuple(NotCompared(side="both", name=name, reason=reason) for name, reason in rows.items())
+
+
 def make_port(recording: Recording) -> Trunk:
     """A port with the configuration, the weights and the constants of a recording."""
     config = configuration(recording)
@@ -86,13 +92,13 @@ def bind(recording: Recording, port: Trunk, layer_map: LayerMap | None, case: st
     lent = None
     if port.constants_origin == OWN_CONSTANTS and epibert.fit(port, projection, table):
         lent = epibert.constants(port, projection, table, recording.described)
-    left_out = [
+    rows_left_out = [
         NotCompared(
             side="reference", name=path, reason="no layer of the recorded model: compared as a part of the attention"
         )
         for path in absent
     ]
-    left_out.append(
+    rows_left_out.append(
         NotCompared(side="recording", name="drawn weights", reason="the model is not here to be run with other weights")
     )
     rows = weight_rows(port.config, kind_of(port).table)
@@ -102,7 +108,7 @@ def bind(recording: Recording, port: Trunk, layer_map: LayerMap | None, case: st
         layer_map=mapped,
         tensors={row.name: TensorRow(key=_key(row, whole), to_port=row.layout.to_port) for row in rows},
         comparisons=comparisons,
-        not_compared=[*left_out, *epibert.unmapped_modules(port, mapped)],
+        not_compared=[*rows_left_out, *left_out(recording), *epibert.unmapped_modules(port, mapped)],
         lent=lent,
         renumbered=_renumbered(recording),
         more={
