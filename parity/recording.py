@@ -160,7 +160,7 @@ class Recording:
             LookupError: There are none of that name.
         """
         if which not in self._index["inputs"]:
-            raise LookupError(f"no passes on {which} inputs were recorded (epibert record --looks)")
+            raise LookupError(f"no passes on {which} inputs were recorded (epibert record --looks true)")
         return tuple(self._raw(self._index["inputs"][which]))
 
     def training_inputs(self) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:

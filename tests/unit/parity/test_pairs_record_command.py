@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from parity import command
+from parity import Recording, command
 from parity.pairs.record_command import prepare_original
-from tests.unit.parity.recordings import write_inputs, write_model
+from parity.recorder import SHUFFLED
+from tests.unit.parity.recordings import small_recording, write_inputs, write_model
 
 
 def refused(capsys: pytest.CaptureFixture[str], *given: object) -> str:
@@ -49,6 +50,14 @@ def test_a_python_that_dies_is_told_from_one_that_refuses(capsys, tmp_path, give
     text = "import sys\nprint('going on')\nprint('Illegal instruction', file=sys.stderr)\nsys.exit(132)"
     line = refused(capsys, *given, "--python", script(tmp_path, text))
     assert "status 132: Illegal instruction" in line
+
+
+def test_the_option_that_a_recording_without_it_names_is_one_that_is_taken(capsys, tmp_path, given, tensorflow):
+    recording = Recording(small_recording(tmp_path, modes=("evaluation",), steps=0))
+    with pytest.raises(LookupError, match=r"\(epibert record --looks true\)"):
+        recording.inputs_of(SHUFFLED.format(draw=1))
+    # So it is read, and it is the Python that is missing.
+    assert "cannot run" in refused(capsys, *given, "--looks", "true", "--python", tmp_path / "absent")
 
 
 def test_what_the_recorder_says_comes_through(capsys, tmp_path, given):
