@@ -452,6 +452,10 @@ class Recorder:
 
     def run(self, modes: Sequence[str]) -> None:
         """All passes, in every precision."""
+        for precision in self.models:
+            # Unwatched: a Sequential of Keras 2 that was built for a batch of another size first calls its layers
+            # inside a graph, for their shapes.
+            self.outputs(precision, training=False)
         for mode in modes:
             if mode == "training" and not self._repeats():
                 continue

@@ -143,6 +143,11 @@ class Recording:
         """Gradients and steps, as ``parity.recorder.Recorder.training`` writes them; None if there are none."""
         return self._index["training"]
 
+    @property
+    def execution(self) -> tuple[str, ...]:
+        """Paths of the layers in the order in which they are first called."""
+        return tuple(dict.fromkeys(call["path"] for call in self._index["passes"][0]["calls"]))
+
     def arrays(self, names: Sequence[str | None]) -> list[Any]:
         """Arrays by their names, in float64, None for None."""
         found = iter(self._raw([name for name in names if name is not None]))
@@ -155,7 +160,7 @@ class Recording:
             LookupError: There are none of that name.
         """
         if which not in self._index["inputs"]:
-            raise LookupError(f"no passes on {which} inputs were recorded (epibert record --looks)")
+            raise LookupError(f"no passes on {which} inputs were recorded (epibert record --looks true)")
         return tuple(self._raw(self._index["inputs"][which]))
 
     def training_inputs(self) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
@@ -179,6 +184,7 @@ class Recording:
         which: str = "given",
         ignored: Collection[str] = (),
         split: Collection[str] = (),
+        renumbered: Mapping[str, Sequence[int]] | None = None,
     ) -> Trace:
         """One recorded pass.
 
@@ -189,6 +195,7 @@ class Recording:
             which: ``given`` inputs, or the ``turned`` ones.
             ignored: Paths to leave out.
             split: Paths of layers whose own activation is a layer beside them, as in ``parity.keras_side.KerasSide``.
+            renumbered: {path: the number that each of its calls gets}, of layers that the port calls in another order.
 
         Raises:
             KeyError: There is no such pass.
@@ -197,6 +204,7 @@ class Recording:
         row = self._find(precision, training, reading, which)
         if row is None:
             raise KeyError(f"{self.path}: no pass in {precision}, {_mode(training)}, {reading}, {which} inputs")
+        numbers = renumbered or {}
         loaded: dict[str, np.ndarray] = {}
         with h5py.File(self.path) as file:
 
@@ -209,13 +217,14 @@ class Recording:
             calls: dict[tuple[str, int], Call] = {}
             by_key = {(call["path"], call["index"]): call for call in row["calls"]}
             for call in row["calls"]:
-                path, index, order = call["path"], call["index"], 2 * call["order"]
+                path, order = call["path"], 2 * call["order"]
                 if path in ignored:
                     continue
+                index = call["index"] if path not in numbers else numbers[path][call["index"]]
                 outputs = call["outputs"]
                 if path in split:
                     beside = activation_path(path)
-                    own = call.get("activation") or by_key.get((beside, index))
+                    own = call.get("activation") or by_key.get((beside, call["index"]))
                     if own is None:
                         raise ValueError(f"{path} does not call its activation, so it cannot be split from it")
                     outputs = own["inputs"]
@@ -281,6 +290,7 @@ class RecordedReference:
         layer_map: Tells which layers are ignored and which are split.
         precisions: Those to compare in, all recorded ones when None.
         which: Name of the inputs: ``given``, ``turned``, or one that is ``SHUFFLED``.
+        renumbered: As for ``Recording.trace``.
     """
 
     streamed = False
@@ -291,8 +301,10 @@ class RecordedReference:
         layer_map: LayerMap,
         precisions: Sequence[str] | None = None,
         which: str = "given",
+        renumbered: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self.recording, self.layer_map, self.which = recording, layer_map, which
+        self.renumbered = renumbered
         self.name = recording.described
         self.inputs = recording.inputs_of(which)
         self.precisions = tuple(p for p in recording.precisions if precisions is None or p in precisions)
@@ -310,6 +322,7 @@ class RecordedReference:
             which=self.which,
             ignored=self.layer_map.ignored,
             split=self.layer_map.split,
+            renumbered=self.renumbered,
         )
         if remembered:
             self._truths[training] = trace
@@ -317,7 +330,7 @@ class RecordedReference:
 
     def on_other_inputs(self) -> "RecordedReference":
         """The same model on the other inputs that it was recorded with."""
-        return RecordedReference(self.recording, self.layer_map, self.precisions[:1], "turned")
+        return RecordedReference(self.recording, self.layer_map, self.precisions[:1], "turned", self.renumbered)
 
     def on_shuffled_inputs(self, draw: int) -> "RecordedReference":
         """The same model on inputs in another order.
@@ -325,7 +338,8 @@ class RecordedReference:
         Raises:
             LookupError: No such pass was recorded: a ratio that fails is judged by the given inputs alone.
         """
-        return RecordedReference(self.recording, self.layer_map, self.precisions, SHUFFLED.format(draw=draw))
+        which = SHUFFLED.format(draw=draw)
+        return RecordedReference(self.recording, self.layer_map, self.precisions, which, self.renumbered)
 
     def outline(self, precision: str, *, training: bool) -> Trace:
         """The end-to-end pass."""

@@ -50,6 +50,7 @@ class Bound:
         unavailable: Gates that cannot be climbed, with the reason.
         not_compared: What is left out.
         lent: While entered, the port computes with the recorded constants.
+        renumbered: Layers that the port calls in another order than the reference, as for ``Recording.trace``.
         more: Further fields of the result.
     """
 
@@ -61,6 +62,7 @@ class Bound:
     unavailable: Mapping[str, str] = dataclasses.field(default_factory=dict)
     not_compared: Sequence[NotCompared] = ()
     lent: contextlib.AbstractContextManager[None] | None = None
+    renumbered: Mapping[str, Sequence[int]] = dataclasses.field(default_factory=dict)
     more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -97,7 +99,7 @@ def verify_recording(
     else:
         bound = _bind(recording, port, as_layer_map(layer_map), weight_map, case)
     mapped = bound.layer_map
-    reference = RecordedReference(recording, mapped, precisions)
+    reference = RecordedReference(recording, mapped, precisions, renumbered=bound.renumbered)
     prepared_at = time.perf_counter()
     rows = [row for row in bound.comparisons if row.gate in wanted]
     readings = [gate for gate in wanted if gate in GATE_OF_READING.values()]

@@ -6,7 +6,8 @@ nothing of ours; its syntax is that of Python 3.8.
 The published code computes in mixed bfloat16 alone. Two of its places are changed in memory while it runs, so that it
 computes in float64 and float32 as well, and neither change does anything in bfloat16: the rotary table, once rounded to
 bfloat16, is widened to the type of the activations, and the ones of the attention's denominator have that type. Its
-BatchNorm is not synchronized between replicas, of which there is one here: in float64 TensorFlow 2.12 fails there.
+BatchNorm is not synchronized between replicas, of which there is one here: in float64 TensorFlow 2.12 fails there. The
+fine-tuning model returns its profiles alone; the attention's features are recorded as what its layers return.
 """
 
 from __future__ import annotations
@@ -27,7 +28,13 @@ _LAYOUTS = (("", "src.models."), ("src", "epibert.models."), ("", "src.epibert.m
 _MODULES = {"pretraining": "epibert_atac_pretrain", "finetuning": "epibert_rampage_finetune"}
 
 
-def build(repo: str, kind: str, config: Mapping[str, Any], checkpoint: str | None = None) -> Any:
+def build(
+    repo: str,
+    kind: str,
+    config: Mapping[str, Any],
+    checkpoint: str | None = None,
+    left_out: Mapping[str, str] | None = None,
+) -> Any:
     """The model of a clone, under Keras' present policy.
 
     Args:
@@ -35,6 +42,7 @@ def build(repo: str, kind: str, config: Mapping[str, Any], checkpoint: str | Non
         kind: ``pretraining`` or ``finetuning``.
         config: Constructor arguments.
         checkpoint: Prefix of a TensorFlow checkpoint; fresh weights without one.
+        left_out: {name: reason} of what a comparison leaves open, for the recording alone.
 
     Raises:
         ValueError: The folder is no clone, or the checkpoint does not hold every variable of the model.
@@ -43,7 +51,7 @@ def build(repo: str, kind: str, config: Mapping[str, Any], checkpoint: str | Non
 
     module = _import(Path(repo), _MODULES[kind])
     _allow_every_precision(module)
-    model = module.epibert(**config)
+    model = _without_features(_model_class(module))(**config)
     _build(model, config)
     policy = tf.keras.mixed_precision.global_policy()
     if policy.compute_dtype != "bfloat16":
@@ -78,6 +86,36 @@ def _import(repo: Path, name: str) -> Any:
             sys.path.insert(0, str(root.resolve()))
             return importlib.import_module(package + name)
     raise ValueError(f"{repo} is no clone of EpiBERT: it has no {name}.py where its models lie")
+
+
+def _model_class(module: Any) -> Any:
+    """The one Keras model that a module defines: ``epibert`` at first, later by the name of the module."""
+    import tensorflow as tf
+
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, tf.keras.Model) and value.__module__ == module.__name__
+    ]
+    if len(found) != 1:
+        names = ", ".join(cls.__name__ for cls in found) or "none"
+        raise ValueError(f"{module.__file__}: expected one Keras model, there is {names}")
+    return found[0]
+
+
+def _without_features(model_class: Any) -> Any:
+    """The class with the profiles as all that a call returns.
+
+    With both heads the fine-tuning model also returns the features of its attention.
+    """
+
+    def call(self: Any, inputs: Any, training: bool = True) -> Any:
+        returned = model_class.call(self, inputs, training=training)
+        if not isinstance(returned, tuple):
+            return returned
+        return tuple(part for part in returned if not isinstance(part, Mapping))
+
+    return type(model_class.__name__, (model_class,), {"call": call})
 
 
 def _allow_every_precision(module: Any) -> None:

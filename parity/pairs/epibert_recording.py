@@ -20,6 +20,9 @@ from weights.table import rows as weight_rows
 PROJECTION, ROTARY = "projection_matrix", "rotary_table"
 """Names of the two constants in a recording."""
 
+_HEADS = ("final_dense_profile", "final_dense_profile_rna")
+_SHARED = ("dropout", "gelu", "crop_final")
+
 
 def matches(recording: Recording) -> bool:
     """Whether this is a recording of EpiBERT, of whatever class name."""
@@ -41,6 +44,12 @@ def configuration(recording: Recording) -> EpiBERTConfig:
         return EpiBERTConfig(**_recorded_arguments(recording))
     except TypeError as error:
         raise ValueError(f"{recording.path}: its arguments are no configuration of EpiBERT: {error}") from None
+
+
+def left_out(recording: Recording) -> tuple[NotCompared, ...]:
+    """What ``epibert record --repo`` left to defaults or left out."""
+    rows: Mapping[str, str] = recording.arguments.get("left_out", {})
+    return tuple(NotCompared(side="both", name=name, reason=reason) for name, reason in rows.items())
 
 
 def make_port(recording: Recording) -> Trunk:
@@ -83,13 +92,13 @@ def bind(recording: Recording, port: Trunk, layer_map: LayerMap | None, case: st
     lent = None
     if port.constants_origin == OWN_CONSTANTS and epibert.fit(port, projection, table):
         lent = epibert.constants(port, projection, table, recording.described)
-    left_out = [
+    rows_left_out = [
         NotCompared(
             side="reference", name=path, reason="no layer of the recorded model: compared as a part of the attention"
         )
         for path in absent
     ]
-    left_out.append(
+    rows_left_out.append(
         NotCompared(side="recording", name="drawn weights", reason="the model is not here to be run with other weights")
     )
     rows = weight_rows(port.config, kind_of(port).table)
@@ -99,8 +108,9 @@ def bind(recording: Recording, port: Trunk, layer_map: LayerMap | None, case: st
         layer_map=mapped,
         tensors={row.name: TensorRow(key=_key(row, whole), to_port=row.layout.to_port) for row in rows},
         comparisons=comparisons,
-        not_compared=[*left_out, *epibert.unmapped_modules(port, mapped)],
+        not_compared=[*rows_left_out, *left_out(recording), *epibert.unmapped_modules(port, mapped)],
         lent=lent,
+        renumbered=_renumbered(recording),
         more={
             "configuration": {"recorded": dict(recording.arguments)},
             "weights": epibert.weight_map(port.config, stored, rampage=isinstance(port, EpiBERTRampage)),
@@ -113,6 +123,13 @@ def _key(row: Row, mapped: LayerMap) -> str:
     layer = row.name.rpartition(".")[0]
     reference = next(pair.reference for pair in mapped if pair.port == layer and not pair.alias)
     return f"{reference}/{row.path.rpartition('/')[2]}"
+
+
+def _renumbered(recording: Recording) -> dict[str, tuple[int, ...]]:
+    """The published code computes the RNA head before the ATAC head, the port after it; they share three layers."""
+    order = recording.execution
+    heads = [order.index(path) for path in _HEADS if path in order]
+    return dict.fromkeys(_SHARED, (1, 0)) if heads != sorted(heads) else {}
 
 
 def _constants(recording: Recording) -> tuple[np.ndarray, np.ndarray | None]:

@@ -488,6 +488,27 @@ def open_checkpoint(
     return checkpoint, config, dataclasses.replace(config, output_length=bins, final_output_length=bins - trimmed)
 
 
+def left_out(whole: EpiBERTConfig, config_file: str | None, bins: int) -> list[NotCompared]:
+    """What a comparison on a checkpoint leaves open: arguments that nobody gave, and windows longer than its own.
+
+    Args:
+        whole: The checkpoint's configuration.
+        config_file: Where its arguments are from, if they are not the original's defaults.
+        bins: The window.
+    """
+    rows = []
+    if config_file is None:
+        name = "arguments that shapes do not tell: " + ", ".join(UNTOLD_ARGUMENTS)
+        rows.append((name, "no --config was given; reference and port both have the original's defaults"))
+    if bins < whole.output_length:
+        reason = (
+            f"the model takes {whole.output_length}; no weight depends on the length, and the rotary table is "
+            "compared whole"
+        )
+        rows.append((f"windows longer than {bins} bins", reason))
+    return [NotCompared(side="both", name=name, reason=reason) for name, reason in rows]
+
+
 def _own_checkpoint(
     findings: Findings,
     wanted: Sequence[str],
@@ -504,23 +525,7 @@ def _own_checkpoint(
     say("reading the checkpoint")
     checkpoint, whole, config = open_checkpoint(path, config_file, bins, batch)
     finetuning = is_fine_tuning(checkpoint, config)
-    if config_file is None:
-        findings.not_compared.append(
-            NotCompared(
-                side="both",
-                name="arguments that shapes do not tell: " + ", ".join(UNTOLD_ARGUMENTS),
-                reason="no --config was given; reference and port both have the original's defaults",
-            )
-        )
-    if bins < whole.output_length:
-        findings.not_compared.append(
-            NotCompared(
-                side="both",
-                name=f"windows longer than {bins} bins",
-                reason=f"the model takes {whole.output_length}; no weight depends on the length, and the rotary table "
-                "is compared whole",
-            )
-        )
+    findings.not_compared.extend(left_out(whole, config_file, bins))
     findings.configuration["checkpoint"] = dataclasses.asdict(config)
     findings.sources |= {file.name: hash_file(file) for file in checkpoint.files}
 

@@ -112,6 +112,7 @@ def record(
         bins: Its window, in 128-bp bins.
         batch: Number of its synthetic examples, where no --inputs are given.
     """
+    from parity.pairs import epibert_recording
     from parity.pairs.epibert_run import UsageError
 
     console = Console(stderr=True)
@@ -139,7 +140,7 @@ def record(
     plain = Console(markup=False, soft_wrap=True, highlight=False)
     plain.print(f"written to {out}: {recording.described}")
     plain.print(f"sha256 {digest}")
-    for row in recording.not_compared():
+    for row in (*recording.not_compared(), *epibert_recording.left_out(recording)):
         plain.print(f"not recorded: {row.name}: {row.reason}")
     return 0
 
@@ -154,14 +155,14 @@ def prepare_original(
         CheckpointError: The checkpoint cannot be read.
     """
     from parity.pairs import epibert, epibert_original
-    from parity.pairs.epibert_run import INPUT_SEED, UsageError, open_checkpoint
+    from parity.pairs.epibert_run import INPUT_SEED, UsageError, left_out, open_checkpoint
     from weights.mapping import is_fine_tuning
 
     if not Path(repo).is_dir():
         raise UsageError(f"{repo}: no such folder")
     if checkpoint is None:
         raise UsageError("--repo needs --checkpoint: the weights that are to be recorded")
-    stored, _, config = open_checkpoint(checkpoint, config_file, bins, batch)
+    stored, whole, config = open_checkpoint(checkpoint, config_file, bins, batch)
     prefixes = [str(path.resolve().with_suffix("")) for path in stored.files if path.suffix == ".index"]
     if len(prefixes) != 1 or "variables" in Path(prefixes[0]).parts:
         raise UsageError(f"{checkpoint} is no checkpoint of tf.train.Checkpoint, which the published code restores")
@@ -183,9 +184,12 @@ def prepare_original(
         "kind": "finetuning" if finetuning else "pretraining",
         "config": given,
         "checkpoint": prefix,
+        "left_out": {row.name: row.reason for row in left_out(whole, config_file, bins)},
     }
     (folder / "arguments.json").write_text(json.dumps(arguments), encoding="utf-8")
-    return f"{epibert_original.__file__}:build", str(folder / "inputs.npz"), str(folder / "arguments.json")
+    # In a folder of its own, as the recorder: beside it lies an epibert.py, and a clone has a package of that name.
+    place = shutil.copy(epibert_original.__file__, folder)
+    return f"{place}:build", str(folder / "inputs.npz"), str(folder / "arguments.json")
 
 
 def verify_recorded(

@@ -38,6 +38,30 @@ def constants(model):
     return {"table": np.arange(3.0)}
 """
 
+SEQUENTIAL = """
+import numpy as np
+import tf_keras
+from tf_keras import layers
+
+input_names = ("signal",)
+
+
+class Small(tf_keras.Model):
+    def __init__(self):
+        super().__init__(name="small")
+        self.block = tf_keras.Sequential([layers.Conv1D(2, 3, padding="same"), layers.Dropout(0.25)])
+
+    def call(self, signal, training=False):
+        return self.block(self.block(signal, training=training), training=training)
+
+
+def build():
+    model = Small()
+    model(np.zeros((1, 6, 2), tf_keras.mixed_precision.global_policy().compute_dtype))
+    return model
+"""
+"""A Sequential of unknown input shape, built for one example and called twice."""
+
 
 def write_model(folder: Path, source: str = MODEL) -> Path:
     path = folder / "small_model.py"
@@ -52,7 +76,7 @@ def write_inputs(folder: Path, **arrays: np.ndarray) -> Path:
     return path
 
 
-def small_recording(folder: Path, **options) -> Path:
+def small_recording(folder: Path, source: str = MODEL, **options) -> Path:
     out = folder / "recording.h5"
-    recorder.record(f"{write_model(folder)}:build", str(write_inputs(folder)), str(out), **options)
+    recorder.record(f"{write_model(folder, source)}:build", str(write_inputs(folder)), str(out), **options)
     return out

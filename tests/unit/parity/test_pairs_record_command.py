@@ -1,12 +1,15 @@
 """``epibert record`` as a user meets it when something is wrong: exit status 2 and one line."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from parity import command
-from tests.unit.parity.recordings import write_inputs, write_model
+from parity import Recording, command
+from parity.pairs.record_command import prepare_original
+from parity.recorder import SHUFFLED
+from tests.unit.parity.recordings import small_recording, write_inputs, write_model
 
 
 def refused(capsys: pytest.CaptureFixture[str], *given: object) -> str:
@@ -49,6 +52,14 @@ def test_a_python_that_dies_is_told_from_one_that_refuses(capsys, tmp_path, give
     assert "status 132: Illegal instruction" in line
 
 
+def test_the_option_that_a_recording_without_it_names_is_one_that_is_taken(capsys, tmp_path, given, tensorflow):
+    recording = Recording(small_recording(tmp_path, modes=("evaluation",), steps=0))
+    with pytest.raises(LookupError, match=r"\(epibert record --looks true\)"):
+        recording.inputs_of(SHUFFLED.format(draw=1))
+    # So it is read, and it is the Python that is missing.
+    assert "cannot run" in refused(capsys, *given, "--looks", "true", "--python", tmp_path / "absent")
+
+
 def test_what_the_recorder_says_comes_through(capsys, tmp_path, given):
     assert "absent.py: no such file" in refused(capsys, "--model", "absent.py:build", *given[2:])
 
@@ -66,3 +77,22 @@ def test_what_the_recorder_says_comes_through(capsys, tmp_path, given):
 )
 def test_requests_that_mean_nothing_are_refused(capsys, more, reason):
     assert reason in refused(capsys, *more)
+
+
+def test_the_published_model_is_made_by_a_file_alone_in_its_folder_and_what_nobody_told_has_a_name(goldens, tmp_path):
+    checkpoint = str(goldens / "R1" / "ckpt_before")
+    place, _, file = prepare_original(str(tmp_path), checkpoint, None, 8, 1, tmp_path)
+    # Beside ours lies an epibert.py, which would hide a clone's package of that name.
+    assert [path.name for path in Path(place).parent.glob("*.py")] == ["epibert_original.py"]
+    arguments = json.loads(Path(file).read_text(encoding="utf-8"))
+    assert arguments["kind"] == "finetuning"
+    untold, windows = arguments["left_out"].items()
+    assert untold[0].startswith("arguments that shapes do not tell: seed, ")
+    assert "original's defaults" in untold[1]
+    assert windows[0] == "windows longer than 8 bins"
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads((goldens / "R1" / "config.json").read_text())["config"]))
+    _, _, file = prepare_original(str(tmp_path), checkpoint, str(config), 64, 1, tmp_path)
+    arguments = json.loads(Path(file).read_text(encoding="utf-8"))
+    assert arguments["left_out"] == {}
+    assert arguments["config"]["seed"] == 3

@@ -11,7 +11,7 @@ import pytest
 
 from parity import recorder
 from parity.pairs import epibert_original
-from tests.unit.parity.recordings import small_recording, write_inputs, write_model
+from tests.unit.parity.recordings import SEQUENTIAL, small_recording, write_inputs, write_model
 from tests.unit.sources import imports
 
 ALONE = (Path(recorder.__file__), Path(epibert_original.__file__))
@@ -137,3 +137,16 @@ def test_a_recording_leaves_the_model_as_it_was_and_names_what_it_lacks(tmp_path
     assert [value.shape for value in values.values()] == [tuple(variable.shape) for variable in expected.weights]
     for variable, value in zip(expected.weights, values.values(), strict=True):
         assert np.array_equal(variable.numpy(), value)
+
+
+def test_a_sequential_that_was_built_for_a_batch_of_another_size_is_recorded_whole(tmp_path, tensorflow, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = small_recording(tmp_path, SEQUENTIAL, modes=("evaluation",), steps=0)
+    with h5py.File(path) as file:
+        index = json.loads(bytes(file["index"][()]))
+    assert index["hidden"] == {}
+    called = [[(call["path"], call["index"]) for call in row["calls"]] for row in index["passes"]]
+    assert len(called) == 4
+    assert {frozenset(calls) for calls in called} == {
+        frozenset({("", 0), *((path, index) for path in ("block", "block/0", "block/1") for index in (0, 1))})
+    }

@@ -19,7 +19,7 @@ from parity.layer_map import LayerMap
 from parity.recorder import LOOKS
 from parity.recording import RecordedReference
 from parity.tolerances import TABLE
-from tests.unit.parity.recordings import small_recording
+from tests.unit.parity.recordings import SEQUENTIAL, small_recording
 
 
 @pytest.fixture(scope="module")
@@ -246,3 +246,24 @@ def test_a_recording_of_part_of_the_sections_is_refused(recorded, tmp_path):
         file.attrs["sha256"] = hashlib.sha256(text).hexdigest()
     with pytest.raises(NotARecording, match="has no passes"):
         Recording(path)
+
+
+def test_calls_that_the_port_makes_in_another_order_get_other_numbers_in_every_pass(tmp_path, tensorflow):
+    recording = Recording(small_recording(tmp_path, SEQUENTIAL, modes=("evaluation",), steps=0))
+    assert recording.execution == ("", "block", "block/0", "block/1")
+    mapped = LayerMap.from_names({"block": "block", "first": "block/0"})
+    plain = RecordedReference(recording, mapped)
+    turned = RecordedReference(recording, mapped, renumbered={"block": (1, 0)})
+
+    def output(side: RecordedReference, precision: str, path: str, index: int) -> np.ndarray:
+        call = side.trace(precision, training=False, reading=Reading.ACCUMULATED).calls[path, index]
+        assert call.index == index
+        return np.asarray(call.outputs[0])
+
+    for one, other in ((plain, turned), (plain.on_other_inputs(), turned.on_other_inputs())):
+        for precision in one.precisions:
+            assert not np.array_equal(output(one, precision, "block", 0), output(one, precision, "block", 1))
+            for index in (0, 1):
+                same, swapped = (output(one, precision, path, index) for path in ("block/0", "block"))
+                assert np.array_equal(same, output(other, precision, "block/0", index))
+                assert np.array_equal(swapped, output(other, precision, "block", 1 - index))
