@@ -95,7 +95,9 @@ def parity(
     try:
         earlier = None if against is None else read_result(against)
         campaign = None if attack is None else read_campaign(attack, describe_environment())
-    except (OSError, NotAResult, NotACampaignError) as error:
+    except OSError as error:
+        raise UsageError(f"cannot read {error.filename}: {error.strerror}") from None
+    except (NotAResult, NotACampaignError) as error:
         raise UsageError(str(error)) from None
     with _files(out) as scratch:
         wanted = None if gates is None else [name for name in gates.replace(",", " ").split() if name]
@@ -266,7 +268,7 @@ def _attack_arguments(given: Sequence[str]) -> list[str]:
     """Names after every --only as one list, and flags that need no value, in the form that the parser understands.
 
     Raises:
-        UsageError: An --only has no name.
+        UsageError: An --only has no name, or a flag is followed by something else.
     """
     from parity.pairs.epibert_run import UsageError
 
@@ -285,8 +287,11 @@ def _attack_arguments(given: Sequence[str]) -> list[str]:
                 raise UsageError("--only needs the name of a fault; epibert attack --list prints them all")
             names += found
             continue
-        if argument in ("--list", "--rules") and waiting[:1] not in (["true"], ["false"]):
-            argument = f"{argument}=true"
+        if argument in ("--list", "--rules"):
+            value = "true" if not waiting or waiting[0].startswith("-") else waiting.pop(0)
+            if value not in ("true", "false"):
+                raise UsageError(f"{argument} takes true or false, or nothing after it, not {value!r}")
+            argument = f"{argument}={value}"
         arguments.append(argument)
     return [*arguments, f"--only={json.dumps(names)}"] if names else arguments
 

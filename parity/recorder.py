@@ -27,6 +27,7 @@ import json
 import os
 import platform
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, Sequence
 
@@ -819,6 +820,8 @@ def read_inputs(path: str) -> dict[str, np.ndarray]:
     Raises:
         RecordingError: There is none, or an array is no batch of numbers.
     """
+    if Path(path).is_file() and not zipfile.is_zipfile(path):
+        raise RecordingError(f"the inputs {path} cannot be read: it is no .npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
             inputs = {name: file[name] for name in file.files}

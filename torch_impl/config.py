@@ -7,6 +7,10 @@ from collections.abc import Callable, Sequence
 RELU_KERNEL = "relu_kernel_transformation"
 RELU_QUARTIC_KERNEL = "relu_kernel_transformation_q"
 
+SMALLEST, LARGEST = 1e-18, 1e18
+"""Of a setting that is computed with, in size: beyond them the square is 0 or infinite in float32."""
+NO_ROOM = f"must be 0 or of a size from {SMALLEST:g} to {LARGEST:g}"
+LARGEST_SIZE = 2**31 - 1
 
 _SIZES = (
     "output_length",
@@ -23,11 +27,20 @@ _SIZES = (
 def _check_size(name: str, value: object, *, smallest: int = 1) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
         raise ValueError(f"{name} must be a whole number from {smallest} up, not {value!r}")
+    if value > LARGEST_SIZE:
+        raise ValueError(f"{name} must be below 2^31, not {value}")
 
 
 def _check_number(name: str, value: object, accepts: Callable[[float], bool], what: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not accepts(value):
         raise ValueError(f"{name} must be a {what}, not {value!r}")
+    if not has_room(value):
+        raise ValueError(f"{name} {NO_ROOM}, not {value!r}")
+
+
+def has_room(value: float) -> bool:
+    """Whether float32 has room for computing with a setting."""
+    return value == 0 or SMALLEST <= abs(value) <= LARGEST
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, get_worker
 
 from torch_impl.data.convert import convert_tfrecord_to_hdf5
 from torch_impl.data.draws import DrawSource, InferenceDraws, OwnDraws
-from torch_impl.data.examples import Example, ExampleConfig, make_example
+from torch_impl.data.examples import Example, ExampleConfig, check_count, make_example
 from torch_impl.data.records import DataError
 from torch_impl.data.store import Store
 
@@ -48,6 +48,9 @@ Position = tuple[int, int]
 
 TRAIN, VALID, TEST = "train", "valid", "test"
 """Subfolders of a dataset, named as the original's."""
+
+MOST_WORKERS = 1024
+"""Of one process: a slip of the keyboard is not to fill the machine with processes."""
 
 _READING = threading.Lock()
 """Of the threads of a process one at a time reads: HDF5 is not for several."""
@@ -370,15 +373,16 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         super().__init__()
         if (motif_means is None) != (motif_deviations is None):
             raise ValueError("means and deviations of motif activity belong together")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        numbers = {"workers": workers, "seed": seed, "validation_seed": validation_seed, "predict_shift": predict_shift}
-        for name, value in numbers.items():
+        check_count("batch_size", batch_size)
+        check_count("workers", workers, smallest=0)
+        if workers > MOST_WORKERS:
+            raise ValueError(f"workers must be at most {MOST_WORKERS}, not {workers}")
+        check_count("predict_shift", predict_shift, smallest=0)
+        for name, value in (("seed", seed), ("validation_seed", validation_seed)):
             if value < 0:
                 raise ValueError(f"{name} must be at least 0, not {value}")
-        for name in ("seed", "validation_seed"):
-            if numbers[name] >= 2**64:
-                raise ValueError(f"{name} must be below 2^64, not {numbers[name]}")
+            if value >= 2**64:
+                raise ValueError(f"{name} must be below 2^64, not {value}")
         self.folder = Path(folder)
         self.config = ExampleConfig.pretraining() if config is None else config
         self.batch_size = batch_size
@@ -398,9 +402,12 @@ class EpiBERTDataModule(lightning.LightningDataModule):
         """A list, as a command line or a file of settings gives it, or an array."""
         if values is None:
             return None
-        table = np.asarray(values, np.float32)
+        with np.errstate(over="ignore"):
+            table = np.asarray(values, np.float32)
         if table.shape != (self.config.num_motifs,):
             raise ValueError(f"{name} must be {self.config.num_motifs} numbers, not of shape {table.shape}")
+        if not np.isfinite(table).all() or (name == "motif_deviations" and (table < 0).any()):
+            raise ValueError(f"{name} must be finite numbers{' from 0 up' * (name == 'motif_deviations')}")
         return table
 
     def train_dataloader(self) -> ResumableLoader:

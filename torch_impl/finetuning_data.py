@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from torch_impl.data.examples import ExampleConfig
+from torch_impl.data.examples import ExampleConfig, check_count
 from torch_impl.data.records import DataError
 from torch_impl.data_module import (
     TRAIN,
@@ -167,8 +167,8 @@ class FinetuningDataModule(EpiBERTDataModule):
             "valid_passes": valid_passes,
         }
         for name, value in numbers.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
+            if value is not None:
+                check_count(name, value)
         for passes, examples in (("train_passes", "train_examples"), ("valid_passes", "valid_examples")):
             if numbers[passes] is not None and numbers[examples] is None:
                 raise ValueError(f"{passes} counts what {examples} takes, which is not given")

@@ -29,6 +29,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from torch_impl.callbacks import FiniteTraining, NonFiniteError, ResumableTraining
 from torch_impl.checkpointing import SafeCheckpointIO, TrainingError, read_checkpoint_file
+from torch_impl.data.examples import check_count
 from torch_impl.data.records import DataError
 from torch_impl.early_stopping import EpiBERTEarlyStopping
 from torch_impl.sharded_checkpoint import check_sharded_checkpoint
@@ -151,7 +152,12 @@ class Command(LightningCLI):
             raise TrainingError(_condensed(str(first))) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> lightning.Trainer:
-        """Adds what every run has."""
+        """Adds what every run has.
+
+        Raises:
+            TrainingError: ``--init_from`` and a callback both fill the model.
+            ValueError: Something would be done after none of many, or after more than anyone counts to.
+        """
         asked = self._get(self.config_init, "ckpt_path")
         always: list[Any] = [_KnownWeights(asked), ResumableTraining(), FiniteTraining()]
         initializer = self._initializer()
@@ -160,6 +166,11 @@ class Command(LightningCLI):
                 raise TrainingError(f"--init_from and a callback {type(initializer).__name__}: one of them is too many")
             always.append(initializer)
         settings = self._get(self.config_init, "trainer")
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch"):
+            if settings[name] is not None:
+                check_count(name, settings[name])
+        if settings["val_check_interval"] == 0:
+            raise ValueError("val_check_interval must be above 0")
         given = {type(callback) for callback in _listed(settings["callbacks"])}
         settings["callbacks"] = [*(c for c in always if type(c) not in given), *_listed(settings["callbacks"])]
         settings["plugins"] = [SafeCheckpointIO(), *_listed(settings["plugins"])]
@@ -170,7 +181,7 @@ class Command(LightningCLI):
 
         Raises:
             TrainingError: A callback watches what nobody logs or takes an old loss for a new one, or gradients are
-                clipped twice or never summed up.
+                clipped twice.
         """
         logged = getattr(self.model, "logged_names", None)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -192,10 +203,6 @@ class Command(LightningCLI):
                     )
         if self.trainer.gradient_clip_val and getattr(self.model, "global_clipnorm", None) is not None:
             raise TrainingError("the optimizer clips by itself (global_clipnorm): leave out trainer.gradient_clip_val")
-        if self.trainer.accumulate_grad_batches < 1:
-            raise TrainingError(
-                f"accumulate_grad_batches must be at least 1, not {self.trainer.accumulate_grad_batches}"
-            )
 
     def before_validate(self) -> None:
         """Refuses to evaluate a model that was not trained.

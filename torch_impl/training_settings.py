@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from torch_impl.checkpointing import TrainingError
+from torch_impl.config import NO_ROOM, has_room
 from torch_impl.losses import LOSS_TYPES
 from torch_impl.memory import keep_freed_memory
 
@@ -53,6 +54,9 @@ RANGES: Mapping[str, tuple[Accepts, str]] = {
 }
 """Option -> what it may be, as a test and in words."""
 
+LARGEST_RATE = 1000
+"""Adam moves a weight by about the learning rate in every step, and weights are around 1."""
+
 
 def check_settings(settings: Mapping[str, Any]) -> None:
     """Insists that the options of a module are in range.
@@ -63,11 +67,17 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     Raises:
         TrainingError: They are not; the message names each that is not.
     """
-    wrong = [
-        f"{name} must be {what}, not {settings[name]!r}"
-        for name, (accepts, what) in RANGES.items()
-        if name in settings and not accepts(settings[name])
-    ]
+    wrong = []
+    for name, (accepts, what) in RANGES.items():
+        if name not in settings:
+            continue
+        value = settings[name]
+        if not accepts(value):
+            wrong.append(f"{name} must be {what}, not {value!r}")
+        elif name in ("peak", "peak_rna") and value > LARGEST_RATE:
+            wrong.append(f"{name} must be at most {LARGEST_RATE}, not {value!r}")
+        elif isinstance(value, int | float) and not has_room(value):
+            wrong.append(f"{name} {NO_ROOM}, not {value!r}")
     if wrong:
         raise TrainingError("; ".join(wrong))
 

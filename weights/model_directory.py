@@ -66,6 +66,8 @@ def load_transplanted(directory: str | os.PathLike[str]) -> Trunk:
         CheckpointError: a file is missing or damaged, or state and configuration do not match key by key.
     """
     directory = Path(directory)
+    if not directory.is_dir():
+        raise NotACheckpointError(f"{directory} is no folder with {MODEL_FILE} and {CONFIG_FILE}")
     config = load_config(directory / CONFIG_FILE)
     try:
         state = load_file(directory / MODEL_FILE)

@@ -43,8 +43,10 @@ def read_campaign(path: str | Path, environment: Mapping[str, Any]) -> dict[str,
             "alarms": [f"seed {run['seed']}: {alarm}" for run in found["clean"] for alarm in run["alarms"]],
             "same_sources": found["environment"]["sources"] == environment["sources"],
         }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise NotACampaignError(f"{path}: no record of a campaign (epibert attack writes one): {error}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise NotACampaignError(f"{path}: no record of a campaign (epibert attack writes one)") from None
 
 
 def kill_matrix(campaign: Mapping[str, Any]) -> tuple[list[str], list[tuple[str, list[int]]]]:

@@ -29,6 +29,18 @@ RNA_KERNEL = (0.27406862, 0.45186275, 0.27406862)
 """Gaussian of one bin's width over three bins."""
 
 
+def check_count(name: str, value: int, *, smallest: int = 1) -> None:
+    """Insists that a number of something is one that computers count to.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if value < smallest:
+        raise ValueError(f"{name} must be at least {smallest}, not {value}")
+    if value >= 2**31:
+        raise ValueError(f"{name} must be below 2^31, not {value}")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExampleConfig:
     """How examples are made. Names are those of the original (spec, sections 3.6 and 4).
@@ -83,8 +95,7 @@ class ExampleConfig:
     def __post_init__(self) -> None:
         sizes = ("input_length", "output_length_ATAC", "output_length", "output_res", "num_motifs")
         for name in (*sizes, "max_shift", "mask_size", "atac_corrupt_rate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+            check_count(name, getattr(self, name))
         if not 0 <= 2 * self.crop_size < self.output_length:
             raise ValueError(f"crop_size={self.crop_size} leaves nothing of output_length={self.output_length}")
         if self.output_length * self.output_res != self.input_length:

@@ -492,6 +492,8 @@ def attack_status(*arguments: str | Path) -> int:
         (("--only", "--list"), "--only needs the name of a fault"),
         (("--only=",), "--only needs the name of a fault"),
         (("--only", "no rotation", "--only"), "--only needs the name of a fault"),
+        (("--rules", "maybe"), "--rules takes true or false, or nothing after it, not 'maybe'"),
+        (("--list", "no rotation"), "--list takes true or false, or nothing after it, not 'no rotation'"),
         (("--clean", "-1"), "--clean and --first_seed must be at least 0"),
         (("--first_seed", "-1"), "--clean and --first_seed must be at least 0"),
         (("--jobs", "0"), "--jobs at least 1"),

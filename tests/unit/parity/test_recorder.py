@@ -57,7 +57,7 @@ def test_inputs_that_cannot_be_read_are_refused(capsys, tmp_path):
     model, out = f"{write_model(tmp_path)}:build", tmp_path / "out.h5"
     assert "missing.npz" in refused(capsys, model, "--inputs", tmp_path / "missing.npz", "--out", out)
     (tmp_path / "text.npz").write_text("no archive")
-    assert "cannot be read" in refused(capsys, model, "--inputs", tmp_path / "text.npz", "--out", out)
+    assert "is no .npz file" in refused(capsys, model, "--inputs", tmp_path / "text.npz", "--out", out)
     np.savez(tmp_path / "words.npz", signal=np.asarray(["a", "b"]))
     assert "no batch of numbers" in refused(capsys, model, "--inputs", tmp_path / "words.npz", "--out", out)
     np.savez(tmp_path / "none.npz")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import multiprocessing
 import subprocess
 import sys
@@ -510,3 +511,20 @@ def test_a_training_without_a_batch_is_refused(folder):
         EpiBERTDataModule(folder, CONFIG, batch_size=9, drop_last=True).train_dataloader()
     with pytest.raises(ValueError, match=r"seed must be below 2\^64"):
         EpiBERTDataModule(folder, CONFIG, seed=2**64)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 2**31}, "batch_size must be below 2.31"),
+        ({"workers": 10**9}, "workers must be at most 1024, not 1000000000"),
+        ({"predict_shift": -1}, "predict_shift must be at least 0"),
+        ({"motif_means": [math.nan] * 8, "motif_deviations": [1] * 8}, "motif_means must be finite numbers$"),
+        ({"motif_means": [1e39] * 8, "motif_deviations": [1] * 8}, "motif_means must be finite numbers$"),
+        ({"motif_means": [1] * 8, "motif_deviations": [-1] * 8}, "motif_deviations must be finite numbers from 0 up"),
+    ],
+    ids=["batch", "workers", "shift", "not a number", "infinite in float32", "negative"],
+)
+def test_a_number_that_nobody_means_is_refused(folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        EpiBERTDataModule(folder, CONFIG, **options)

@@ -123,6 +123,8 @@ def test_what_cannot_be_a_stream_is_refused(folder):
         StreamSampler(SIZES, order="stored", rank=1, processes=2, stream=Stream(length=2, take=1))
     with pytest.raises(ValueError, match="valid_every must be at least 1, not 0"):
         data(folder, valid_every=0)
+    with pytest.raises(ValueError, match=r"train_examples must be below 2\^31"):
+        data(folder, train_examples=2**64)
     with pytest.raises(ValueError, match="train_passes counts what train_examples takes"):
         data(folder, train_passes=3)
     with pytest.raises(DataError, match="3 examples do not fill a step of 4"):

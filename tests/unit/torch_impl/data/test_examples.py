@@ -271,6 +271,8 @@ def test_an_examples_arrays_are_its_own():
         ({"input_length": 8191}, "64 bins of 128 bp are not input_length=8191"),
         ({"output_length_ATAC": 2000}, "no multiple of output_length"),
         ({"atac_corrupt_rate": 0}, "atac_corrupt_rate must be at least 1"),
+        ({"atac_corrupt_rate": 10**20}, "atac_corrupt_rate must be below 2"),
+        ({"max_shift": 2**31}, "max_shift must be below 2"),
         ({"atac_mask_dropout": 1.5}, "atac_mask_dropout must be from 0 to 1"),
         ({"mask_noise": True, "finetuning": True}, "mask_noise belongs to pre-training"),
         ({"mask_noise": True, "output_length_ATAC": 64}, "into blocks of 512"),
