@@ -5,6 +5,10 @@ BIN := .venv/bin
 .PHONY: parity test convergence slow huggingface old-reference browser lint test-gpu bench clean
 .DEFAULT_GOAL := parity
 
+# The tests start hundreds of processes. Each would compile every module anew where Python keeps no compiled code, as the
+# images of many machines have it.
+test slow convergence: export PYTHONDONTWRITEBYTECODE :=
+
 # Compares port and reference level by level on the recorded checkpoint: verdict on the terminal, report in out/parity.
 parity: .venv/installed
 	$(BIN)/epibert parity --out out/parity

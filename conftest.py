@@ -11,6 +11,7 @@ Tests marked ``slow``, ``convergence`` and ``browser`` are the one thing a plain
 deselected, and the targets of ``make`` of the same names run them.
 """
 
+import gc
 import importlib.metadata
 import os
 import random
@@ -98,6 +99,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "ladder" in getattr(item, "fixturenames", ()) and _unit_of_work(item.nodeid) != CLIMBING:
             raise pytest.UsageError(f"{item.nodeid} asks about the ladder: add its file to RUNGS in conftest.py")
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests are there to stay: the garbage collector need not look at them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -116,15 +116,16 @@ def compare_recorded_data(
                 case = f"{kind}, {variant}, seed {seed}, record {number}"
                 record = records[number]
                 drawn, error = attempt(lambda s=seed, r=record, c=config: port.source(s).draw(r, c))
-                yield from _draw_rows(drawn, error, group["draws"], record, config, case)
                 given = recorded_draws(group["draws"], record, config)
+                yield from _draw_rows(drawn, error, given, case)
+                outputs = {name: group[name][()] for name in OUTPUTS if name in group}
                 for draws, owner in ((given, ""), (drawn, WHOLE)):
                     example, error = (
                         (None, error)
                         if draws is None
                         else attempt(lambda d=draws, r=record, c=config, t=tables: _made(port, r, d, c, t))
                     )
-                    yield from _example_rows(example, error, group, owner, case, skip_motifs=not_scaled(kind, tables))
+                    yield from _example_rows(example, error, outputs, owner, case, skip_motifs=not_scaled(kind, tables))
 
 
 def compare_example(example: Example | None, outputs: Mapping[str, np.ndarray], *, case: str) -> Iterator[Comparison]:
@@ -251,10 +252,7 @@ def _config(kind: str, group: Any) -> ExampleConfig:
     )
 
 
-def _draw_rows(
-    drawn: Draws | None, error: str, group: Any, record: Record, config: ExampleConfig, case: str
-) -> Iterator[Comparison]:
-    expected = recorded_draws(group, record, config)
+def _draw_rows(drawn: Draws | None, error: str, expected: Draws, case: str) -> Iterator[Comparison]:
     for field in dataclasses.fields(Draws):
         truth: Any = getattr(expected, field.name)
         found: Any = None if drawn is None else getattr(drawn, field.name)
@@ -269,15 +267,21 @@ def _draw_rows(
 
 
 def _example_rows(
-    example: Example | None, error: str, group: Any, owner: str, case: str, *, skip_motifs: bool
+    example: Example | None,
+    error: str,
+    outputs: Mapping[str, np.ndarray],
+    owner: str,
+    case: str,
+    *,
+    skip_motifs: bool,
 ) -> Iterator[Comparison]:
     for name, (field, part) in OUTPUTS.items():
-        if name not in group or (skip_motifs and name == "motif_activity"):
+        if name not in outputs or (skip_motifs and name == "motif_activity"):
             continue
         found = None if example is None else getattr(example, field)
-        yield _row(_numbers(found), _numbers(group[name][()]), owner or part, field, case, error)
+        yield _row(_numbers(found), _numbers(outputs[name]), owner or part, field, case, error)
     if example is not None:
-        recorded = {OUTPUTS[name][0] for name in group if name in OUTPUTS}
+        recorded = {OUTPUTS[name][0] for name in outputs if name in OUTPUTS}
         for field in Example._fields:
             if field not in recorded and getattr(example, field) is not None:
                 detail = "the original hands out nothing of this name"

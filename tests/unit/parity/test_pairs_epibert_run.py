@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 
@@ -19,6 +21,16 @@ def test_the_port_computes_on_the_device_that_is_asked_for(device):
     result = run(reference="recorded", gates=["weights", "constants"], device=device, prepare_port=prepare)
     assert result.passed
     assert set(seen) == {device}
+
+
+def test_several_processes_find_what_one_finds():
+    one, two = (run(reference="recorded", gates=["weights", "constants"], jobs=jobs) for jobs in (1, 2))
+    assert two.environment["processes"] == 2
+    assert "processes" not in one.environment
+    assert all(gate.comparisons for gate in one.gates.values() if gate.name in ("weights", "constants"))
+    for part in dataclasses.fields(one):
+        if part.name not in ("environment", "seconds"):
+            assert getattr(two, part.name) == getattr(one, part.name), part.name
 
 
 def test_an_unknown_device_is_named():
