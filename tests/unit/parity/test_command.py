@@ -544,6 +544,6 @@ def test_the_status_of_an_attack_is_what_the_campaign_says(tmp_path, capsys, mon
     for given in (("--only", names[0], f"--only={names[1]}"), ("--only=" + json.dumps(names),)):
         assert attack_status(*given, "--out", tmp_path) == status
         assert asked["names"] == list(names)
-    assert attack_status("--first_seed", SHARING, "--out", tmp_path) == status
+    assert attack_status("--first_seed", str(SHARING), "--out", tmp_path) == status
     assert (asked["clean"], asked["first_seed"], asked["sensitivity"]) == (200, SHARING, True)
     assert ("NOT PROVEN" in capsys.readouterr().out) is not found
