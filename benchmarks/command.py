@@ -23,7 +23,7 @@ from benchmarks.transplant import benchmark as transplant_benchmark
 Part = Literal["forward", "training", "lengths", "transplant", "data", "harness"]
 PARTS: tuple[Part, ...] = ("forward", "training", "lengths", "transplant", "data", "harness")
 LARGEST_IN_TRAINING: SizeName = "quarter"
-"""The reference has no activation checkpointing: a step of half the window needs more than 20 GB."""
+"""The reference has no activation checkpointing: from half the window on two processes do not fit into 20 GB."""
 
 
 def run_benchmarks(

@@ -8,7 +8,7 @@ them alike. A turn does the work twice, and the second time counts: while a proc
 freed go to others. Report the ratios, which carry over to other machines better than seconds do.
 
     python -m benchmarks.forward [--kind training] [--config mid] [--model rampage] [--batch 2] [--repeats 2]
-        [--rounds 1] [--compiled] [--checkpointed] [--out forward.json]
+        [--rounds 1] [--compiled] [--checkpointed] [--apart] [--out forward.json]
 """
 
 import argparse
@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.sides import (
+    CHECKPOINTED,
     KINDS,
     MODELS,
     SIZES,
@@ -69,6 +70,7 @@ def forward_benchmark(
     precisions: Sequence[str] = PRECISIONS,
     compiled: bool = False,
     checkpointed: bool = False,
+    apart: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Measure one forward pass, or one training step, of reference and port.
@@ -85,20 +87,21 @@ def forward_benchmark(
         threads: Threads of each framework.
         precisions: Of ``float32`` and ``bfloat16`` (parameters in float32, activations in bfloat16).
         compiled: Measure ``torch.compile`` of the port as well; it needs a C++ compiler.
-        checkpointed: Measure training with activation checkpointing of the port as well.
+        checkpointed: Measure training with activation checkpointing of the port as well, of everything within a block
+            and of all but the products.
+        apart: One process after the other, for sizes of which two do not fit into memory.
         progress: Called with a line of text for each process.
 
     Returns:
         ``environment``, ``settings``, ``runs`` (one entry a process) and, in ``precisions``, for each precision the
         measured ways (``reference_eager``, ``reference_graph``, ``port_eager``, ``port_compiled``,
-        ``port_checkpointed``) with ``seconds``, ``cpu_seconds`` (of all threads), ``peak_bytes``, ``forward_bytes``
-        (rise over the resident memory before the first pass), and ``share_of_products`` and ``share_of_memory`` (of
-        the rates of ``machine``, memory if every layer read its input there and wrote its output there); ``ratios`` of
-        the first four, one way of the reference / port, those of time taken turn by turn; ``ratio``, the smaller of the
-        two (over 1: the port is better than either way); ``fastest_reference``; ``distance`` of the outputs, or of the
-        losses, to the reference's in float32; ``port_is_no_worse`` in time and peak. ``machine``: products and copied
-        memory that it reaches, a second;
-        ``flops`` of the products.
+        ``port_checkpointed``, ``port_selective``) with ``seconds``, ``cpu_seconds`` (of all threads), ``peak_bytes``,
+        ``forward_bytes`` (rise over the resident memory before the first pass), and ``share_of_products`` and
+        ``share_of_memory`` (of the rates of ``machine``, memory if every layer read its input there and wrote its
+        output there); ``ratios`` of the first four, one way of the reference / port, those of time taken turn by turn;
+        ``ratio``, the smaller of the two (over 1: the port is better than either way); ``fastest_reference``;
+        ``distance`` of the outputs, or of the losses, to the reference's in float32; ``port_is_no_worse`` in time and
+        peak. ``machine``: products and copied memory that it reaches, a second; ``flops`` of the products.
 
     Raises:
         ValueError: ``repeats`` or ``rounds`` is below 1.
@@ -109,7 +112,8 @@ def forward_benchmark(
     ways = [("port", "eager"), ("reference", "graph")]
     if kind == "forward":
         ways.insert(0, ("reference", "eager"))
-    ways += [("port", way) for way, wanted in (("compiled", compiled), ("checkpointed", checkpointed)) if wanted]
+    ways += [("port", "compiled")] if compiled else []
+    ways += [("port", way) for way in CHECKPOINTED] if checkpointed else []
     flops, moved = _work_of(config, kind, model, batch)
     machine = _machine(threads, precisions)
     runs = []
@@ -121,14 +125,15 @@ def forward_benchmark(
             for precision in precisions:
                 common = {"precision": precision, "threads": threads, "kind": kind, "model": model}
                 jobs = [{"task": task, "way": way} | common for task, way in ways]
-                runs += _take_turns(jobs, repeats, folder, threads, progress)
+                for group in [[job] for job in jobs] if apart else [jobs]:
+                    runs += _take_turns(group, repeats, folder, threads, progress)
         summaries = {precision: _summary(precision, runs, folder, kind) for precision in precisions}
     for precision, summary in summaries.items():
         rates = machine[precision]
         for measured in (summary[f"{task}_{way}"] for task, way in ways):
             measured["share_of_products"] = flops / measured["seconds"] / rates["products"]
             measured["share_of_memory"] = moved * BYTES[precision] / measured["seconds"] / rates["memory"]
-    settings = {"config": config, "kind": kind, "model": model, "batch": batch, "threads": threads}
+    settings = {"config": config, "kind": kind, "model": model, "batch": batch, "threads": threads, "apart": apart}
     result = {
         "benchmark": kind,
         "environment": environment(),
@@ -399,6 +404,14 @@ def describe(result: dict[str, Any]) -> str:
             f"{summary['port_eager']['share_of_products']:.0%} of the machine's products; distance to the reference in "
             f"float32: {', '.join(f'{name} {value:.1e}' for name, value in summary['distance'].items())}"
         )
+        fastest = summary[summary["fastest_reference"]]
+        lines += [
+            f"{precision}, port {way}: time {fastest['seconds'] / summary[f'port_{way}']['seconds']:.2f}, peak memory "
+            f"{fastest['peak_bytes'] / summary[f'port_{way}']['peak_bytes']:.2f}; "
+            f"{summary[f'port_{way}']['seconds']:.1f} s, {summary[f'port_{way}']['peak_bytes'] / 1e9:.1f} GB"
+            for way in ("compiled", *CHECKPOINTED)
+            if f"port_{way}" in summary
+        ]
     return "\n".join(lines)
 
 
@@ -415,6 +428,7 @@ def main() -> int:
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=PRECISIONS)
     parser.add_argument("--compiled", action="store_true", help="torch.compile as well")
     parser.add_argument("--checkpointed", action="store_true", help="training with activation checkpointing as well")
+    parser.add_argument("--apart", action="store_true", help="one process after the other, where memory is short")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -434,6 +448,7 @@ def main() -> int:
         precisions=arguments.precisions,
         compiled=arguments.compiled,
         checkpointed=arguments.checkpointed,
+        apart=arguments.apart,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(json.dumps(result, indent=1))

@@ -21,6 +21,8 @@ SIZES: tuple[SizeName, ...] = ("full", "quarter", "mid", "tiny")
 KINDS: tuple[Kind, ...] = ("forward", "training")
 BINS = {"quarter": 1024, "mid": 512}
 """Of the published 4096: a quarter and an eighth of the window at full width."""
+CHECKPOINTED = ("checkpointed", "selective")
+"""Ways of training with activation checkpointing: everything within a block is made again, or all but products."""
 KERNEL_GAIN = 1.5
 MASKED_SHARE = 0.15
 PROJECTION, ROTARY_TABLE = "projection_matrix", "rotary_table"
@@ -182,8 +184,8 @@ def prepare_port(job: dict[str, Any], folder: Path) -> Callable[[], np.ndarray]:
 
     if job.get("kind", "forward") == "training":
         model.train()
-        if job["way"] == "checkpointed":
-            checkpoint_activations(model)
+        if job["way"] in CHECKPOINTED:
+            checkpoint_activations(model, keep_products=job["way"] == "selective")
         rates: dict[str, Any] = {"lr": LEARNING_RATE, "eps": EPSILON, "global_clipnorm": CLIP}
         if isinstance(model, EpiBERTRampage):
             parts = optimizer_parts(model)

@@ -317,7 +317,7 @@ def bench(
     full size, of 1.
 
     Args:
-        config: Size of the model: the published one, the same on a quarter (needs 24 GB in training) or on an eighth of
+        config: Size of the model: the published one, the same on a quarter (needs 16 GB in training) or on an eighth of
             the window, or a tiny one to try the command out. Training of the published size is measured on the
             quarter, because the reference has no activation checkpointing.
         repeats: Timed passes in each process.

@@ -47,13 +47,17 @@ def test_both_models_are_measured_and_do_the_same_work(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_training_step_of_the_other_model_is_measured_with_its_batch():
-    result = forward_benchmark("tiny", 1, kind="training", model="rampage", batch=2, precisions=["float32"])
-    assert {"kind": "training", "model": "rampage", "batch": 2}.items() <= result["settings"].items()
+    options = {"kind": "training", "model": "rampage", "batch": 2, "checkpointed": True, "apart": True}
+    result = forward_benchmark("tiny", 1, precisions=["float32"], **options)
+    assert {"kind": "training", "model": "rampage", "batch": 2, "apart": True}.items() <= result["settings"].items()
     summary = result["precisions"]["float32"]
-    assert summary["distance"].keys() == {"reference_graph", "port_eager"}
+    assert summary["distance"].keys() == {"reference_graph", "port_eager", "port_checkpointed", "port_selective"}
     assert summary["distance"]["port_eager"] < forward.SAME_LOSS
     assert summary["fastest_reference"] == "reference_graph"
-    assert "training, rampage, tiny size, 2 threads, batch 2" in describe(result)
+    text = describe(result)
+    assert "training, rampage, tiny size, 2 threads, batch 2" in text
+    assert "float32, port checkpointed: time" in text
+    assert "float32, port selective: time" in text
 
 
 @pytest.mark.parametrize("bad", [2.0, np.nan])
