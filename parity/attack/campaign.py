@@ -174,20 +174,23 @@ class Store:
 
 
 def _outcome(result: Mapping[str, Any]) -> Outcome:
-    fields = {**result, "effect": float(result["effect"]), "verdicts": _verdicts(result)}
+    judged = {name: _verdicts(result[name]) for name in ("verdicts", "sound")}
+    fields = {**result, "effect": float(result["effect"]), **judged}
     return Outcome(**{**fields, **_tuples(result, "expected", "named")})
 
 
 def _clean(result: Mapping[str, Any]) -> CleanRun:
-    return CleanRun(**{**result, "verdicts": _verdicts(result), **_tuples(result, "alarms", "second_looks")})
+    return CleanRun(
+        **{**result, "verdicts": _verdicts(result["verdicts"]), **_tuples(result, "alarms", "second_looks")}
+    )
 
 
 def _tuples(result: Mapping[str, Any], *names: str) -> dict[str, tuple[str, ...]]:
     return {name: tuple(result[name]) for name in names}
 
 
-def _verdicts(result: Mapping[str, Any]) -> dict[str, Verdict]:
-    return {rule: Verdict(**verdict) for rule, verdict in result["verdicts"].items()}
+def _verdicts(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Verdict]:
+    return {rule: Verdict(**verdict) for rule, verdict in found.items()}
 
 
 # --- processes -------------------------------------------------------------------------------------------------------

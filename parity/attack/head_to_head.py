@@ -1,4 +1,7 @@
-"""Whose rule finds what: verdicts on the same faults and the same clean runs, counted, as a table and as a picture."""
+"""Whose rule finds what: verdicts on the same faults and the same clean runs, counted, as a table and as a picture.
+
+A rule that says the same of the port without the fault has not found the fault: it accuses that port anyway.
+"""
 
 import dataclasses
 import fnmatch
@@ -29,12 +32,19 @@ class Trial:
         fault: Whether there is something to find.
         expected: Who must be named, as patterns of ``fnmatch``; empty for a clean run.
         verdicts: By the rule's name.
+        sound: The verdicts on the same without the fault; empty for a clean run.
     """
 
     name: str
     fault: bool
     expected: tuple[str, ...] = ()
     verdicts: Mapping[str, Verdict]
+    sound: Mapping[str, Verdict] = dataclasses.field(default_factory=dict)
+
+    def accuses_anyway(self, rule: str) -> bool:
+        """Whether a rule finds a difference, and says the very same of the port without the fault."""
+        found, sound = self.verdicts[rule], self.sound[rule]
+        return found.found and sound.found and (found.named, found.detail) == (sound.named, sound.detail)
 
     def blames(self, named: str) -> bool:
         """Whether a name is one of those that are right; no name is none of them."""
@@ -54,7 +64,8 @@ class Score:
         rule: Its name.
         faults: Number of faults.
         seen: Of these, how many change something that the rule looks at at all.
-        found: Faults found.
+        found: Faults found: something was said that is not said of the same port without the fault.
+        anyway: Faults of which it says what it says of the port without them.
         located: Faults for which the right layer was named first.
         near: Faults for which that layer, one around it or one inside it was named first.
         clean: Number of clean runs.
@@ -67,6 +78,7 @@ class Score:
     faults: int
     seen: int
     found: int
+    anyway: int
     located: int
     near: int
     clean: int
@@ -87,31 +99,43 @@ def scores(trials: Sequence[Trial]) -> tuple[Score, ...]:
     if not faults or not clean:
         raise ValueError(f"{len(faults)} faults and {len(clean)} clean runs decide nothing")
     for trial in trials:
-        if set(trial.verdicts) != set(SAYS):
-            raise ValueError(f"{trial.name}: not every rule has judged it: {sorted(set(SAYS) ^ set(trial.verdicts))}")
+        for verdicts in (trial.verdicts, trial.sound) if trial.fault else (trial.verdicts,):
+            if set(verdicts) != set(SAYS):
+                raise ValueError(f"{trial.name}: not every rule has judged it: {sorted(set(SAYS) ^ set(verdicts))}")
     return tuple(_score(rule, faults, clean) for rule in SAYS)
 
 
 def _score(rule: str, faults: Sequence[Trial], clean: Sequence[Trial]) -> Score:
     verdicts = [(trial, trial.verdicts[rule]) for trial in faults]
-    found = [(trial, verdict) for trial, verdict in verdicts if verdict.found]
+    found = [(trial, verdict) for trial, verdict in verdicts if verdict.found and not trial.accuses_anyway(rule)]
+    names = {trial.name for trial, _ in found}
     return Score(
         rule=rule,
         faults=len(faults),
         seen=sum(verdict.compared > 0 or verdict.found for _, verdict in verdicts),
         found=len(found),
+        anyway=sum(trial.accuses_anyway(rule) for trial, _ in verdicts),
         located=sum(trial.blames(verdict.named) for trial, verdict in found),
         near=sum(trial.is_near(verdict.named) for trial, verdict in found),
         clean=len(clean),
         alarms=sum(trial.verdicts[rule].found for trial in clean),
         seconds=statistics.median(trial.verdicts[rule].seconds for trial in (*faults, *clean)),
-        missed=tuple(trial.name for trial, verdict in verdicts if not verdict.found),
+        missed=tuple(trial.name for trial, _ in verdicts if trial.name not in names),
     )
 
 
 # --- table -----------------------------------------------------------------------------------------------------------
 
-COLUMNS = ("rule", "passes when", "found", "right layer first", "layer or its block", "false alarms", "seconds")
+COLUMNS = (
+    "rule",
+    "passes when",
+    "found",
+    "accused anyway",
+    "right layer first",
+    "layer or its block",
+    "false alarms",
+    "seconds",
+)
 
 
 def cells(score: Score) -> tuple[str, ...]:
@@ -121,6 +145,7 @@ def cells(score: Score) -> tuple[str, ...]:
         f"{score.rule} ({project})",
         says,
         f"{score.found} of {score.faults}",
+        str(score.anyway),
         str(score.located),
         str(score.near),
         f"{score.alarms} of {score.clean}",

@@ -33,6 +33,8 @@ class Outcome:
         right: Whether all of ``expected`` were named and nobody else.
         located: Whether who was named first is one of ``expected``.
         verdicts: What other rules say of the same run, by the rule's name; empty unless asked for.
+        case: What was attacked, by name, for these rules.
+        sound: What they say of it without a fault.
     """
 
     name: str
@@ -53,6 +55,8 @@ class Outcome:
     right: bool
     located: bool
     verdicts: Mapping[str, Verdict] = dataclasses.field(default_factory=dict)
+    case: str = ""
+    sound: Mapping[str, Verdict] = dataclasses.field(default_factory=dict)
 
     @property
     def caught(self) -> bool:

@@ -167,12 +167,16 @@ def write(campaign: Campaign, folder: Path) -> list[str]:
 
 
 def judged_by_others(campaign: Campaign) -> list[Trial]:
-    """The faults that must be caught and the clean runs, as other rules have judged them."""
+    """The faults that must be caught, and what has no fault, as other rules have judged them.
+
+    The latter are the clean runs, and the sound ports that the faults were injected into.
+    """
+    judged = [outcome for outcome in campaign.visible if outcome.verdicts]
     trials = [
-        Trial(name=outcome.name, fault=True, expected=outcome.expected, verdicts=outcome.verdicts)
-        for outcome in campaign.visible
-        if outcome.verdicts
-    ]
+        Trial(name=o.name, fault=True, expected=o.expected, verdicts=o.verdicts, sound=o.sound) for o in judged
+    ]  # fmt: skip
+    sound = {outcome.case: outcome.sound for outcome in judged}
+    trials += [Trial(name=f"{case} without a fault", fault=False, verdicts=found) for case, found in sound.items()]
     return trials + [
         Trial(name=f"seed {run.seed}", fault=False, verdicts=run.verdicts) for run in campaign.clean if run.verdicts
     ]

@@ -14,7 +14,7 @@ from parity.attack.records import CleanRun, Outcome, Sensitivity
 from parity.attack.rules import Verdict, judge
 from parity.attack.sensitivity import measure
 from parity.pairs import epibert, epibert_data
-from parity.pairs.epibert_faults.bench import Bench
+from parity.pairs.epibert_faults.bench import Bench, Judgement
 from parity.pairs.epibert_faults.catalogue import CATALOGUE
 from parity.pairs.epibert_faults.clean import Clean, Models
 from parity.pairs.epibert_faults.clean import judge as judge_clean
@@ -22,6 +22,9 @@ from parity.pairs.epibert_faults.effects import Effects
 from parity.pairs.epibert_faults.subject import PRETRAINING, Subject
 from parity.pairs.epibert_observation import Observer
 from parity.pairs.epibert_run import GOLDENS
+
+DATA = "data pipeline"
+"""The case of faults of the data, whatever model it is for."""
 
 TARGET = "parity.pairs.epibert_faults.target:EpiBERTTarget"
 
@@ -56,16 +59,13 @@ class EpiBERTTarget:
         seconds = time.perf_counter() - started
         effect = self._effects(fault.case).measure(fault)
         named = tuple(dict.fromkeys(found.named))
-        verdicts: dict[str, Verdict] = {}
+        verdicts: Mapping[str, Verdict] = {}
+        sound: Mapping[str, Verdict] = {}
+        case = fault.case
         if rules:
-            ours = Verdict(
-                found=bool(found.rung),
-                named=named[0] if named else "",
-                compared=found.comparisons,
-                seconds=seconds,
-                detail=found.stage,
-            )
-            verdicts = {**judge(self.observe(fault)), OURS: ours}
+            observation, case = self._observe(fault)
+            verdicts = {**judge(observation), OURS: _ours(found, seconds)}
+            sound = self._sound(fault.case, of_data=case == DATA)
         return Outcome(
             name=fault.name,
             kind=fault.kind,
@@ -85,17 +85,34 @@ class EpiBERTTarget:
             right=fault.names(named),
             located=bool(named) and fault.blames(named[0]),
             verdicts=verdicts,
+            case=case,
+            sound=sound,
         )
 
     def observe(self, fault: Fault) -> Observation:
         """What both sides compute with a fault, for other rules to judge."""
+        return self._observe(fault)[0]
+
+    def _observe(self, fault: Fault) -> tuple[Observation, str]:
+        """The same, and what was attacked: the case, or the pipeline of the data."""
         bench, observer = self.bench(fault.case), self._observer(fault.case)
         with injected(fault, bench.subject()) as subject:
             if subject.touched == {"data"}:
-                return _observed_data(subject)
+                return _observed_data(subject), DATA
             with injected(fault, bench.subject(training=True)) as trained:
                 pair = bench.training_pair.of(trained.port, trained.training)
-                return observer.observe(subject.port, pair, sound="port" not in subject.touched)
+                return observer.observe(subject.port, pair, sound="port" not in subject.touched), fault.case
+
+    @functools.cache  # noqa: B019  one target a process
+    def _sound(self, case: str, *, of_data: bool) -> Mapping[str, Verdict]:
+        """What all rules say of a case without a fault."""
+        bench, started = self.bench(case), time.perf_counter()
+        ours = _ours(bench.judge(None), time.perf_counter() - started)
+        if of_data:
+            return {**judge(_observed_data(bench.subject())), OURS: ours}
+        port, trained = bench.subject().port, bench.subject(training=True)
+        pair = bench.training_pair.of(trained.port, trained.training)
+        return {**judge(self._observer(case).observe(port, pair)), OURS: ours}
 
     @functools.cache  # noqa: B019  one target a process
     def _observer(self, case: str) -> Observer:
@@ -140,6 +157,17 @@ class EpiBERTTarget:
         """The smallest perturbation of each layer that is seen, on the smallest case of pre-training."""
         bench = self.bench(PRETRAINING)
         return list(measure(bench.port(), bench.live, bench.layer_map, epibert.set_precision))
+
+
+def _ours(found: Judgement, seconds: float) -> Verdict:
+    """The ladder's judgement in the words of a rule."""
+    return Verdict(
+        found=bool(found.rung),
+        named=found.named[0] if found.named else "",
+        compared=found.comparisons,
+        seconds=seconds,
+        detail=found.stage,
+    )
 
 
 def _forget_models() -> None:

@@ -17,7 +17,7 @@ from parity.attack.rules import RULES, Verdict
 def trial(name: str, *expected: str, fault: bool = True, **verdicts: Verdict) -> Trial:
     """One run in which all rules but those given see nothing."""
     silent = dict.fromkeys(SAYS, Verdict(found=False, compared=3, seconds=2.0))
-    return Trial(name=name, fault=fault, expected=expected, verdicts=silent | verdicts)
+    return Trial(name=name, fault=fault, expected=expected, verdicts=silent | verdicts, sound=silent if fault else {})
 
 
 def sees(named: str = "", seconds: float = 2.0) -> Verdict:
@@ -50,6 +50,26 @@ def test_what_was_found_located_and_accused_is_counted():
 def test_a_fault_that_a_rule_has_nothing_to_see_of_is_told_from_one_that_it_let_pass():
     by_rule = {score.rule: score for score in scores(TRIALS)}
     assert (by_rule["GX"].seen, by_rule["PD"].seen) == (2, 3)
+
+
+def test_a_rule_that_says_the_same_of_the_port_without_the_fault_has_not_found_it():
+    always = {"HF": dataclasses.replace(sees("stem"), detail="stem: 1.5e-05")}
+    faults = [
+        dataclasses.replace(trial("anyway", "stem", **always), sound=trial("", **always).verdicts),
+        dataclasses.replace(trial("elsewhere", "a", HF=sees("a")), sound=trial("", **always).verdicts),
+        dataclasses.replace(
+            trial("larger", "stem", HF=dataclasses.replace(always["HF"], detail="stem: 0.2")),
+            sound=trial("", **always).verdicts,
+        ),
+    ]
+    score = {score.rule: score for score in scores([*faults, trial("clean", fault=False)])}["HF"]
+    assert (score.found, score.anyway, score.located, score.missed) == (2, 1, 2, ("anyway",))
+
+
+def test_a_fault_needs_the_verdicts_on_the_port_without_it():
+    lacking = dataclasses.replace(TRIALS[0], sound={})
+    with pytest.raises(ValueError, match="wrong epsilon: not every rule has judged it"):
+        scores([lacking, *TRIALS[1:]])
 
 
 def test_seconds_are_the_median():
@@ -94,9 +114,9 @@ def test_the_table_has_a_row_for_every_rule():
     lines = markdown(scores(TRIALS)).splitlines()
     assert len(lines) == 2 + len(SAYS)
     assert {line.count("|") for line in lines} == {len(COLUMNS) + 1}
-    assert re.search(r"\| ladder \(this repository\) \| [^|]* \| 2 of 3 \| 2 \| 2 \| 0 of 2 \| 2 \|", lines[-1])
+    assert re.search(r"\| ladder \(this repository\) \| [^|]* \| 2 of 3 \| 0 \| 2 \| 2 \| 0 of 2 \| 2 \|", lines[-1])
     printed = io.StringIO()
-    Console(width=200, file=printed).print(table(scores(TRIALS)))
+    Console(width=240, file=printed).print(table(scores(TRIALS)))
     assert len(printed.getvalue().splitlines()) == 1 + len(SAYS)
 
 

@@ -80,10 +80,17 @@ def test_the_files_hold_everything_in_plain_json(tmp_path):
 
 def test_visible_faults_and_clean_runs_go_head_to_head(tmp_path):
     verdicts = {rule: Verdict(found=True, named="a", compared=1) for rule in SAYS}
-    judged = [dataclasses.replace(outcome, verdicts=verdicts) for outcome in CAMPAIGN.outcomes]
+    sound = {rule: Verdict(found=False, compared=1) for rule in SAYS}
+    judged = [
+        dataclasses.replace(outcome, verdicts=verdicts, case=case, sound=sound)
+        for outcome, case in zip(CAMPAIGN.outcomes, ("P1", "R1", "R1", "P1"), strict=True)
+    ]
     clean = tuple(dataclasses.replace(run, verdicts=verdicts) for run in CAMPAIGN.clean)
     campaign = dataclasses.replace(CAMPAIGN, outcomes=tuple(judged), clean=clean)
-    assert len([trial for trial in judged_by_others(campaign) if trial.fault]) == 3
+    trials = judged_by_others(campaign)
+    assert [trial.sound for trial in trials if trial.fault] == [sound] * 3
+    names = [trial.name for trial in trials if not trial.fault]
+    assert names == ["P1 without a fault", "R1 without a fault", "seed 6", "seed 7"]
     assert "head_to_head.md" in write(campaign, tmp_path)
     assert (tmp_path / "head_to_head.svg").is_file()
 
