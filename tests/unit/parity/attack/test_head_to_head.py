@@ -53,14 +53,15 @@ def test_a_fault_that_a_rule_has_nothing_to_see_of_is_told_from_one_that_it_let_
 
 
 def test_a_rule_that_says_the_same_of_the_port_without_the_fault_has_not_found_it():
-    always = {"HF": dataclasses.replace(sees("stem"), detail="stem: 1.5e-05")}
+    always = dataclasses.replace(sees("stem"), detail="stem: 1.5e-05")
+    sound = trial("sound", HF=always).verdicts
     faults = [
-        dataclasses.replace(trial("anyway", "stem", **always), sound=trial("", **always).verdicts),
-        dataclasses.replace(trial("elsewhere", "a", HF=sees("a")), sound=trial("", **always).verdicts),
-        dataclasses.replace(
-            trial("larger", "stem", HF=dataclasses.replace(always["HF"], detail="stem: 0.2")),
-            sound=trial("", **always).verdicts,
-        ),
+        dataclasses.replace(judged, sound=sound)
+        for judged in (
+            trial("anyway", "stem", HF=always),
+            trial("elsewhere", "a", HF=sees("a")),
+            trial("larger", "stem", HF=dataclasses.replace(always, detail="stem: 0.2")),
+        )
     ]
     score = {score.rule: score for score in scores([*faults, trial("clean", fault=False)])}["HF"]
     assert (score.found, score.anyway, score.located, score.missed) == (2, 1, 2, ("anyway",))
