@@ -59,7 +59,8 @@ class Look:
 
     Attributes:
         error: Relative L2 distance of the port to the float64 reference.
-        reference_error: The reference's own.
+        reference_error: The reference's own; where the detail of the comparison says so, that of the reference whose
+            weights were moved.
         peak: Largest absolute difference over the largest absolute value of the reference.
     """
 

@@ -15,7 +15,8 @@ Gradients have a second way to be off by luck. Where a function has a kink, as t
 jumps: of an argument that is zero to rounding, port and reference may land on either side, and then every gradient
 before it differs by the jump, which is no matter of rounding. It happens on few inputs, by a thousand times the
 limit. There the reference is asked how far it leaves itself when its weights are moved by one unit in the last place:
-the farthest of its passes stands for its error, as in trajectories. A reference that has no kink there does not jump.
+the farthest of its passes stands for its error, as in trajectories. A reference that has no kink there does not jump,
+and a jump on one input excuses nothing on another.
 """
 
 import dataclasses
@@ -83,28 +84,56 @@ def _beside_jumps(
     measured: Mapping[tuple[str, ...], Sequence[Comparison]],
     moved: Callable[[int], Iterable[Iterable[Comparison]]],
 ) -> dict[tuple[str, ...], Comparison]:
-    """What failed on few inputs only, judged by how far the reference leaves itself on these."""
+    """What failed on few inputs only, judged by how far the reference leaves itself on these.
+
+    An input where it goes as far excuses nothing on others: what is left without such inputs must pass by itself.
+    """
     few: dict[tuple[str, ...], list[int]] = {}
     for where, row in judged.items():
         numbers = [number for number, look in enumerate(measured[where]) if look.status is Status.FAIL]
-        if undecided(row) and len(numbers) <= min(RARE, len(measured[where]) - 1):
+        # Without looks it could not be measured on one of the inputs.
+        if undecided(row) and row.looks and len(numbers) <= min(RARE, len(measured[where]) - 1):
             few[where] = numbers
-    looks, said = {where: list(measured[where]) for where in few}, dict.fromkeys(few, "")
+    excused: dict[tuple[str, ...], dict[int, Comparison]] = {where: {} for where in few}
+    said = dict.fromkeys(few, "")
     for number in sorted({number for numbers in few.values() for number in numbers}):
-        passes = [{place(row): row for row in rows} for rows in moved(number)]
-        for where in (where for where, numbers in few.items() if number in numbers):
-            look = looks[where][number]
+        concerned = [where for where, numbers in few.items() if number in numbers]
+        try:
+            passes = [{place(row): row for row in rows} for rows in moved(number)]
+        except Exception as exception:  # noqa: BLE001  as on other inputs
+            for where in concerned:
+                said[where] += f"; on input {number} no reference was moved: {describe(exception)}"
+            continue
+        for where in concerned:
+            look = measured[where][number]
             others = [rows[where] for rows in passes if where in rows and rows[where].reference_error is not None]
-            farthest = max((look, *others), key=lambda row: row.reference_error or 0.0)
-            looks[where][number] = dataclasses.replace(
-                look, reference_error=farthest.reference_error, peak_limit=farthest.peak_limit
-            )
+            if not others:
+                said[where] += f"; on input {number} no moved reference could be measured"
+                continue
+            farthest = max(others, key=lambda row: row.reference_error or 0.0)
             said[where] += f"; on input {number} a reference moved by one unit in the last place is off by "
             said[where] += f"{farthest.reference_error:.2g}"
-    return {
-        where: dataclasses.replace(pool(these), detail=judged[where].detail + said[where])
-        for where, these in looks.items()
-    }
+            if _within(look, farthest):
+                excused[where][number] = dataclasses.replace(
+                    look, reference_error=farthest.reference_error, peak_limit=farthest.peak_limit
+                )
+    return {where: _without(judged[where], measured[where], excused[where], said[where]) for where in few}
+
+
+def _within(look: Comparison, other: Comparison) -> bool:
+    """Whether a look passes by the limits of another one."""
+    pairs = ((look.error, other.limit), (look.peak, other.peak_limit))
+    return all(found is not None and limit is not None and found <= limit for found, limit in pairs)
+
+
+def _without(row: Comparison, looks: Sequence[Comparison], excused: Mapping[int, Comparison], said: str) -> Comparison:
+    """A row as it is judged when some of its looks are excused."""
+    rest = pool([look for number, look in enumerate(looks) if number not in excused])
+    if rest.status is Status.PASS:
+        row = dataclasses.replace(pool([excused.get(n, look) for n, look in enumerate(looks)]), detail=row.detail)
+    elif excused:
+        said += f"; on the other inputs the port is off by {rest.error:.2g}, where {rest.limit:.2g} passes"
+    return dataclasses.replace(row, detail=row.detail + said)
 
 
 def place(row: Comparison) -> tuple[str, ...]:

@@ -195,7 +195,8 @@ TABLE: dict[str, Tolerance] = {
         "before every step, the farthest of three runs. Port and reference each round on their own, the perturbed "
         "reference only moves: sqrt(2) of its divergence, and as much again for the spread between draws. Floor: eight "
         "roundings. Looks: where one rounding that a ReLU or a maximum turns decides, a sound port may be beyond that "
-        "by chance, as for float32; so on runs of other batches.",
+        "by chance, as for float32; so on runs of other batches, and what fails on few of them is held against the "
+        "farthest of 16 more runs.",
     ),
     "trajectory_float32": Tolerance(
         limit=2.0,

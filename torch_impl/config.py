@@ -9,7 +9,7 @@ RELU_QUARTIC_KERNEL = "relu_kernel_transformation_q"
 
 SMALLEST, LARGEST = 1e-18, 1e18
 """Of a setting that is computed with, in size: beyond them the square is 0 or infinite in float32."""
-NO_ROOM = f"must be 0 or of a size from {SMALLEST:g} to {LARGEST:g}"
+ROOM = f"of a size from {SMALLEST:g} to {LARGEST:g}"
 LARGEST_SIZE = 2**31 - 1
 
 _SIZES = (
@@ -35,7 +35,7 @@ def _check_number(name: str, value: object, accepts: Callable[[float], bool], wh
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not accepts(value):
         raise ValueError(f"{name} must be a {what}, not {value!r}")
     if not has_room(value):
-        raise ValueError(f"{name} {NO_ROOM}, not {value!r}")
+        raise ValueError(f"{name} must be {'0 or ' * accepts(0)}{ROOM}, not {value!r}")
 
 
 def has_room(value: float) -> bool:

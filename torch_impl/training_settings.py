@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from torch_impl.checkpointing import TrainingError
-from torch_impl.config import NO_ROOM, has_room
+from torch_impl.config import ROOM, has_room
 from torch_impl.losses import LOSS_TYPES
 from torch_impl.memory import keep_freed_memory
 
@@ -77,7 +77,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         elif name in ("peak", "peak_rna") and value > LARGEST_RATE:
             wrong.append(f"{name} must be at most {LARGEST_RATE}, not {value!r}")
         elif isinstance(value, int | float) and not has_room(value):
-            wrong.append(f"{name} {NO_ROOM}, not {value!r}")
+            wrong.append(f"{name} must be {'0 or ' * accepts(0)}{ROOM}, not {value!r}")
     if wrong:
         raise TrainingError("; ".join(wrong))
 

@@ -3,10 +3,12 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from parity import Recording, command
+from parity.pairs import record_command
 from parity.pairs.record_command import prepare_original
 from parity.recorder import SHUFFLED
 from tests.unit.parity.recordings import small_recording, write_inputs, write_model
@@ -96,3 +98,11 @@ def test_the_published_model_is_made_by_a_file_alone_in_its_folder_and_what_nobo
     arguments = json.loads(Path(file).read_text(encoding="utf-8"))
     assert arguments["left_out"] == {}
     assert arguments["config"]["seed"] == 3
+
+
+def test_an_argument_of_someone_elses_function_is_not_taken_for_what_was_left_out(capsys, monkeypatch):
+    recording = SimpleNamespace(described="small", not_compared=lambda: (), arguments={"left_out": 0.5})
+    monkeypatch.setattr(record_command, "run_recorder", lambda *_: "digest")
+    monkeypatch.setattr(record_command, "Recording", lambda _: recording)
+    assert record_command.record(model="a.py:build", inputs="inputs.npz", out="out.h5") == 0
+    assert capsys.readouterr().out == "written to out.h5: small\nsha256 digest\n"

@@ -195,6 +195,46 @@ def test_what_fails_on_many_inputs_is_no_jump():
     assert (found.status, asked) == (Status.FAIL, [])
 
 
+def test_a_jump_on_one_input_excuses_nothing_on_another():
+    jumps = {0: [measured(1.0, 38 * OWN)]}
+    others = [measured(20.0), *[measured(1.0)] * (LOOKS - 1)]
+
+    def judged() -> Comparison:
+        (found,) = look_again(
+            [measured(40.0)],
+            lambda number: [others[number - 1]],
+            lambda number: [jumps.get(number, [measured(1.0)])],
+        )
+        return found
+
+    found = judged()
+    assert found.status is Status.FAIL
+    assert found.looks[0].reference_error == measured(40.0).reference_error
+    assert "on input 1 a reference moved by one unit in the last place is off by 0.0039; on the other " in found.detail
+    jumps[1] = [measured(1.0, 19 * OWN)]
+    assert judged().status is Status.PASS
+
+
+def test_where_no_moved_reference_can_be_measured_nothing_is_excused():
+    def refuse(number: int) -> Iterator[list[Comparison]]:
+        raise ValueError("not sorted")
+        yield
+
+    (found,) = look_again([measured(40.0)], lambda number: [measured(1.0)], refuse)
+    assert found.status is Status.FAIL
+    assert "on input 0 no reference was moved: ValueError: not sorted" in found.detail
+    found, _ = jumped(measured(1.0), moved=[])
+    assert "on input 0 no moved reference could be measured" in found.detail
+
+
+def test_an_input_on_which_nothing_could_be_measured_is_no_jump():
+    lost = measured(1.0, status=Status.FAIL, error=None, reference_error=None, detail="too large to decide by")
+    others = [lost, *[measured(1.0)] * (LOOKS - 1)]
+    found, asked = jumped(*others[-1:], *others[:-1], moved=[lost])
+    assert (found.status, asked) == (Status.FAIL, [])
+    assert "on input 1: too large to decide by" in found.detail
+
+
 def test_what_passes_over_all_inputs_needs_no_moved_reference():
     (found,) = look_again([measured(1.74)], lambda _: [measured(1.0)], lambda _: pytest.fail("asked"))
     assert found.status is Status.PASS
