@@ -59,8 +59,7 @@ class Look:
 
     Attributes:
         error: Relative L2 distance of the port to the float64 reference.
-        reference_error: The reference's own; where the detail of the comparison says so, that of the reference whose
-            weights were moved.
+        reference_error: The reference's own.
         peak: Largest absolute difference over the largest absolute value of the reference.
     """
 

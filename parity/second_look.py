@@ -14,9 +14,9 @@ record.
 Gradients have a second way to be off by luck. Where a function has a kink, as the attention's ReLU, its derivative
 jumps: of an argument that is zero to rounding, port and reference may land on either side, and then every gradient
 before it differs by the jump, which is no matter of rounding. It happens on few inputs, by a thousand times the
-limit. There the reference is asked how far it leaves itself when its weights are moved by one unit in the last place:
-the farthest of its passes stands for its error, as in trajectories. A reference that has no kink there does not jump,
-and a jump on one input excuses nothing on another.
+limit. There the reference is moved, several times, by one unit in the last place of its weights, so that it lands on
+either side too: the port must be as close to the nearest of these as to the reference itself on other inputs. Where
+no moved reference jumps, or jumps elsewhere, none is close.
 """
 
 import dataclasses
@@ -47,8 +47,8 @@ def look_again(
     Args:
         rows: What was found on the first input.
         measure: Finds the same on another one, of the number given, counted from 1.
-        moved: Finds the same on the input of a number, 0 for the first, several times, the reference's own errors being
-            those of passes with weights moved by one unit in the last place. None for what has no jumps.
+        moved: Holds the port, on the input of a number, 0 for the first, against several passes of a reference whose
+            weights are moved by one unit in the last place: each in the place of the truth. None for what has no jumps.
 
     Returns:
         The rows, those that were looked at again as ``compare.pool`` makes them. Where the reference refuses another
@@ -84,18 +84,14 @@ def _beside_jumps(
     measured: Mapping[tuple[str, ...], Sequence[Comparison]],
     moved: Callable[[int], Iterable[Iterable[Comparison]]],
 ) -> dict[tuple[str, ...], Comparison]:
-    """What failed on few inputs only, judged by how far the reference leaves itself on these.
-
-    An input where it goes as far excuses nothing on others: what is left without such inputs must pass by itself.
-    """
+    """What failed on few inputs only, judged by the nearest of the moved references on these, by the same limits."""
     few: dict[tuple[str, ...], list[int]] = {}
     for where, row in judged.items():
         numbers = [number for number, look in enumerate(measured[where]) if look.status is Status.FAIL]
         # Without looks it could not be measured on one of the inputs.
         if undecided(row) and row.looks and len(numbers) <= min(RARE, len(measured[where]) - 1):
             few[where] = numbers
-    excused: dict[tuple[str, ...], dict[int, Comparison]] = {where: {} for where in few}
-    said = dict.fromkeys(few, "")
+    looks, said = {where: list(measured[where]) for where in few}, dict.fromkeys(few, "")
     for number in sorted({number for numbers in few.values() for number in numbers}):
         concerned = [where for where, numbers in few.items() if number in numbers]
         try:
@@ -105,35 +101,27 @@ def _beside_jumps(
                 said[where] += f"; on input {number} no reference was moved: {describe(exception)}"
             continue
         for where in concerned:
-            look = measured[where][number]
-            others = [rows[where] for rows in passes if where in rows and rows[where].reference_error is not None]
-            if not others:
+            beside = [rows[where] for rows in passes if where in rows and rows[where].error is not None]
+            if not beside:
                 said[where] += f"; on input {number} no moved reference could be measured"
                 continue
-            farthest = max(others, key=lambda row: row.reference_error or 0.0)
-            said[where] += f"; on input {number} a reference moved by one unit in the last place is off by "
-            said[where] += f"{farthest.reference_error:.2g}"
-            if _within(look, farthest):
-                excused[where][number] = dataclasses.replace(
-                    look, reference_error=farthest.reference_error, peak_limit=farthest.peak_limit
+            nearest = min(beside, key=lambda row: row.error or 0.0)
+            said[where] += f"; on input {number} it is {nearest.error:.2g} from a reference moved by one unit in the "
+            said[where] += "last place"
+            if _within(nearest, judged[where]):
+                looks[where][number] = dataclasses.replace(
+                    measured[where][number], error=nearest.error, peak=nearest.peak
                 )
-    return {where: _without(judged[where], measured[where], excused[where], said[where]) for where in few}
+    return {
+        where: dataclasses.replace(pool(these), looks=judged[where].looks, detail=judged[where].detail + said[where])
+        for where, these in looks.items()
+    }
 
 
-def _within(look: Comparison, other: Comparison) -> bool:
-    """Whether a look passes by the limits of another one."""
-    pairs = ((look.error, other.limit), (look.peak, other.peak_limit))
+def _within(nearest: Comparison, row: Comparison) -> bool:
+    """Whether the one is as near as passes by the limits of the other."""
+    pairs = ((nearest.error, row.limit), (nearest.peak, row.peak_limit))
     return all(found is not None and limit is not None and found <= limit for found, limit in pairs)
-
-
-def _without(row: Comparison, looks: Sequence[Comparison], excused: Mapping[int, Comparison], said: str) -> Comparison:
-    """A row as it is judged when some of its looks are excused."""
-    rest = pool([look for number, look in enumerate(looks) if number not in excused])
-    if rest.status is Status.PASS:
-        row = dataclasses.replace(pool([excused.get(n, look) for n, look in enumerate(looks)]), detail=row.detail)
-    elif excused:
-        said += f"; on the other inputs the port is off by {rest.error:.2g}, where {rest.limit:.2g} passes"
-    return dataclasses.replace(row, detail=row.detail + said)
 
 
 def place(row: Comparison) -> tuple[str, ...]:

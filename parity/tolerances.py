@@ -138,7 +138,7 @@ TABLE: dict[str, Tolerance] = {
         "and back round once each, a random walk of sqrt(120) = 11 roundings, three standard deviations wide; a "
         "reference that came closer by luck, as a bias of one element may, is no measure. Looks: as float32, on other "
         "batches; a ReLU or a maximum that one rounding sends the other way moves whole gradients at once, on either "
-        "side, so what fails on few batches is held against a reference moved by one unit in the last place.",
+        "side, so what fails on few batches is held against references that are moved (`second_look`), by this limit.",
     ),
     "gradient_bfloat16": Tolerance(
         limit=2.0,
@@ -195,8 +195,8 @@ TABLE: dict[str, Tolerance] = {
         "before every step, the farthest of three runs. Port and reference each round on their own, the perturbed "
         "reference only moves: sqrt(2) of its divergence, and as much again for the spread between draws. Floor: eight "
         "roundings. Looks: where one rounding that a ReLU or a maximum turns decides, a sound port may be beyond that "
-        "by chance, as for float32; so on runs of other batches, and what fails on few of them is held against the "
-        "farthest of 16 more runs.",
+        "by chance, as for float32; so on runs of other batches, and what fails on few of them is held against 16 "
+        "references that are moved (`second_look`), by the same limits.",
     ),
     "trajectory_float32": Tolerance(
         limit=2.0,

@@ -173,15 +173,17 @@ class LivePair:
         """Those of a training run of a number; dropouts go by the batch as well."""
         return lambda step: self.batch(number * RUN_APART + step)
 
-    def run(self, precision: str, steps: int, *, perturbed: int | None = None, number: int = 0) -> list[Snapshot]:
-        """The reference's training run of a number, as it is or perturbed in every step; the first is remembered."""
+    def run(
+        self, precision: str, steps: int, *, perturbed: int | None = None, number: int = 0, remember: bool = True
+    ) -> list[Snapshot]:
+        """The reference's training run of a number, as it is or perturbed in every step, kept if it is the first."""
         reference = self.reference(precision)
         disturb = None if perturbed is None else functools.partial(perturb, draw=perturbed)
 
         def run() -> list[Snapshot]:
             return reference.run(self.batches(number), steps, self.tensors, disturb=disturb)
 
-        return run() if number else self._remember(("run", precision, steps, perturbed), run)
+        return run() if number or not remember else self._remember(("run", precision, steps, perturbed), run)
 
     def _remember(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         if key not in self._remembered:

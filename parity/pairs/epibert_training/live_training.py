@@ -107,30 +107,32 @@ def live_gradients(pair: LivePair, *, case: str = "", precisions: Sequence[str] 
         yield from rows
     if "float32" in precisions:
 
-        def measured(step: int) -> tuple[Comparison, ...]:
-            (rows,) = beside(step, [pair.gradients("float32", step)])
-            return rows
-
-        def beside(step: int, passes: Iterable[Backward]) -> Iterator[tuple[Comparison, ...]]:
-            """The port on the batch of a step, beside each of several passes of the reference."""
-            found, truth = side.gradients(*pair.batch(step), precision="float32"), pair.gradients("float64", step)
-            for own in passes:
-                yield tuple(
-                    compare_gradients(
-                        found,
-                        truth,
-                        pair.tensors,
-                        pair.layer_map,
-                        reading=Reading.ACCUMULATED,
-                        precision="float32",
-                        tolerance="gradient_float32",
-                        own=own,
-                        case=case,
-                    )
+        def compared(found: Backward, expected: Backward, own: Backward) -> tuple[Comparison, ...]:
+            return tuple(
+                compare_gradients(
+                    found,
+                    expected,
+                    pair.tensors,
+                    pair.layer_map,
+                    reading=Reading.ACCUMULATED,
+                    precision="float32",
+                    tolerance="gradient_float32",
+                    own=own,
+                    case=case,
                 )
+            )
+
+        def found_on(step: int) -> Backward:
+            return side.gradients(*pair.batch(step), precision="float32")
+
+        def measured(step: int) -> tuple[Comparison, ...]:
+            return compared(found_on(step), pair.gradients("float64", step), pair.gradients("float32", step))
 
         def moved(step: int) -> Iterator[tuple[Comparison, ...]]:
-            return beside(step, (pair.gradients("float32", step, perturbed=draw) for draw in range(MOVED)))
+            found = found_on(step)
+            for draw in range(MOVED):
+                other = pair.gradients("float32", step, perturbed=draw)
+                yield compared(found, other, other)
 
         rows = measured(0)
         yield from look_again(rows, measured, moved) if right else rows
@@ -206,17 +208,21 @@ def live_runs(
     def observed(number: int) -> list[Snapshot]:
         return side.run(pair.batches(number), count, pair.tensors, precision=precision)
 
-    def measured(
-        number: int, found: Sequence[Snapshot] | None = None, draws: Sequence[int] = range(draws)
-    ) -> tuple[Comparison, ...]:
+    def measured(number: int, found: Sequence[Snapshot] | None = None) -> tuple[Comparison, ...]:
         found = observed(number) if found is None else found
-        perturbed = [pair.run(precision, count, perturbed=draw, number=number) for draw in draws]
-        truth = pair.run(precision, count, number=number)
+        perturbed = [pair.run(precision, count, perturbed=draw, number=number) for draw in range(draws)]
+        return compared(found, pair.run(precision, count, number=number), perturbed)
+
+    def compared(
+        found: Sequence[Snapshot], truth: Sequence[Snapshot], perturbed: Sequence[Sequence[Snapshot]]
+    ) -> tuple[Comparison, ...]:
         return tuple(compare_trajectory(found, truth, perturbed, steps=count, precision=precision, case=case))
 
     def moved(number: int) -> Iterator[tuple[Comparison, ...]]:
-        """The envelope of more runs."""
-        yield measured(number, draws=range(draws, draws + MOVED))
+        found = observed(number)
+        for draw in range(draws, draws + MOVED):
+            other = pair.run(precision, count, perturbed=draw, number=number, remember=False)
+            yield compared(found, other, [other])
 
     first = observed(0)
     if precision == "float64":

@@ -150,7 +150,7 @@ def test_two_comparisons_of_one_place_are_an_error():
 
 
 def jumped(*others: Comparison, moved: Sequence[Comparison]) -> tuple[Comparison, list[int]]:
-    """A row that is tens of limits off, what is found on other inputs, and by a moved reference; who was asked."""
+    """A row that is tens of limits off, what is found on other inputs, and beside moved references; who was asked."""
     asked: list[int] = []
 
     def beside(number: int) -> list[list[Comparison]]:
@@ -161,57 +161,62 @@ def jumped(*others: Comparison, moved: Sequence[Comparison]) -> tuple[Comparison
     return found, asked
 
 
-def test_where_the_reference_jumps_as_well_a_port_may():
-    found, asked = jumped(measured(1.0), moved=[measured(1.0), measured(1.0, 38 * OWN), measured(1.0, OWN / 2)])
+NEAR, FAR = measured(1.1), measured(38.0)
+"""A port beside a moved reference that jumps as it does, and beside one that does not."""
+
+
+def test_where_a_moved_reference_jumps_as_well_a_port_may():
+    found, asked = jumped(measured(1.0), moved=[FAR, NEAR, FAR])
     assert (found.status, asked) == (Status.PASS, [0])
-    assert found.looks[0].reference_error == measured(1.0, 38 * OWN).reference_error
-    assert "the reference's own 0.0039; " in found.detail
-    assert "on input 0 a reference moved by one unit in the last place is off by 0.15" in found.detail
+    assert found.looks[0].error == measured(40.0).error
+    assert (found.error or 1.0) < 1.2 * OWN
+    assert "on the first alone 0.16" in found.detail
+    assert "on input 0 it is 0.0043 from a reference moved by one unit in the last place" in found.detail
 
 
-@pytest.mark.parametrize("moved", [[measured(1.0)] * 16, [], [measured(1.0, 38 * OWN, port="another")]])
-def test_where_the_reference_does_not_jump_a_port_may_not(moved):
+@pytest.mark.parametrize("moved", [[FAR] * 16, [], [dataclasses.replace(NEAR, port="another")]])
+def test_where_no_moved_reference_jumps_as_it_does_a_port_may_not(moved):
     found, asked = jumped(measured(1.0), moved=moved)
     assert (found.status, asked) == (Status.FAIL, [0])
+    assert (found.error or 0.0) > 9 * OWN
 
 
-def test_a_jump_excuses_an_element_only_as_far_as_the_reference_goes_astray():
-    # The peak is held against that of the same pass.
-    near = measured(1.0, 38 * OWN)
-    assert jumped(measured(1.0), moved=[near])[0].status is Status.PASS
-    astray = dataclasses.replace(near, peak_limit=OWN)
+def test_beside_a_moved_reference_the_limits_are_the_same():
+    beyond = measured(2.0)
+    assert jumped(measured(1.0), moved=[beyond])[0].status is Status.FAIL
+    astray = dataclasses.replace(NEAR, peak=2 * (NEAR.peak_limit or 0.0))
     assert jumped(measured(1.0), moved=[astray])[0].status is Status.FAIL
+    before, after = jumped(measured(1.0), moved=[FAR])[0], jumped(measured(1.0), moved=[NEAR])[0]
+    assert (before.limit, before.peak_limit, before.looks) == (after.limit, after.peak_limit, after.looks)
 
 
 def test_what_fails_on_many_inputs_is_no_jump():
-    jump = [measured(1.0, 38 * OWN)]
     rare = [measured(40.0)] * (RARE - 1) + [measured(1.0)] * (LOOKS - RARE + 1)
-    found, asked = jumped(*rare[-1:], *rare[:-1], moved=jump)
+    found, asked = jumped(*rare[-1:], *rare[:-1], moved=[NEAR])
     assert (found.status, asked) == (Status.PASS, list(range(RARE)))
     often = [measured(40.0)] * RARE + [measured(1.0)] * (LOOKS - RARE)
-    found, asked = jumped(*often[-1:], *often[:-1], moved=jump)
+    found, asked = jumped(*often[-1:], *often[:-1], moved=[NEAR])
     assert (found.status, asked) == (Status.FAIL, [])
-    found, asked = jumped(measured(40.0), moved=jump)
+    found, asked = jumped(measured(40.0), moved=[NEAR])
     assert (found.status, asked) == (Status.FAIL, [])
 
 
 def test_a_jump_on_one_input_excuses_nothing_on_another():
-    jumps = {0: [measured(1.0, 38 * OWN)]}
+    beside = {0: [NEAR]}
     others = [measured(20.0), *[measured(1.0)] * (LOOKS - 1)]
 
     def judged() -> Comparison:
         (found,) = look_again(
             [measured(40.0)],
             lambda number: [others[number - 1]],
-            lambda number: [jumps.get(number, [measured(1.0)])],
+            lambda number: [beside.get(number, [FAR])],
         )
         return found
 
     found = judged()
     assert found.status is Status.FAIL
-    assert found.looks[0].reference_error == measured(40.0).reference_error
-    assert "on input 1 a reference moved by one unit in the last place is off by 0.0039; on the other " in found.detail
-    jumps[1] = [measured(1.0, 19 * OWN)]
+    assert "on input 1 it is 0.15 from a reference moved by one unit in the last place" in found.detail
+    beside[1] = [NEAR]
     assert judged().status is Status.PASS
 
 
@@ -223,8 +228,10 @@ def test_where_no_moved_reference_can_be_measured_nothing_is_excused():
     (found,) = look_again([measured(40.0)], lambda number: [measured(1.0)], refuse)
     assert found.status is Status.FAIL
     assert "on input 0 no reference was moved: ValueError: not sorted" in found.detail
-    found, _ = jumped(measured(1.0), moved=[])
-    assert "on input 0 no moved reference could be measured" in found.detail
+    for lost in ([], [dataclasses.replace(NEAR, error=None)]):
+        found, _ = jumped(measured(1.0), moved=lost)
+        assert found.status is Status.FAIL
+        assert "on input 0 no moved reference could be measured" in found.detail
 
 
 def test_an_input_on_which_nothing_could_be_measured_is_no_jump():
