@@ -111,6 +111,7 @@ def data_benchmark(
             "files": FILES,
             "batch": BATCH,
             "rounds": rounds,
+            "workers": WORKERS,
         },
         "loading": loading,
         "conversion": conversion,

@@ -35,11 +35,11 @@ def data_ratios(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """
     size, conversion = result["settings"]["config"], result["conversion"]["ratio"]
     return {
-        f"loading {size}, {how}": {
+        f"loading {size}, {workers} workers": {
             "seconds": result["loading"][side]["speed_ratio"],
             "peak_bytes": 1 / result["loading"][side]["memory_ratio"],
         }
-        for side, how in (("port", "one process"), ("port_workers", "with workers"))
+        for side, workers in result["settings"]["workers"].items()
     } | {f"conversion {size}, one process": {"seconds": 1 / conversion}}
 
 

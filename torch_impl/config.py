@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 RELU_KERNEL = "relu_kernel_transformation"
 RELU_QUARTIC_KERNEL = "relu_kernel_transformation_q"
 
-SMALLEST, LARGEST = 1e-18, 1e18
-"""Of a setting that is computed with, in size: beyond them the square is 0 or infinite in float32."""
+SMALLEST, LARGEST = 1e-37, 1e37
+"""Of a setting that is computed with, in size: beyond them it is, or becomes at once, 0 or infinite in float32."""
 ROOM = f"of a size from {SMALLEST:g} to {LARGEST:g}"
 LARGEST_SIZE = 2**31 - 1
 

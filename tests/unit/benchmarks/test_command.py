@@ -75,7 +75,8 @@ def test_parts_of_the_port_alone_have_limits_of_their_own(monkeypatch, part, fou
 @pytest.mark.parametrize(("conversion", "status"), [(0.8, 0), (1.3, 1)])
 def test_a_conversion_slower_than_committed_fails(monkeypatch, conversion, status, tmp_path):
     sides = {side: {"speed_ratio": 4.0, "memory_ratio": 0.5} for side in ("port", "port_workers")}
-    found = {"settings": {"config": "full"}, "loading": sides, "conversion": {"ratio": conversion}}
+    settings = {"config": "full", "workers": {"port": 0, "port_workers": 2}}
+    found = {"settings": settings, "loading": sides, "conversion": {"ratio": conversion}}
     monkeypatch.setitem(command.ALONE, "data", lambda *_: found)
     monkeypatch.setattr(command, "describe_data", lambda found: "data")
     monkeypatch.setattr(command, "read_committed", lambda: data_ratios(found | {"conversion": {"ratio": 0.8}}))

@@ -40,10 +40,16 @@ def test_loading_and_conversion_are_held_against_committed_ratios():
         "port": {"speed_ratio": 4.0, "memory_ratio": 0.5},
         "port_workers": {"speed_ratio": 5.0, "memory_ratio": 0.8},
     }
-    found = data_ratios({"settings": {"config": "full"}, "loading": sides, "conversion": {"ratio": 0.8}})
+    found = data_ratios(
+        {
+            "settings": {"config": "full", "workers": {"port": 0, "port_workers": 2}},
+            "loading": sides,
+            "conversion": {"ratio": 0.8},
+        }
+    )
     assert found == {
-        "loading full, one process": {"seconds": 4.0, "peak_bytes": 2.0},
-        "loading full, with workers": {"seconds": 5.0, "peak_bytes": 1.25},
+        "loading full, 0 workers": {"seconds": 4.0, "peak_bytes": 2.0},
+        "loading full, 2 workers": {"seconds": 5.0, "peak_bytes": 1.25},
         "conversion full, one process": {"seconds": 1.25},
     }
     assert found.keys() <= read_committed().keys()

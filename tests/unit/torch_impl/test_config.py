@@ -107,8 +107,8 @@ def test_an_odd_rest_is_kept(kept, trimmed):
         ({"kernel_stabilizer": float("inf")}, "kernel_stabilizer must be a number from 0 up"),
         ({"gelu_cubic_coefficient": float("nan")}, "gelu_cubic_coefficient must be a finite number"),
         ({"gelu_erf_scale": 0}, "gelu_erf_scale must be a number above 0"),
-        ({"gelu_cubic_coefficient": -1e38}, "gelu_cubic_coefficient must be 0 or of a size from 1e-18 to 1e.18, not"),
-        ({"gelu_erf_scale": 1e-320}, "gelu_erf_scale must be of a size from 1e-18"),
+        ({"gelu_cubic_coefficient": -1e38}, "gelu_cubic_coefficient must be 0 or of a size from 1e-37 to 1e.37, not"),
+        ({"gelu_erf_scale": 1e-320}, "gelu_erf_scale must be of a size from 1e-37"),
         ({"num_random_features": 2**31}, "num_random_features must be below 2.31, not 2147483648"),
     ],
 )

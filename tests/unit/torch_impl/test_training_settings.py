@@ -50,9 +50,9 @@ def test_what_is_out_of_range_is_named(name, values):
 
 
 def test_a_zero_is_offered_where_it_is_taken():
-    with pytest.raises(TrainingError, match=r"^weight_decay must be 0 or of a size from 1e-18 to 1e\+18, not 1e\+38$"):
+    with pytest.raises(TrainingError, match=r"^weight_decay must be 0 or of a size from 1e-37 to 1e\+37, not 1e\+38$"):
         check_settings({"weight_decay": 1e38})
-    with pytest.raises(TrainingError, match=r"^epsilon must be of a size from 1e-18 to 1e\+18, not 1e-320$"):
+    with pytest.raises(TrainingError, match=r"^epsilon must be of a size from 1e-37 to 1e\+37, not 1e-320$"):
         check_settings({"epsilon": 1e-320})
 
 
