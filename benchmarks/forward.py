@@ -8,7 +8,8 @@ them alike. A turn does the work twice, and the second time counts: while a proc
 freed go to others. Report the ratios, which carry over to other machines better than seconds do.
 
     python -m benchmarks.forward [--kind training] [--config mid] [--model rampage] [--batch 2] [--repeats 2]
-        [--rounds 1] [--compiled] [--checkpointed] [--apart] [--out forward.json]
+        [--rounds 1] [--compiled] [--checkpointed] [--apart] [--alone]
+        [--out forward.json]
 """
 
 import argparse
@@ -71,13 +72,14 @@ def forward_benchmark(
     compiled: bool = False,
     checkpointed: bool = False,
     apart: bool = False,
+    alone: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Measure one forward pass, or one training step, of reference and port.
 
     Args:
         config: The published model (84 M parameters, 524,288 bp; the reference needs 9 GB for a forward pass), the
-            same on a quarter or an eighth of the window, or a tiny one.
+            same on a half, a quarter or an eighth of the window, or a tiny one.
         repeats: Timed passes in each process, each after one that warms up; the processes take turns.
         out: JSON file to write; its folder is made. None: write nothing.
         kind: ``forward`` or ``training``.
@@ -89,7 +91,9 @@ def forward_benchmark(
         compiled: Measure ``torch.compile`` of the port as well; it needs a C++ compiler.
         checkpointed: Measure training with activation checkpointing of the port as well, of everything within a block
             and of all but the products.
-        apart: One process after the other, for sizes of which two do not fit into memory.
+        apart: One process after the other, for sizes of which two do not fit into memory: the ratios are not those of
+            turns then.
+        alone: The port without the reference, for sizes of which that does not fit; there are no ratios then.
         progress: Called with a line of text for each process.
 
     Returns:
@@ -109,9 +113,10 @@ def forward_benchmark(
     """
     if repeats < 1 or rounds < 1:
         raise ValueError(f"repeats and rounds must be at least 1, not {repeats} and {rounds}")
-    ways = [("port", "eager"), ("reference", "graph")]
-    if kind == "forward":
-        ways.insert(0, ("reference", "eager"))
+    ways = [("port", "eager")]
+    if not alone:
+        ways += [("reference", "graph")]
+        ways = [("reference", "eager"), *ways] if kind == "forward" else ways
     ways += [("port", "compiled")] if compiled else []
     ways += [("port", way) for way in CHECKPOINTED] if checkpointed else []
     flops, moved = _work_of(config, kind, model, batch)
@@ -250,7 +255,9 @@ def _summary(precision: str, runs: Sequence[dict[str, Any]], folder: Path, kind:
             "peak_bytes": min(run["peak_bytes"] for run in found),
             "forward_bytes": min(run["peak_bytes"] - run["resident_bytes"] for run in found),
         }
-    references = [f"reference_{way}" for way in REFERENCE_WAYS[kind]]
+    references = [name for name in (f"reference_{way}" for way in REFERENCE_WAYS[kind]) if name in ways]
+    if not references:
+        return {**ways, "ratios": {}, "ratio": {}, "distance": {}, "port_is_no_worse": True}
     ratios: dict[str, dict[str, float]] = {}
     for name in references:
         # Neighbours in time met the same load of the machine.
@@ -397,6 +404,15 @@ def describe(result: dict[str, Any]) -> str:
     ]
     for precision, summary in result["precisions"].items():
         ratio = summary["ratio"]
+        if not ratio:
+            measured = {
+                name: way for name, way in summary.items() if name.startswith("port_") and isinstance(way, dict)
+            }
+            lines += [
+                f"{precision}, {name.replace('_', ' ')}: {way['seconds']:.1f} s, {way['peak_bytes'] / 1e9:.1f} GB"
+                for name, way in measured.items()
+            ]
+            continue
         lines.append(
             f"{precision}: reference / port: time {ratio['seconds']:.2f} (reference's fastest way: "
             f"{summary['fastest_reference'].removeprefix('reference_')}), peak memory {ratio['peak_bytes']:.2f}, "
@@ -429,6 +445,7 @@ def main() -> int:
     parser.add_argument("--compiled", action="store_true", help="torch.compile as well")
     parser.add_argument("--checkpointed", action="store_true", help="training with activation checkpointing as well")
     parser.add_argument("--apart", action="store_true", help="one process after the other, where memory is short")
+    parser.add_argument("--alone", action="store_true", help="the port alone, where the reference does not fit")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--job", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -449,6 +466,7 @@ def main() -> int:
         compiled=arguments.compiled,
         checkpointed=arguments.checkpointed,
         apart=arguments.apart,
+        alone=arguments.alone,
         progress=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(json.dumps(result, indent=1))

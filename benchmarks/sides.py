@@ -14,13 +14,13 @@ from typing import Any, Literal
 import numpy as np
 
 ModelName = Literal["pretrain", "rampage"]
-SizeName = Literal["full", "quarter", "mid", "tiny"]
+SizeName = Literal["full", "half", "quarter", "mid", "tiny"]
 Kind = Literal["forward", "training"]
 MODELS: tuple[ModelName, ...] = ("pretrain", "rampage")
-SIZES: tuple[SizeName, ...] = ("full", "quarter", "mid", "tiny")
+SIZES: tuple[SizeName, ...] = ("full", "half", "quarter", "mid", "tiny")
 KINDS: tuple[Kind, ...] = ("forward", "training")
-BINS = {"quarter": 1024, "mid": 512}
-"""Of the published 4096: a quarter and an eighth of the window at full width."""
+BINS = {"half": 2048, "quarter": 1024, "mid": 512}
+"""Of the published 4096: a half, a quarter and an eighth of the window at full width."""
 CHECKPOINTED = ("checkpointed", "selective")
 """Ways of training with activation checkpointing: everything within a block is made again, or all but products."""
 KERNEL_GAIN = 1.5

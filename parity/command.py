@@ -297,7 +297,7 @@ def _attack_arguments(given: Sequence[str]) -> list[str]:
 
 
 def bench(
-    config: Literal["full", "quarter", "mid", "tiny"] = "full",
+    config: Literal["full", "half", "quarter", "mid", "tiny"] = "full",
     repeats: int = 3,
     rounds: int = 1,
     out: str = "out/bench",
@@ -317,9 +317,9 @@ def bench(
     full size, of 1.
 
     Args:
-        config: Size of the model: the published one, the same on a quarter (needs 16 GB in training) or on an eighth of
-            the window, or a tiny one to try the command out. Training of the published size is measured on the
-            quarter, because the reference has no activation checkpointing.
+        config: Size of the model: the published one, the same on a half (needs 23 GB in training), on a quarter (16 GB)
+            or on an eighth of the window, or a tiny one to try the command out. Training of the published size is
+            measured on the quarter, because the reference has no activation checkpointing.
         repeats: Timed passes in each process.
         rounds: Fresh processes of each kind.
         out: Folder for bench.json and pictures.
