@@ -63,7 +63,7 @@ class EpiBERTLightning(lightning.LightningModule):
             Trainer's precision being 32. The Trainer's own ``bf16-mixed`` rounds elsewhere.
         checkpoint_blocks: Keep only the inputs of each block for the backward pass, for windows that do not fit.
         checkpoint_keeps_products: With ``checkpoint_blocks``, keep the results of convolutions and of most products as
-            well: faster, for more memory. Of use on a GPU alone.
+            well: faster, for more memory. On a processor it saves little.
         float64_metrics: Sum up correlations in float64; the original does in float32.
         tf32: Let a GPU round the factors of float32 products and convolutions to 11 bits; holds for the whole process.
 
