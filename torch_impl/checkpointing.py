@@ -143,8 +143,8 @@ def checkpoint_activations(model: Trunk, *, keep_products: bool = False) -> None
     Args:
         model: Changed in place; its state keeps its names.
         keep_products: Keep the results of convolutions and of products with a bias as well, so that little but what
-            lies between them is computed again: less time for more memory. On a processor it saves little, since training keeps
-            little else without checkpointing either.
+            lies between them is computed again: less time for more memory. On a processor it saves little, since
+            training keeps little else without checkpointing either.
     """
     norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     for block in blocks(model):
