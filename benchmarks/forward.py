@@ -105,7 +105,7 @@ def forward_benchmark(
         output there); ``ratios`` of the first four, one way of the reference / port, those of time taken turn by turn;
         ``ratio``, the smaller of the two (over 1: the port is better than either way); ``fastest_reference``;
         ``distance`` of the outputs, or of the losses, to the reference's in float32; ``port_is_no_worse`` in time and
-        peak. ``machine``: products and copied memory that it reaches, a second; ``flops`` of the products.
+        peak, None without a reference. ``machine``: products and copied memory that it reaches, a second; ``flops`` of the products.
 
     Raises:
         ValueError: ``repeats`` or ``rounds`` is below 1.
@@ -257,7 +257,7 @@ def _summary(precision: str, runs: Sequence[dict[str, Any]], folder: Path, kind:
         }
     references = [name for name in (f"reference_{way}" for way in REFERENCE_WAYS[kind]) if name in ways]
     if not references:
-        return {**ways, "ratios": {}, "ratio": {}, "distance": {}, "port_is_no_worse": True}
+        return {**ways, "ratios": {}, "ratio": {}, "distance": {}, "port_is_no_worse": None}
     ratios: dict[str, dict[str, float]] = {}
     for name in references:
         # Neighbours in time met the same load of the machine.
@@ -471,7 +471,7 @@ def main() -> int:
     )
     print(json.dumps(result, indent=1))
     print(describe(result), file=sys.stderr)
-    return 0 if all(summary["port_is_no_worse"] for summary in result["precisions"].values()) else 1
+    return 0 if all(summary["port_is_no_worse"] is not False for summary in result["precisions"].values()) else 1
 
 
 if __name__ == "__main__":

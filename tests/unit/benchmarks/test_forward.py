@@ -48,6 +48,7 @@ def test_both_models_are_measured_and_do_the_same_work(tmp_path, monkeypatch):
 def test_the_port_alone_has_no_ratios(tmp_path):
     summary = forward._summary("float32", [run("port", "eager", [2.0], 500)], tmp_path, "training")
     assert (summary["ratio"], summary["port_eager"]["seconds"]) == ({}, 2.0)
+    assert summary["port_is_no_worse"] is None
     settings = {"kind": "training", "model": "pretrain", "config": "full", "threads": 2, "batch": 1}
     text = describe({"settings": settings, "precisions": {"float32": summary}})
     assert text.endswith("float32, port eager: 2.0 s, 0.0 GB")
