@@ -105,7 +105,8 @@ def forward_benchmark(
         output there); ``ratios`` of the first four, one way of the reference / port, those of time taken turn by turn;
         ``ratio``, the smaller of the two (over 1: the port is better than either way); ``fastest_reference``;
         ``distance`` of the outputs, or of the losses, to the reference's in float32; ``port_is_no_worse`` in time and
-        peak, None without a reference. ``machine``: products and copied memory that it reaches, a second; ``flops`` of the products.
+        peak, None without a reference. ``machine``: products and copied memory that it reaches, a second; ``flops`` of
+        the products.
 
     Raises:
         ValueError: ``repeats`` or ``rounds`` is below 1.
